@@ -1,0 +1,31 @@
+// 3D Sobel at one voxel (section 2.1): smoothing [1, 2, 1], difference [-1, 0, 1], scaled by 1/16.
+#pragma once
+
+#include "common.h"
+
+namespace egcnn::math {
+
+// Unscaled smoothing and difference of a voxel and its two neighbours along one axis.
+template <class T>
+EGCNN_MATH T smooth(T before, T at, T after) {
+  return before + T(2) * at + after;
+}
+
+template <class T>
+EGCNN_MATH T difference(T before, T after) {
+  return after - before;
+}
+
+// Magnitude of the unscaled gradient (gz, gy, gx).
+template <class T>
+EGCNN_MATH T sobel_magnitude(T gz, T gy, T gx) {
+  return sqrt((gz * gz + gy * gy + gx * gx) * T(1.0 / 256));
+}
+
+// d magnitude / d g is g times this; the sub-gradient at 0 is 0.
+template <class T>
+EGCNN_MATH T sobel_slope(T magnitude) {
+  return magnitude > T(0) ? T(1.0 / 256) / magnitude : T(0);
+}
+
+}  // namespace egcnn::math

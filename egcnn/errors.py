@@ -1,0 +1,7 @@
+"""The one exception for bad input: its text names the argument or file, what came, what is wanted."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Input that cannot be used. The message is one sentence fit to be shown to a user as it is."""

@@ -1,0 +1,29 @@
+"""The fused operators, to be imported into any training; needs torch and numpy only.
+
+==========================  ==========================================  ============================
+operator                    computes                                    source
+==========================  ==========================================  ============================
+:func:`sobel_edges`         binary edge targets from labels             section 2.1
+:func:`sobel_magnitude`     3D Sobel gradient magnitude                 section 2.1
+:func:`edge_gate`           edge-gated attention with residual          Eqs. 1 and 2
+:func:`gumbel_consistency`  mismatch of predicted and true edges        Eqs. 7 and 8
+==========================  ==========================================  ============================
+
+Each has a native kernel and a reference in :mod:`egcnn.ops.reference` that is its specification.
+:func:`backend` tells which of the two serves a tensor; :func:`use_reference` chooses the reference.
+"""
+
+from egcnn.ops._backend import backend, backend_info, use_reference
+from egcnn.ops.consistency import gumbel_consistency
+from egcnn.ops.edge_gate import edge_gate
+from egcnn.ops.sobel_edges import sobel_edges, sobel_magnitude
+
+__all__ = [
+    "backend",
+    "backend_info",
+    "edge_gate",
+    "gumbel_consistency",
+    "sobel_edges",
+    "sobel_magnitude",
+    "use_reference",
+]

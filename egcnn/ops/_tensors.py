@@ -1,0 +1,109 @@
+"""What all operators share on the torch side: checks, memory formats, and tensors as the bridge
+(``csrc/ops.h``) takes them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egcnn.errors import InputError
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+# The order of csrc/ops.h's DType; a bool is a byte that holds 0 or 1.
+_CODES = {
+    dtype: code
+    for code, dtype in enumerate((*FLOATS, *INTEGERS))
+} | {torch.bool: (*FLOATS, *INTEGERS).index(torch.uint8)}
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def check_volume(
+    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], channels: int | None = None
+) -> None:
+    """Raise :class:`InputError` unless ``tensor`` is ``(B, channels, D, H, W)`` of one of dtypes."""
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name} is a {type(tensor).__name__}; wanted a tensor")
+    if tensor.dim() != 5:
+        raise InputError(
+            f"{name} has the shape {tuple(tensor.shape)}; wanted five dimensions (B, C, D, H, W)"
+        )
+    if tensor.dtype not in dtypes:
+        raise InputError(
+            f"{name} is {str(tensor.dtype).removeprefix('torch.')}; wanted one of {_names(dtypes)}"
+        )
+    if channels is not None and tensor.shape[1] != channels:
+        raise InputError(f"{name} has {tensor.shape[1]} channels; wanted {channels}")
+
+
+def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise :class:`InputError` unless both share device, batch size and volume size."""
+    if tensor.device != other.device:
+        raise InputError(
+            f"{name} is on {tensor.device} and {other_name} on {other.device}; "
+            "wanted both on one device"
+        )
+    if tensor.shape[0] != other.shape[0] or tensor.shape[2:] != other.shape[2:]:
+        raise InputError(
+            f"{name} has the shape {tuple(tensor.shape)} and {other_name} "
+            f"{tuple(other.shape)}; wanted the same batch and volume size"
+        )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise :class:`InputError` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, choices))}")
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """``channels_last_3d`` where the tensor is laid out so and not contiguous; else contiguous."""
+    if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An output of the same shape and format; fakes and kernels allocate by this one rule."""
+    return torch.empty_like(tensor, dtype=dtype, memory_format=memory_format(tensor))
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor in the memory format that :func:`memory_format` names, copied only if it must."""
+    return tensor.contiguous(memory_format=memory_format(tensor))
+
+
+def bridge(tensor: Tensor) -> tuple[int, int, int, int, int]:
+    """``(pointer, dtype, batch stride, channel stride, voxel stride)`` of a :func:`dense` volume.
+
+    Strides come from the shape: torch lets those of dimensions of size 1 hold anything.
+    """
+    channels, voxels = tensor.shape[1], math.prod(tensor.shape[2:])
+    if memory_format(tensor) == torch.channels_last_3d:
+        strides = (channels * voxels, 1, channels)
+    else:
+        strides = (channels * voxels, voxels, 1)
+    return (tensor.data_ptr(), _CODES[tensor.dtype], *strides)
+
+
+def workspace(size: int, like: Tensor) -> Tensor:
+    """``size`` bytes of scratch memory on the device of ``like``, from torch's allocator."""
+    return torch.empty(size, dtype=torch.uint8, device=like.device)
+
+
+def no_second_derivative(name: str) -> Any:
+    """A backward formula that says that there is none."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"egcnn: {name} has no second derivative; use egcnn.ops.use_reference() for one"
+        )
+
+    return backward

@@ -1,0 +1,182 @@
+"""The consistency loss: Gumbel-softmax gradient magnitude against the truth's (Eqs. 7 and 8)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egcnn.errors import InputError
+from egcnn.ops import reference
+from egcnn.ops._backend import kernels, native
+from egcnn.ops._tensors import (
+    FLOATS,
+    INTEGERS,
+    bridge,
+    check_choice,
+    check_like,
+    check_volume,
+    dense,
+    empty_like,
+    no_second_derivative,
+    workspace,
+)
+
+
+def gumbel_consistency(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    tau: float = 0.5,
+    hard: bool = True,
+    activation: str = "softmax",
+    support: str = "gt",
+    seed: Tensor | int | None = None,
+) -> Tensor:
+    """Mean over edge voxels of ``| ‖∇p‖ - ‖∇y‖ |``, p a Gumbel-softmax sample of the logits.
+
+    The gradient magnitude is that of :func:`egcnn.ops.sobel_magnitude`. The mean is taken over the
+    edges of each sample and region, then over samples and regions; a region without an edge
+    contributes 0.
+
+    Args:
+        logits: ``(B, C, D, H, W)``, any float.
+        target: for ``softmax`` the class of each voxel, integer ``(B, 1, D, H, W)`` with values
+            0 to C - 1; for ``sigmoid`` binary regions ``(B, C, D, H, W)``, bool, integer or float
+            (inside where above one half).
+        tau: temperature, above 0.
+        hard: straight-through: the sample's value is its argmax, its gradient that of the soft
+            sample (Eq. 8). Else the soft sample itself.
+        activation: ``"softmax"`` for exclusive classes, ``"sigmoid"`` for regions that may overlap
+            (the two-class form, with logistic noise).
+        support: the voxels of the mean: ``"gt"``, edges of the truth, or ``"both"``, edges of the
+            truth or of the hard sample.
+        seed: an int or an int64 tensor of one element on the device of the logits: the same seed
+            gives the same noise on every device. None draws one from torch's generator.
+
+    Returns:
+        The loss, a scalar: float64 for float64 logits, else float32.
+
+    Raises:
+        InputError: shapes, dtypes or devices that do not go together, or an unknown option.
+
+    Source: Hatamizadeh et al. 2020, Eqs. 7 and 8; Jang et al. 2016.
+    """
+    check_volume("logits", logits, FLOATS)
+    check_choice("activation", activation, ("softmax", "sigmoid"))
+    check_choice("support", support, ("gt", "both"))
+    if activation == "softmax":
+        check_volume("target", target, (torch.bool, *INTEGERS), channels=1)
+    else:
+        check_volume("target", target, (torch.bool, *INTEGERS, *FLOATS), channels=logits.shape[1])
+        if target.is_floating_point():
+            target = target > 0.5
+    check_like("target", target, "logits", logits)
+    if not tau > 0:
+        raise InputError(f"tau is {tau}; wanted a temperature above 0")
+    seed_tensor = _seed_tensor(seed, logits.device)
+    arguments = (logits, target, seed_tensor, float(tau), hard, activation, support)
+    if native(logits):
+        return torch.ops.egcnn.gumbel_consistency(*arguments)
+    return reference.gumbel_consistency(*arguments)
+
+
+def _seed_tensor(seed: Tensor | int | None, device: torch.device) -> Tensor:
+    if seed is None:
+        return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
+    if not isinstance(seed, Tensor):
+        return torch.full((), seed, dtype=torch.int64, device=device)
+    if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+        raise InputError(
+            f"seed is {seed.dtype} of shape {tuple(seed.shape)} on {seed.device}; "
+            f"wanted one int64 element on {device}"
+        )
+    return seed
+
+
+_OPTIONS = "float tau, bool hard, str activation, str support"
+torch.library.define(
+    "egcnn::gumbel_consistency",
+    f"(Tensor logits, Tensor target, Tensor seed, {_OPTIONS}) -> Tensor",
+)
+torch.library.define(
+    "egcnn::gumbel_consistency_backward",
+    f"(Tensor grad, Tensor logits, Tensor target, Tensor seed, {_OPTIONS}) -> Tensor",
+)
+
+
+def _kernel_arguments(
+    logits: Tensor,
+    target: Tensor,
+    seed: Tensor,
+    tau: float,
+    hard: bool,
+    activation: str,
+    support: str,
+) -> tuple[dict[str, Any], Tensor]:
+    """What forward and backward hand over alike, and the workspace, to be kept alive."""
+    threads = torch.get_num_threads()
+    size = kernels().consistency_workspace(logits.shape[1], *logits.shape[2:], threads)
+    scratch = workspace(size, logits)
+    arguments = {
+        "logits": bridge(logits),
+        "target": bridge(target),
+        "shape": logits.shape,
+        "seed": seed.data_ptr(),
+        "tau": tau,
+        "hard": hard,
+        "softmax": activation == "softmax",
+        "both": support == "both",
+        "workspace": scratch.data_ptr(),
+        "threads": threads,
+    }
+    return arguments, scratch
+
+
+@torch.library.register_fake("egcnn::gumbel_consistency")
+def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
+    return logits.new_empty((), dtype=reference.accumulate_dtype(logits.dtype))
+
+
+@torch.library.impl("egcnn::gumbel_consistency", "CPU")
+def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
+    logits, target = dense(logits), dense(target)
+    loss = logits.new_empty((), dtype=reference.accumulate_dtype(logits.dtype))
+    arguments, _scratch = _kernel_arguments(logits, target, seed, *options)
+    kernels().consistency(**arguments, loss=loss.data_ptr())
+    return loss
+
+
+@torch.library.register_fake("egcnn::gumbel_consistency_backward")
+def _(grad: Tensor, logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
+    return empty_like(logits)
+
+
+@torch.library.impl("egcnn::gumbel_consistency_backward", "CPU")
+def _(grad: Tensor, logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
+    logits, target = dense(logits), dense(target)
+    grad_logits = empty_like(logits)
+    arguments, _scratch = _kernel_arguments(logits, target, seed, *options)
+    kernels().consistency_backward(
+        **arguments, grad=grad.data_ptr(), grad_logits=bridge(grad_logits)
+    )
+    return grad_logits
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = torch.ops.egcnn.gumbel_consistency_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return (gradient, *(None,) * 6)
+
+
+torch.library.register_autograd(
+    "egcnn::gumbel_consistency", _backward, setup_context=_setup_context
+)
+torch.library.register_autograd(
+    "egcnn::gumbel_consistency_backward", no_second_derivative("gumbel_consistency")
+)

@@ -1,0 +1,208 @@
+"""The edge-gated layer: attention over the edge stream, with residual (Eqs. 1 and 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egcnn.errors import InputError
+from egcnn.ops import reference
+from egcnn.ops._backend import kernels, native
+from egcnn.ops._tensors import (
+    FLOATS,
+    bridge,
+    check_choice,
+    check_like,
+    check_volume,
+    dense,
+    empty_like,
+    no_second_derivative,
+    workspace,
+)
+
+_ACTIVATIONS = ("relu_sigmoid", "sigmoid")
+
+
+def edge_gate(
+    e: Tensor,
+    m: Tensor,
+    weight_e: Tensor,
+    weight_m: Tensor,
+    bias: Tensor,
+    *,
+    activation: str = "relu_sigmoid",
+) -> Tensor:
+    """``alpha = sigmoid(relu(We·e + Wm·m + b))``, ``out = e * alpha + e``, in one pass.
+
+    Args:
+        e: edge stream ``(B, Ce, D, H, W)``, any float.
+        m: main stream at the same resolution ``(B, Cm, D, H, W)``, the dtype of ``e`` (under
+            autocast each may be any float: both are cast to autocast's type).
+        weight_e: ``(G, Ce)``, where G is Ce (one attention value per channel) or 1 (one per voxel).
+        weight_m: ``(G, Cm)``.
+        bias: ``(G,)``. Weights and bias may be of any float type: the sums are made in float32,
+            in float64 where ``e`` is float64.
+        activation: ``"relu_sigmoid"``, where alpha lies in [0.5, 1), or ``"sigmoid"``.
+
+    Returns:
+        The gated edge stream, like ``e``.
+
+    Raises:
+        InputError: shapes, dtypes or devices that do not go together, or an unknown activation.
+
+    Source: Hatamizadeh et al. 2020, Eqs. 1 and 2.
+    """
+    check_volume("e", e, FLOATS)
+    check_volume("m", m, FLOATS)
+    check_like("m", m, "e", e)
+    check_choice("activation", activation, _ACTIVATIONS)
+    channels_e, channels_m = e.shape[1], m.shape[1]
+    gates = bias.shape[0] if bias.dim() == 1 else -1
+    if gates not in (1, channels_e):
+        raise InputError(
+            f"bias has the shape {tuple(bias.shape)}; wanted ({channels_e},) for one attention "
+            "value per channel or (1,) for one per voxel"
+        )
+    for name, weight, channels in (("e", weight_e, channels_e), ("m", weight_m, channels_m)):
+        if weight.shape != (gates, channels):
+            raise InputError(
+                f"weight_{name} has the shape {tuple(weight.shape)}; wanted {(gates, channels)} "
+                f"for {gates} attention values and the {channels} channels of {name}"
+            )
+    for name, weight in (("weight_e", weight_e), ("weight_m", weight_m), ("bias", bias)):
+        if weight.dtype not in FLOATS:
+            raise InputError(f"{name} is {weight.dtype}; wanted a float type")
+        if weight.device != e.device:
+            raise InputError(
+                f"{name} is on {weight.device} and e on {e.device}; wanted both on one device"
+            )
+
+    device = e.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        e, m = e.to(dtype), m.to(dtype)
+    elif e.dtype != m.dtype:
+        raise InputError(f"m is {m.dtype} and e {e.dtype}; wanted one dtype")
+    if not native(e):
+        return reference.edge_gate(e, m, weight_e, weight_m, bias, activation)
+    dtype = reference.accumulate_dtype(e.dtype)
+    weights = weight_e.to(dtype), weight_m.to(dtype), bias.to(dtype)
+    return torch.ops.egcnn.edge_gate(e, m, *weights, activation == "relu_sigmoid")
+
+
+torch.library.define(
+    "egcnn::edge_gate",
+    "(Tensor e, Tensor m, Tensor weight_e, Tensor weight_m, Tensor bias, bool relu) -> Tensor",
+)
+torch.library.define(
+    "egcnn::edge_gate_backward",
+    "(Tensor grad, Tensor e, Tensor m, Tensor weight_e, Tensor weight_m, Tensor bias, bool relu)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.register_fake("egcnn::edge_gate")
+def _(
+    e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
+) -> Tensor:
+    return empty_like(e)
+
+
+@torch.library.impl("egcnn::edge_gate", "CPU")
+def _(
+    e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
+) -> Tensor:
+    e, m = dense(e), dense(m)
+    weight_e, weight_m, bias = weight_e.contiguous(), weight_m.contiguous(), bias.contiguous()
+    out = empty_like(e)
+    threads = torch.get_num_threads()
+    sizes = (e.shape[1], m.shape[1], bias.shape[0])
+    scratch = workspace(kernels().edge_gate_workspace(*sizes, threads), e)
+    kernels().edge_gate(
+        e=bridge(e),
+        m=bridge(m),
+        weight_e=weight_e.data_ptr(),
+        weight_m=weight_m.data_ptr(),
+        bias=bias.data_ptr(),
+        out=bridge(out),
+        shape=e.shape,
+        main_channels=m.shape[1],
+        gates=bias.shape[0],
+        relu=relu,
+        workspace=scratch.data_ptr(),
+        threads=threads,
+    )
+    return out
+
+
+@torch.library.register_fake("egcnn::edge_gate_backward")
+def _(
+    grad: Tensor,
+    e: Tensor,
+    m: Tensor,
+    weight_e: Tensor,
+    weight_m: Tensor,
+    bias: Tensor,
+    relu: bool,
+) -> tuple[Tensor, ...]:
+    return _empty_gradients(e, m, weight_e, weight_m, bias)
+
+
+def _empty_gradients(e: Tensor, m: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    contiguous = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
+    return (empty_like(e), empty_like(m), *contiguous)
+
+
+@torch.library.impl("egcnn::edge_gate_backward", "CPU")
+def _(
+    grad: Tensor,
+    e: Tensor,
+    m: Tensor,
+    weight_e: Tensor,
+    weight_m: Tensor,
+    bias: Tensor,
+    relu: bool,
+) -> tuple[Tensor, ...]:
+    grad, e, m = dense(grad), dense(e), dense(m)
+    weight_e, weight_m, bias = weight_e.contiguous(), weight_m.contiguous(), bias.contiguous()
+    gradients = _empty_gradients(e, m, weight_e, weight_m, bias)
+    grad_e, grad_m, grad_weight_e, grad_weight_m, grad_bias = gradients
+    threads = torch.get_num_threads()
+    sizes = (e.shape[1], m.shape[1], bias.shape[0])
+    scratch = workspace(kernels().edge_gate_backward_workspace(*sizes, threads), e)
+    kernels().edge_gate_backward(
+        grad=bridge(grad),
+        e=bridge(e),
+        m=bridge(m),
+        weight_e=weight_e.data_ptr(),
+        weight_m=weight_m.data_ptr(),
+        bias=bias.data_ptr(),
+        grad_e=bridge(grad_e),
+        grad_m=bridge(grad_m),
+        grad_weight_e=grad_weight_e.data_ptr(),
+        grad_weight_m=grad_weight_m.data_ptr(),
+        grad_bias=grad_bias.data_ptr(),
+        shape=e.shape,
+        main_channels=m.shape[1],
+        gates=bias.shape[0],
+        relu=relu,
+        workspace=scratch.data_ptr(),
+        threads=threads,
+    )
+    return gradients
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.relu = inputs[5]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.egcnn.edge_gate_backward(grad, *ctx.saved_tensors, ctx.relu)
+    return (*gradients, None)
+
+
+torch.library.register_autograd("egcnn::edge_gate", _backward, setup_context=_setup_context)
+torch.library.register_autograd("egcnn::edge_gate_backward", no_second_derivative("edge_gate"))

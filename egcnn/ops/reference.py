@@ -1,0 +1,177 @@
+"""The three operators in plain PyTorch: the specification of the kernels.
+
+Short, readable, differentiable by autograd, with the kernels' own noise. Arguments are taken as
+checked by the public functions. 16-bit inputs are computed in float32 and rounded once at the end,
+as the kernels do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which sums are made: float64 for float64, float32 for all else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# --- Sobel (section 2.1) -------------------------------------------------------------------------
+
+
+def _neighbours(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The values before and after each voxel along ``dim``; borders replicate."""
+    size = x.shape[dim]
+    before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, size - 1)], dim)
+    after = torch.cat([x.narrow(dim, 1, size - 1), x.narrow(dim, size - 1, 1)], dim)
+    return before, after
+
+
+def _smooth(x: Tensor, dim: int) -> Tensor:
+    before, after = _neighbours(x, dim)
+    return before + 2 * x + after
+
+
+def _difference(x: Tensor, dim: int) -> Tensor:
+    before, after = _neighbours(x, dim)
+    return after - before
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    """``sqrt(gx² + gy² + gz²)`` of ``(..., D, H, W)``, a flat face of a binary region giving 1."""
+    if x.numel() == 0:
+        return x.clone()
+    z, y, x_ = (_difference(_smooth(_smooth(x, a), b), c) for a, b, c in _ORIENTATIONS)
+    squared = (z * z + y * y + x_ * x_) / 256
+    # sqrt has an infinite slope at 0; the sub-gradient chosen there is 0.
+    slanted = squared > 0
+    return torch.where(slanted, torch.where(slanted, squared, 1).sqrt(), 0)
+
+
+_ORIENTATIONS = ((-1, -2, -3), (-1, -3, -2), (-2, -3, -1))
+
+
+def sobel_magnitude(x: Tensor) -> Tensor:
+    """Specification of :func:`egcnn.ops.sobel_magnitude`."""
+    return _magnitude(x.to(accumulate_dtype(x.dtype))).to(x.dtype)
+
+
+def sobel_edges(
+    labels: Tensor, regions: Sequence[Sequence[int]] | None = None, threshold: float = 0.0
+) -> Tensor:
+    """Specification of :func:`egcnn.ops.sobel_edges`."""
+    if regions is not None:
+        masks = [sum(labels[:, 0] == value for value in values) for values in regions]
+        inside = torch.stack(masks, 1).to(torch.float32)  # type: ignore[arg-type]
+    elif labels.is_floating_point():
+        inside = labels.to(accumulate_dtype(labels.dtype))
+    else:
+        inside = (labels != 0).to(torch.float32)
+    return (_magnitude(inside) > threshold).to(torch.uint8)
+
+
+# --- Edge gate (Eqs. 1 and 2) --------------------------------------------------------------------
+
+
+def edge_gate(
+    e: Tensor,
+    m: Tensor,
+    weight_e: Tensor,
+    weight_m: Tensor,
+    bias: Tensor,
+    activation: str = "relu_sigmoid",
+) -> Tensor:
+    """Specification of :func:`egcnn.ops.edge_gate`."""
+    dtype = accumulate_dtype(e.dtype)
+    e_, m_ = e.to(dtype), m.to(dtype)
+    gate = torch.einsum("gc,bcdhw->bgdhw", weight_e.to(dtype), e_)
+    gate = gate + torch.einsum("gc,bcdhw->bgdhw", weight_m.to(dtype), m_)
+    gate = gate + bias.to(dtype).view(1, -1, 1, 1, 1)
+    if activation == "relu_sigmoid":
+        gate = gate.relu()
+    return (e_ * gate.sigmoid() + e_).to(e.dtype)
+
+
+# --- Gumbel-softmax consistency (Eqs. 7 and 8) ---------------------------------------------------
+
+
+def philox_uniforms(seed: Tensor, voxels: int, channels: int) -> Tensor:
+    """Uniform numbers in (0, 1) for every voxel and channel, ``(voxels, channels)`` float32.
+
+    Philox 4x32-10 (Salmon et al., 2011) with the seed as key and (voxel's flat index, channel // 4)
+    as counter; the word ``channel % 4`` gives ``(word >> 9 + ½) / 2²³``, which float32 holds
+    exactly.
+    """
+    mask = 0xFFFFFFFF
+    device = seed.device
+    index = torch.arange(voxels, device=device, dtype=torch.int64)[:, None]
+    block = torch.arange((channels + 3) // 4, device=device, dtype=torch.int64)[None, :]
+    zero = torch.zeros_like(index + block)
+    c0, c1, c2, c3 = (index & mask) + zero, (index >> 32) + zero, block + zero, zero
+    k0, k1 = seed.reshape(()) & mask, (seed.reshape(()) >> 32) & mask
+
+    def multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
+        product = constant * word  # modulo 2^64: the high word's sign is masked away
+        return (product >> 32) & mask, product & mask
+
+    for _ in range(10):
+        high0, low0 = multiply(0xD2511F53, c0)
+        high1, low1 = multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    words = torch.stack([c0, c1, c2, c3], -1).reshape(voxels, -1)[:, :channels]
+    return ((words >> 9).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def gumbel_sample(
+    logits: Tensor, seed: Tensor, tau: float, activation: str
+) -> tuple[Tensor, Tensor]:
+    """Soft and hard Gumbel-softmax samples of ``logits``, both ``(B, C, D, H, W)``.
+
+    Eq. (8); ``sigmoid`` is its two-class form, where the difference of two Gumbel numbers is one
+    logistic number. Adding the noise to the logits and to log P gives the same sample.
+    """
+    batch, channels, *size = logits.shape
+    uniforms = philox_uniforms(seed, batch * math.prod(size), channels).to(logits.dtype)
+    uniforms = uniforms.reshape(batch, *size, channels).movedim(-1, 1)
+    if activation == "softmax":
+        noisy = logits - (-uniforms.log()).log()
+        hard = torch.zeros_like(noisy).scatter_(1, noisy.argmax(1, keepdim=True), 1)
+        return (noisy / tau).softmax(1), hard
+    noisy = logits + uniforms.log() - torch.log1p(-uniforms)
+    return (noisy / tau).sigmoid(), (noisy > 0).to(noisy.dtype)
+
+
+def gumbel_consistency(
+    logits: Tensor,
+    target: Tensor,
+    seed: Tensor,
+    tau: float = 0.5,
+    hard: bool = True,
+    activation: str = "softmax",
+    support: str = "gt",
+) -> Tensor:
+    """Specification of :func:`egcnn.ops.gumbel_consistency`."""
+    if logits.numel() == 0:
+        return logits.sum()
+    z = logits.to(accumulate_dtype(logits.dtype))
+    soft, one_hot = gumbel_sample(z, seed, tau, activation)
+    # Straight through: the value is the hard sample's to the bit, the gradient the soft one's.
+    sample = (soft - soft.detach()) + one_hot.detach() if hard else soft
+
+    if activation == "softmax":
+        classes = torch.arange(z.shape[1], device=z.device).view(1, -1, 1, 1, 1)
+        truth = (target == classes).to(z.dtype)
+    else:
+        truth = (target != 0).to(z.dtype)
+    true_magnitude = _magnitude(truth)
+    edges = true_magnitude > 0
+    if support == "both":
+        edges = edges | (_magnitude(one_hot) > 0)
+
+    mismatch = (_magnitude(sample) - true_magnitude).abs()
+    total = torch.where(edges, mismatch, 0).sum((2, 3, 4))
+    return (total / edges.sum((2, 3, 4)).clamp(min=1)).mean()

@@ -1,0 +1,182 @@
+"""Sobel edge targets and the Sobel gradient magnitude (section 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from egcnn.errors import InputError
+from egcnn.ops import reference
+from egcnn.ops._backend import kernels, native
+from egcnn.ops._tensors import (
+    FLOATS,
+    INTEGERS,
+    bridge,
+    check_volume,
+    dense,
+    empty_like,
+    no_second_derivative,
+    workspace,
+)
+
+
+def sobel_edges(
+    labels: Tensor, regions: Sequence[Sequence[int]] | None = None, *, threshold: float = 0.0
+) -> Tensor:
+    """Binary edge targets of every region: Sobel gradient magnitude above ``threshold``.
+
+    Separable 3D Sobel with replicated borders, scaled so that a flat face of a binary region has
+    magnitude 1. Threshold 0 marks both voxels at each face, the two-voxel band.
+
+    Args:
+        labels: with ``regions``, an integer label map ``(B, 1, D, H, W)``; without, ready-made
+            binary regions ``(B, R, D, H, W)``: bool or integer (0 is outside, all else inside), or
+            any float, whose own gradient is then taken.
+        regions: the label values that make up each region; regions may overlap.
+        threshold: magnitude above which a voxel is an edge, at least 0.
+
+    Returns:
+        uint8 edges ``(B, R, D, H, W)``, 1 on edges.
+
+    Raises:
+        InputError: wrong rank, dtype, channel count, empty regions or a negative threshold.
+
+    Source: Hatamizadeh et al. 2020, section 2.1.
+    """
+    if not threshold >= 0:
+        raise InputError(f"threshold is {threshold}; wanted a number of at least 0")
+    if regions is None:
+        check_volume("labels", labels, (torch.bool, *INTEGERS, *FLOATS))
+        values, counts = [], []
+    else:
+        check_volume("labels", labels, (torch.bool, *INTEGERS), channels=1)
+        if len(regions) == 0 or any(len(region) == 0 for region in regions):
+            raise InputError(
+                f"regions is {regions!r}; wanted at least one region, each with a label value"
+            )
+        values = [int(value) for region in regions for value in region]
+        counts = [len(region) for region in regions]
+    labels = labels.detach()
+    if native(labels):
+        return torch.ops.egcnn.sobel_edges(labels, values, counts, threshold)
+    return reference.sobel_edges(labels, regions, threshold)
+
+
+def sobel_magnitude(x: Tensor) -> Tensor:
+    """Sobel gradient magnitude of each channel, differentiable; the slope at 0 is taken as 0.
+
+    Args:
+        x: ``(B, C, D, H, W)``, any float; the borders replicate.
+
+    Returns:
+        The magnitude, like ``x``; 1 on a flat face between 0 and 1.
+
+    Raises:
+        InputError: wrong rank or dtype.
+
+    Source: Hatamizadeh et al. 2020, section 2.1.
+    """
+    check_volume("x", x, FLOATS)
+    return torch.ops.egcnn.sobel_magnitude(x) if native(x) else reference.sobel_magnitude(x)
+
+
+torch.library.define(
+    "egcnn::sobel_edges", "(Tensor labels, int[] values, int[] counts, float threshold) -> Tensor"
+)
+torch.library.define("egcnn::sobel_magnitude", "(Tensor x) -> Tensor")
+torch.library.define("egcnn::sobel_magnitude_backward", "(Tensor grad, Tensor x) -> Tensor")
+
+
+def _empty_edges(labels: Tensor, counts: list[int]) -> Tensor:
+    if not counts:
+        return empty_like(labels, torch.uint8)
+    return labels.new_empty((labels.shape[0], len(counts), *labels.shape[2:]), dtype=torch.uint8)
+
+
+@torch.library.register_fake("egcnn::sobel_edges")
+def _(labels: Tensor, values: list[int], counts: list[int], threshold: float) -> Tensor:
+    return _empty_edges(labels, counts)
+
+
+@torch.library.impl("egcnn::sobel_edges", "CPU")
+def _(labels: Tensor, values: list[int], counts: list[int], threshold: float) -> Tensor:
+    labels = dense(labels)
+    edges = _empty_edges(labels, counts)
+    threads = torch.get_num_threads()
+    scratch = workspace(kernels().sobel_edges_workspace(labels.shape[-1], threads), labels)
+    kernels().sobel_edges(
+        labels=bridge(labels),
+        edges=bridge(edges),
+        shape=edges.shape,
+        values=values,
+        counts=counts,
+        threshold=threshold,
+        workspace=scratch.data_ptr(),
+        threads=threads,
+    )
+    return edges
+
+
+@torch.library.register_fake("egcnn::sobel_magnitude")
+def _(x: Tensor) -> Tensor:
+    return empty_like(x)
+
+
+@torch.library.impl("egcnn::sobel_magnitude", "CPU")
+def _(x: Tensor) -> Tensor:
+    x = dense(x)
+    out = empty_like(x)
+    threads = torch.get_num_threads()
+    scratch = workspace(kernels().sobel_edges_workspace(x.shape[-1], threads), x)
+    kernels().sobel_magnitude(
+        x=bridge(x),
+        out=bridge(out),
+        shape=x.shape,
+        workspace=scratch.data_ptr(),
+        threads=threads,
+    )
+    return out
+
+
+@torch.library.register_fake("egcnn::sobel_magnitude_backward")
+def _(grad: Tensor, x: Tensor) -> Tensor:
+    return empty_like(x)
+
+
+@torch.library.impl("egcnn::sobel_magnitude_backward", "CPU")
+def _(grad: Tensor, x: Tensor) -> Tensor:
+    x, grad = dense(x), dense(grad)
+    grad_x = empty_like(x)
+    threads = torch.get_num_threads()
+    size = kernels().sobel_magnitude_backward_workspace(*x.shape[2:], threads)
+    scratch = workspace(size, x)
+    kernels().sobel_magnitude_backward(
+        grad=bridge(grad),
+        x=bridge(x),
+        grad_x=bridge(grad_x),
+        shape=x.shape,
+        workspace=scratch.data_ptr(),
+        threads=threads,
+    )
+    return grad_x
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+
+
+def _backward(ctx: Any, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    return torch.ops.egcnn.sobel_magnitude_backward(grad, x)
+
+
+torch.library.register_autograd(
+    "egcnn::sobel_magnitude", _backward, setup_context=_setup_context
+)
+torch.library.register_autograd(
+    "egcnn::sobel_magnitude_backward", no_second_derivative("sobel_magnitude")
+)
+

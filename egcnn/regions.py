@@ -1,0 +1,139 @@
+"""What the output channels of a network mean: regions of a label map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from egcnn.errors import InputError
+
+Activation = Literal["softmax", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """One region per output channel, each a set of label values.
+
+    Args:
+        names: a name per region.
+        labels: the label values that make up each region.
+        activation: ``"softmax"`` for exclusive classes, of which the first is the background and
+            each holds one label value; ``"sigmoid"`` for nested or overlapping regions, where the
+            background has no channel.
+
+    Raises:
+        InputError: names and labels differ in number, a region is empty, two softmax classes share
+            a value, or the activation is unknown.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[tuple[int, ...], ...]
+    activation: Activation
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("softmax", "sigmoid"):
+            raise InputError(
+                f"regions: activation is {self.activation!r}; wanted 'softmax' or 'sigmoid'"
+            )
+        if not self.names or len(self.names) != len(self.labels):
+            raise InputError(
+                f"regions: {len(self.names)} names for {len(self.labels)} sets of label values; "
+                "wanted one set per name, and at least one"
+            )
+        for name, values in zip(self.names, self.labels, strict=True):
+            if not values:
+                raise InputError(f"regions: region {name!r} has no label value; wanted at least one")
+        if self.activation == "softmax":
+            flat = [value for values in self.labels for value in values]
+            if any(len(values) != 1 for values in self.labels) or len(set(flat)) != len(flat):
+                raise InputError(
+                    f"regions: softmax classes have the label values {self.labels}; "
+                    "wanted one value per class, all different"
+                )
+            if len(self.labels) < 2:
+                raise InputError(
+                    "regions: softmax over one class; wanted the background and at least one more"
+                )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Every value that a label map may hold: the background's 0 and all that is listed."""
+        return tuple(sorted({0}.union(*self.labels)))
+
+    @property
+    def foreground(self) -> tuple[int, ...]:
+        """The channels that are reported: all but the background of a softmax."""
+        return tuple(range(1 if self.activation == "softmax" else 0, len(self)))
+
+    def masks(self, labels: Tensor) -> Tensor:
+        """Label map ``(B, 1, D, H, W)`` to binary regions ``(B, R, D, H, W)``, uint8."""
+        masks = torch.empty(
+            (labels.shape[0], len(self), *labels.shape[2:]), dtype=torch.uint8, device=labels.device
+        )
+        for region, values in enumerate(self.labels):
+            inside = labels[:, 0] == values[0]
+            for value in values[1:]:
+                inside |= labels[:, 0] == value
+            masks[:, region] = inside
+        return masks
+
+    def classes(self, labels: Tensor) -> Tensor:
+        """Label map ``(B, 1, D, H, W)`` to the channel of each voxel's class, int64 (softmax)."""
+        if self.activation != "softmax":
+            raise InputError("regions: classes() needs exclusive classes; these are sigmoid regions")
+        classes = torch.zeros(labels.shape, dtype=torch.int64, device=labels.device)
+        for channel, (value,) in enumerate(self.labels):
+            classes.masked_fill_(labels == value, channel)
+        return classes
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits ``(B, R, D, H, W)`` to probabilities, by softmax over channels or by sigmoid."""
+        return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+
+    def decode(self, probabilities: Tensor) -> Tensor:
+        """Probabilities ``(B, R, D, H, W)`` to the label map ``(B, 1, D, H, W)``, int16.
+
+        Exclusive classes take the most probable. Other regions are painted from the largest set of
+        values to the smallest wherever they are more probable than not, each with a value that no
+        region inside it has, so that ``masks(decode(p))`` is nested as the regions are.
+        """
+        shape = (probabilities.shape[0], 1, *probabilities.shape[2:])
+        labels = torch.zeros(shape, dtype=torch.int16, device=probabilities.device)
+        if self.activation == "softmax":
+            best = probabilities.argmax(1, keepdim=True)
+            for channel, (value,) in enumerate(self.labels):
+                labels.masked_fill_(best == channel, value)
+            return labels
+        for region in sorted(range(len(self)), key=lambda r: -len(self.labels[r])):
+            own = set(self.labels[region])
+            inner = set().union(*(set(v) for v in self.labels if set(v) < own))
+            value = min(own - inner or own)
+            labels.masked_fill_(probabilities[:, region : region + 1] > 0.5, value)
+        return labels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint or a JSON file; the inverse of :meth:`from_dict`."""
+        return {
+            "names": list(self.names),
+            "labels": [list(values) for values in self.labels],
+            "activation": self.activation,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Regions:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(
+            names=tuple(str(name) for name in data["names"]),
+            labels=tuple(tuple(int(v) for v in values) for values in data["labels"]),
+            activation=cast(Activation, data["activation"]),
+        )
+
+
+#: BraTS 2019 (labels 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing): nested regions.
+BRATS = Regions(("WT", "TC", "ET"), ((1, 2, 4), (1, 4), (4,)), "sigmoid")

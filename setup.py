@@ -1,0 +1,205 @@
+"""Builds ``egcnn._C``: writes a ninja file from ``csrc/`` and runs it. Never imports torch.
+
+Environment:
+    CXX               the C++ compiler (default: the first of c++, g++, clang++ on PATH)
+    EGCNN_CUDA        auto (default: if nvcc is found), 0 (never), 1 (fail without nvcc)
+    EGCNN_CUDA_ARCHS  such as "80 90" (default: what this nvcc supports of the list below)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CUDA_ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
+# The CPU kernels are compiled once for each of these and chosen at run time.
+INSTRUCTION_SETS = {"baseline": ""}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS |= {
+        "avx2": "-march=x86-64-v3",
+        "avx512": "-march=x86-64-v4 -mprefer-vector-width=512",
+    }
+
+
+def stop(message: str) -> None:
+    """End the build with one sentence instead of a traceback."""
+    sys.exit(f"egcnn: {message}")
+
+
+def find_compiler() -> str:
+    """The C++ compiler, from CXX or PATH."""
+    wanted = os.environ.get("CXX", "")
+    for name in [wanted] if wanted else ["c++", "g++", "clang++"]:
+        if found := shutil.which(name):
+            return found
+    looked = f"CXX is {wanted!r}, which is not there" if wanted else "none of c++, g++, clang++"
+    stop(
+        f"no C++ compiler was found on PATH ({looked}); install one, for example with "
+        "'apt install g++', 'dnf install gcc-c++' or 'conda install gxx', and try again"
+    )
+    raise AssertionError
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """The CUDA part of the build; ``nvcc`` is empty where it is skipped, and ``note`` says why."""
+
+    nvcc: str = ""
+    architectures: tuple[int, ...] = ()
+    toolkit: str = ""
+    note: str = ""
+
+
+def find_cuda() -> Cuda:
+    """nvcc by EGCNN_CUDA, CUDA_HOME and PATH, and the architectures to compile for."""
+    choice = os.environ.get("EGCNN_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        stop(f"EGCNN_CUDA is {choice!r}; wanted auto, 0 or 1")
+    if choice == "0":
+        return Cuda(note="skipped: EGCNN_CUDA=0")
+    home = os.environ.get("CUDA_HOME", "")
+    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin")) if home else None
+    nvcc = nvcc or shutil.which("nvcc")
+    if not nvcc:
+        if choice == "1":
+            stop("EGCNN_CUDA=1 and no nvcc was found in CUDA_HOME/bin or on PATH")
+        return Cuda(note="skipped: no nvcc was found in CUDA_HOME/bin or on PATH")
+
+    def ask(*arguments: str) -> str:
+        return subprocess.run([nvcc, *arguments], check=True, capture_output=True, text=True).stdout
+
+    toolkit = ask("--version").split("release ")[1].split(",")[0]
+    supported = {int(line.removeprefix("sm_")) for line in ask("--list-gpu-code").split()
+                 if line.removeprefix("sm_").isdigit()}
+    wanted = os.environ.get("EGCNN_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split()
+    if not wanted:
+        architectures = tuple(a for a in CUDA_ARCHITECTURES if a in supported)
+        return Cuda(nvcc, architectures, toolkit)
+    for name in wanted:
+        if not name.isdigit() or int(name) not in supported:
+            stop(
+                f"EGCNN_CUDA_ARCHS names {name!r}; nvcc {toolkit} supports "
+                + " ".join(map(str, sorted(supported)))
+            )
+    return Cuda(nvcc, tuple(sorted({int(name) for name in wanted})), toolkit)
+
+
+def write_build_info(folder: Path, compiler: str, cuda: Cuda) -> None:
+    """What ``egcnn info`` later says of this build, as a header."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    facts: dict[str, str | int] = {
+        "EGCNN_WITH_CUDA": int(bool(cuda.nvcc)),
+        "EGCNN_COMPILER": (version.splitlines() or ["unknown"])[0],
+        "EGCNN_CUDA_TOOLKIT": cuda.toolkit,
+        "EGCNN_CUDA_ARCHITECTURES": " ".join(map(str, cuda.architectures)),
+        "EGCNN_CUDA_NOTE": cuda.note,
+    }
+    lines = ["#pragma once"] + [f"#define {k} {json.dumps(v)}" for k, v in facts.items()]
+    text = "\n".join(lines) + "\n"
+    header = folder / "build_info.h"
+    if not header.exists() or header.read_text() != text:  # else ninja would compile again
+        header.write_text(text)
+
+
+def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
+    """One edge per source and instruction set, one to link."""
+    import pybind11
+    from ninja.ninja_syntax import Writer
+
+    includes = [folder, sysconfig.get_paths()["include"], pybind11.get_include()]
+    common = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wall"]
+    # Neither flag changes a result; both let loops with sqrt and comparisons become vectors.
+    common += ["-fno-math-errno", "-fno-trapping-math"]
+    if "avx2" in INSTRUCTION_SETS:
+        common.append("-DEGCNN_X86")
+    with (folder / "build.ninja").open("w") as file:
+        ninja = Writer(file)
+        ninja.variable("includes", " ".join(f"-isystem {path}" for path in includes))
+        ninja.rule(
+            "cxx",
+            f"{compiler} -MMD -MF $out.d {' '.join(common)} $flags $includes -c $in -o $out",
+            depfile="$out.d",
+            deps="gcc",
+            description="C++ $out",
+        )
+        objects = []
+
+        def compile_cpp(source: Path, flags: str = "", tag: str = "") -> None:
+            name = source.relative_to(ROOT / "csrc").with_suffix(f"{tag}.o")
+            objects.extend(
+                ninja.build(
+                    str(folder / name),
+                    "cxx",
+                    str(source),
+                    implicit=[str(folder / "build_info.h")],
+                    variables={"flags": flags},
+                )
+            )
+
+        compile_cpp(ROOT / "csrc/bindings.cpp")
+        for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
+            if source.name == "dispatch.cpp":
+                compile_cpp(source)
+                continue
+            for name, flags in INSTRUCTION_SETS.items():
+                compile_cpp(source, f"-DEGCNN_ISA={name} {flags}", f".{name}")
+
+        # nvcc knows where its static runtime lies, also where it is a wrapper far from its toolkit.
+        link = f"{compiler} -shared -fopenmp -s"
+        if cuda.nvcc:
+            targets = [f"-gencode arch=compute_{a},code=sm_{a}" for a in cuda.architectures]
+            newest = cuda.architectures[-1]
+            targets.append(f"-gencode arch=compute_{newest},code=compute_{newest}")
+            ninja.rule(
+                "nvcc",
+                f"{cuda.nvcc} -ccbin {compiler} -std=c++17 -O3 -lineinfo {' '.join(targets)} "
+                "-Xcompiler -fPIC,-fvisibility=hidden -MD -MF $out.d -c $in -o $out",
+                depfile="$out.d",
+                deps="gcc",
+                description="CUDA $out",
+            )
+            for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+                name = source.relative_to(ROOT / "csrc").with_suffix(".cu.o")
+                objects.extend(ninja.build(str(folder / name), "nvcc", str(source)))
+            link = f"{cuda.nvcc} -ccbin {compiler} -shared -cudart static -Xcompiler -fopenmp,-s"
+        ninja.rule("link", f"{link} $in -o $out", description="link $out")
+        ninja.build(str(output), "link", objects)
+
+
+class NinjaBuild(build_ext):
+    """Builds the one extension by ninja, in parallel."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Write the ninja file and run it; each failure ends in a sentence."""
+        import ninja
+
+        compiler, cuda = find_compiler(), find_cuda()
+        part = f"sm_{' sm_'.join(map(str, cuda.architectures))}" if cuda.nvcc else cuda.note
+        print(f"egcnn: C++ by {compiler}; CUDA {part}", flush=True)
+        folder = Path(self.build_temp).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_build_info(folder, compiler, cuda)
+        write_ninja(folder, output, compiler, cuda)
+        command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder)]
+        if subprocess.run(command).returncode:
+            hint = "; EGCNN_CUDA=0 builds without the CUDA part" if cuda.nvcc else ""
+            stop(f"the kernels did not compile; the compiler's message stands above{hint}")
+
+
+setup(
+    ext_modules=[Extension("egcnn._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuild},
+)
