@@ -80,8 +80,11 @@ def find_cuda() -> Cuda:
         return subprocess.run([nvcc, *arguments], check=True, capture_output=True, text=True).stdout
 
     toolkit = ask("--version").split("release ")[1].split(",")[0]
-    supported = {int(line.removeprefix("sm_")) for line in ask("--list-gpu-code").split()
-                 if line.removeprefix("sm_").isdigit()}
+    supported = {
+        int(line.removeprefix("sm_"))
+        for line in ask("--list-gpu-code").split()
+        if line.removeprefix("sm_").isdigit()
+    }
     wanted = os.environ.get("EGCNN_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split()
     if not wanted:
         architectures = tuple(a for a in CUDA_ARCHITECTURES if a in supported)

@@ -45,7 +45,7 @@ class Regions:
             )
         for name, values in zip(self.names, self.labels, strict=True):
             if not values:
-                raise InputError(f"regions: region {name!r} has no label value; wanted at least one")
+                raise InputError(f"regions: {name!r} has no label value; wanted at least one")
         if self.activation == "softmax":
             flat = [value for values in self.labels for value in values]
             if any(len(values) != 1 for values in self.labels) or len(set(flat)) != len(flat):
@@ -86,7 +86,9 @@ class Regions:
     def classes(self, labels: Tensor) -> Tensor:
         """Label map ``(B, 1, D, H, W)`` to the channel of each voxel's class, int64 (softmax)."""
         if self.activation != "softmax":
-            raise InputError("regions: classes() needs exclusive classes; these are sigmoid regions")
+            raise InputError(
+                "regions: classes() wants exclusive classes; these are sigmoid regions"
+            )
         classes = torch.zeros(labels.shape, dtype=torch.int64, device=labels.device)
         for channel, (value,) in enumerate(self.labels):
             classes.masked_fill_(labels == value, channel)

@@ -15,10 +15,9 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 # The order of csrc/ops.h's DType; a bool is a byte that holds 0 or 1.
-_CODES = {
-    dtype: code
-    for code, dtype in enumerate((*FLOATS, *INTEGERS))
-} | {torch.bool: (*FLOATS, *INTEGERS).index(torch.uint8)}
+_CODES = {dtype: code for code, dtype in enumerate((*FLOATS, *INTEGERS))} | {
+    torch.bool: (*FLOATS, *INTEGERS).index(torch.uint8)
+}
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -28,7 +27,7 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 def check_volume(
     name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], channels: int | None = None
 ) -> None:
-    """Raise :class:`InputError` unless ``tensor`` is ``(B, channels, D, H, W)`` of one of dtypes."""
+    """Raise :class:`InputError` unless ``tensor`` is ``(B, channels, D, H, W)`` in ``dtypes``."""
     if not isinstance(tensor, Tensor):
         raise InputError(f"{name} is a {type(tensor).__name__}; wanted a tensor")
     if tensor.dim() != 5:

@@ -104,16 +104,12 @@ torch.library.define(
 
 
 @torch.library.register_fake("egcnn::edge_gate")
-def _(
-    e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
-) -> Tensor:
+def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool) -> Tensor:
     return empty_like(e)
 
 
 @torch.library.impl("egcnn::edge_gate", "CPU")
-def _(
-    e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
-) -> Tensor:
+def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool) -> Tensor:
     e, m = dense(e), dense(m)
     weight_e, weight_m, bias = weight_e.contiguous(), weight_m.contiguous(), bias.contiguous()
     out = empty_like(e)

@@ -173,10 +173,7 @@ def _backward(ctx: Any, grad: Tensor) -> Tensor:
     return torch.ops.egcnn.sobel_magnitude_backward(grad, x)
 
 
-torch.library.register_autograd(
-    "egcnn::sobel_magnitude", _backward, setup_context=_setup_context
-)
+torch.library.register_autograd("egcnn::sobel_magnitude", _backward, setup_context=_setup_context)
 torch.library.register_autograd(
     "egcnn::sobel_magnitude_backward", no_second_derivative("sobel_magnitude")
 )
-

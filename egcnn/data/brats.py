@@ -1,0 +1,78 @@
+"""The BraTS 2019 layout: ``{HGG,LGG}/CASE/CASE_{t1,t1ce,t2,flair,seg}.nii[.gz]``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from egcnn.data.case import SUFFIXES, Case, Dataset
+from egcnn.errors import InputError
+from egcnn.regions import BRATS
+
+#: Channel order of every image read from this layout.
+MODALITIES = ("t1", "t1ce", "t2", "flair")
+
+_GRADES = ("HGG", "LGG")
+
+
+def find_brats(root: Path) -> Dataset:
+    """List the cases below ``root``, in ``HGG`` and ``LGG`` or directly in it.
+
+    A case without ``_seg`` is unlabelled (the challenge's validation and test cases).
+
+    Raises:
+        InputError: there is no case, one lacks a modality, or two have the same name.
+    """
+    folders: dict[str, Path] = {}
+    for folder in _case_folders(root):
+        if folder.name in folders:
+            raise InputError(f"{folder}: same name as {folders[folder.name]}; wanted each once")
+        folders[folder.name] = folder
+    if not folders:
+        raise InputError(
+            f"{root}: no BraTS case; wanted folders CASE with CASE_t1.nii.gz, CASE_t1ce.nii.gz, "
+            "CASE_t2.nii.gz and CASE_flair.nii.gz, in HGG, LGG or directly in it"
+        )
+    cases = tuple(brats_case(folders[name]) for name in sorted(folders))
+    return Dataset("brats", root, cases, MODALITIES, BRATS)
+
+
+def has_brats(root: Path) -> bool:
+    """Whether ``root`` holds at least one folder that looks like a BraTS case."""
+    return bool(_case_folders(root))
+
+
+def brats_case(folder: Path) -> Case:
+    """The case in ``folder``, whose name begins every file.
+
+    Raises:
+        InputError: a modality is missing.
+    """
+    images = []
+    for modality in MODALITIES:
+        path = _file(folder, modality)
+        if path is None:
+            raise InputError(
+                f"{folder}: modality {modality} is missing; "
+                f"wanted {folder.name}_{modality}.nii.gz or .nii"
+            )
+        images.append(path)
+    return Case(folder.name, tuple(images), _file(folder, "seg"))
+
+
+def _case_folders(root: Path) -> list[Path]:
+    parents = [root, *(root / grade for grade in _GRADES)]
+    return [
+        folder
+        for parent in parents
+        if parent.is_dir()
+        for folder in sorted(parent.iterdir())
+        if folder.is_dir() and any(_file(folder, modality) for modality in MODALITIES)
+    ]
+
+
+def _file(folder: Path, part: str) -> Path | None:
+    for suffix in SUFFIXES:
+        path = folder / f"{folder.name}_{part}{suffix}"
+        if path.is_file():
+            return path
+    return None

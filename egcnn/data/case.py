@@ -1,0 +1,325 @@
+"""One case on disk: its images and label as NIfTI files, read with every check, written whole."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import NDArray
+from torch import Tensor
+
+from egcnn.errors import InputError
+from egcnn.files import replacing
+from egcnn.regions import Regions
+
+Spacing = tuple[float, float, float]
+Normalization = Literal["zscore", "ct"]
+
+#: File names that are read and written; nibabel chooses by them whether to decompress.
+SUFFIXES = (".nii.gz", ".nii")
+
+# Headers of one grid differ by the rounding of 32-bit affines and quaternions, never by this much.
+_GRID_TOLERANCE_VOXELS = 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one case.
+
+    Args:
+        name: unique within its dataset.
+        images: one 3D file per modality, or one 4D file that holds all with the channel last.
+        label: the label map, or None where there is none.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Cases that share modalities and regions.
+
+    Args:
+        layout: name of the layout on disk, ``"brats"`` or ``"decathlon"``.
+        root: folder of the dataset.
+        cases: labelled and unlabelled cases.
+        modalities: a name per image channel.
+        regions: what the values of the label maps mean.
+        spacing: voxel size in mm at which networks are trained; 1 mm isotropic is the paper's
+            (section 3.2), None keeps each case as it is.
+    """
+
+    layout: str
+    root: Path
+    cases: tuple[Case, ...]
+    modalities: tuple[str, ...]
+    regions: Regions
+    spacing: Spacing | None = (1.0, 1.0, 1.0)
+
+    @property
+    def normalization(self) -> Normalization:
+        """``"ct"`` where every modality is a CT, whose numbers have a unit; else ``"zscore"``."""
+        return "ct" if all(name.strip().upper() == "CT" for name in self.modalities) else "zscore"
+
+
+def stem(path: Path) -> str:
+    """The file's name without ``.nii`` or ``.nii.gz``."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None) -> MetaTensor:
+    """Read all modalities of a case.
+
+    Args:
+        case: a case, its image files in the order of the modalities, or one file.
+        modalities: number of channels wanted; None takes what is there.
+
+    Returns:
+        ``(M, D, H, W)`` float32 with the affine of the first file. D, H, W are the axes of the
+        array on disk, in its order.
+
+    Raises:
+        InputError: a file is missing, truncated or no NIfTI; is not 3D (4D with the channel last);
+            holds NaN or infinity; has one value in all of its non-zero voxels; lies on another
+            grid than the first; or there are not as many channels as wanted.
+    """
+    if isinstance(case, Case):
+        paths = case.images
+    else:
+        paths = (case,) if isinstance(case, Path) else tuple(case)
+    if not paths:
+        raise InputError("images: no file given; wanted at least one")
+    channels: list[NDArray[np.float32]] = []
+    first = _open(paths[0])
+    for path in paths:
+        image = first if path is paths[0] else _open(path)
+        _check_grid(path, image, paths[0], first)
+        channels.extend(_read_channels(path, image))
+    if modalities is not None and len(channels) != modalities:
+        raise InputError(
+            f"{', '.join(map(str, paths))}: {len(channels)} channels; "
+            f"wanted {modalities}, one per modality"
+        )
+    data = channels[0][None] if len(channels) == 1 else np.stack(channels)
+    return _with_affine(torch.from_numpy(data), first, paths[0])
+
+
+def read_label(case: Case, regions: Regions) -> MetaTensor:
+    """Read the label map of a case.
+
+    Args:
+        case: a case that has a label.
+        regions: says which values are allowed.
+
+    Returns:
+        ``(1, D, H, W)`` on the grid of the case's image, uint8, or int16 where a value of
+        ``regions`` needs it.
+
+    Raises:
+        InputError: the case has no label; the file is missing, truncated or no NIfTI; its shape or
+            affine differs from the image's; or it holds a value that is not in ``regions``.
+    """
+    path = case.label
+    if path is None:
+        raise InputError(f"{case.name}: no label file; wanted a labelled case")
+    if not case.images:
+        raise InputError(f"{case.name}: no image file; wanted at least one")
+    label, image = _open(path), _open(case.images[0])
+    _check_grid(path, label, case.images[0], image)
+    array = _read_array(path, label)
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise InputError(f"{path}: label of shape {array.shape}; wanted three axes")
+    if array.dtype.kind == "f":
+        # Scaled headers give 0.99999998 for 1; the product of two roundings is no other class.
+        whole = np.rint(array)
+        with np.errstate(invalid="ignore"):  # infinity minus infinity is no whole number either
+            fractional = ~(np.abs(array - whole) < 1e-3)
+        if fractional.any():
+            raise InputError(
+                f"{path}: {np.count_nonzero(fractional)} label voxels are no whole number, such as "
+                f"{float(array[fractional][0]):g}; wanted one of {_listed(regions.values)}"
+            )
+        array = whole
+    foreign = ~np.isin(array, regions.values)
+    if foreign.any():
+        values = np.unique(array[foreign])
+        raise InputError(
+            f"{path}: label {'values' if len(values) > 1 else 'value'} {_listed(values)} in "
+            f"{np.count_nonzero(foreign)} voxels; wanted only {_listed(regions.values)}"
+        )
+    data = np.ascontiguousarray(array, dtype=label_dtype(regions))
+    # The image's own affine, so that both are resampled to the very same grid.
+    return _with_affine(torch.from_numpy(data)[None], image, path)
+
+
+def label_dtype(regions: Regions) -> type[np.uint8] | type[np.int16]:
+    """The type of label maps in memory: uint8 where it holds every value, else int16."""
+    return np.uint8 if max(regions.values) <= 255 else np.int16
+
+
+def write_volume(array: NDArray[Any] | Tensor, affine: NDArray[Any] | Tensor, path: Path) -> None:
+    """Write a volume as NIfTI; the file appears under its name only when it is complete.
+
+    Args:
+        array: ``(D, H, W)``, or ``(D, H, W, C)`` with the channel last. Booleans are written as
+            uint8, 64-bit integers as the smallest type that holds them, floats as float32.
+        affine: ``(4, 4)`` from voxels to mm.
+        path: ends in ``.nii`` or ``.nii.gz``; its folder is made. Replaces what is there.
+
+    Raises:
+        InputError: another ending or rank, or the file cannot be written (a full disk, say).
+    """
+    path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise InputError(f"{path}: unknown ending; wanted .nii or .nii.gz")
+    data = _storable(torch.as_tensor(array).detach().cpu().numpy())
+    matrix = torch.as_tensor(affine).detach().cpu().numpy().astype(np.float64)
+    if data.ndim not in (3, 4):
+        raise InputError(f"{path}: array of shape {data.shape}; wanted (D, H, W) or (D, H, W, C)")
+    image = nib.Nifti1Image(data, matrix)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(matrix, code=1)
+    # A quaternion cannot hold shear. Readers that prefer it must not see another grid.
+    image.set_qform(matrix, code=1)
+    if not np.allclose(image.get_qform(), matrix, atol=1e-4):
+        image.set_qform(None, code=0)
+
+    try:
+        with replacing(path) as temporary:
+            nib.save(image, temporary)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _open(path: Path) -> SpatialImage:
+    """Read the header and check that the grid is usable."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; wanted a NIfTI volume")
+    try:
+        image = nib.load(path)
+    except (OSError, EOFError, ValueError, zlib.error, HeaderDataError, ImageFileError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(image, SpatialImage):
+        raise InputError(f"{path}: a {type(image).__name__}; wanted a NIfTI volume")
+    affine = image.affine
+    if (
+        affine is None
+        or not np.isfinite(affine).all()
+        or abs(np.linalg.det(affine[:3, :3])) < 1e-12
+    ):
+        raise InputError(f"{path}: the affine has no inverse; wanted three independent axes in mm")
+    if len(image.shape) < 3 or 0 in image.shape:
+        raise InputError(f"{path}: shape {image.shape}; wanted three axes of at least one voxel")
+    return image
+
+
+def _read_array(path: Path, image: SpatialImage) -> NDArray[Any]:
+    """The voxels as numbers in the machine's byte order."""
+    try:
+        if path.name.endswith(".gz"):
+            # Bytes damaged on the way may still decode; only the checksum at the end tells, and
+            # nibabel stops reading before it.
+            stored = image.dataobj
+            layout = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
+            with gzip.open(path) as stream:
+                array = np.asanyarray(ArrayProxy(stream, layout))
+                while stream.read(1 << 20):
+                    pass
+        else:
+            array = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{path}: voxels of type {array.dtype}; wanted real numbers")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if path.stat().st_size == 0:
+        return InputError(f"{path}: the file is empty; wanted a NIfTI volume")
+    detail = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return InputError(f"{path}: truncated or not NIfTI ({detail}); wanted a complete NIfTI volume")
+
+
+def _read_channels(path: Path, image: SpatialImage) -> list[NDArray[np.float32]]:
+    """The channels of one file, each ``(D, H, W)``, checked."""
+    if len(image.shape) > 4:
+        raise InputError(
+            f"{path}: image of shape {image.shape}; wanted three axes, or channels as a fourth"
+        )
+    with np.errstate(over="ignore"):  # beyond float32 is infinity, which is reported below
+        array = _read_array(path, image).astype(np.float32, copy=False)
+    channels = [array] if array.ndim == 3 else list(np.moveaxis(array, 3, 0))
+    for index, channel in enumerate(channels):
+        where = f"{path}" if len(channels) == 1 else f"{path} (channel {index})"
+        bad = channel.size - np.count_nonzero(np.isfinite(channel))
+        if bad:
+            raise InputError(
+                f"{where}: {bad} of {channel.size} voxels are NaN or infinite; wanted finite values"
+            )
+        inside = channel[channel != 0]
+        if inside.size == 0:
+            raise InputError(f"{where}: every voxel is 0; wanted an image that varies")
+        if inside.min() == inside.max():
+            raise InputError(
+                f"{where}: all of its {inside.size} non-zero voxels are {inside[0]:g} "
+                "(zero deviation); wanted an image that varies"
+            )
+    return channels
+
+
+def _check_grid(path: Path, image: SpatialImage, other_path: Path, other: SpatialImage) -> None:
+    """Both files cover the same voxels of the same space."""
+    shape, other_shape = image.shape[:3], other.shape[:3]
+    if shape != other_shape:
+        raise InputError(f"{path}: shape {shape}; wanted {other_shape} as {other_path} has")
+    # Distances at the volume's corners weigh rotation, scale and shift alike, in voxels.
+    corners = np.stack(np.meshgrid(*((-0.5, n - 0.5) for n in shape), [1.0]), -1).reshape(-1, 4)
+    gap = np.linalg.norm((corners @ (image.affine - other.affine).T)[:, :3], axis=1).max()
+    voxel = np.linalg.norm(other.affine[:3, :3], axis=0).min()
+    if gap > _GRID_TOLERANCE_VOXELS * voxel:
+        raise InputError(
+            f"{path}: its affine places it up to {gap:.3g} mm away from {other_path}; "
+            "wanted the same affine"
+        )
+
+
+def _with_affine(data: Tensor, image: SpatialImage, path: Path) -> MetaTensor:
+    affine = torch.as_tensor(np.asarray(image.affine, dtype=np.float64))
+    return MetaTensor(data, affine=affine, meta={"filename_or_obj": str(path)})
+
+
+def _storable(data: NDArray[Any]) -> NDArray[Any]:
+    if data.dtype.kind == "b":
+        return data.astype(np.uint8)
+    if data.dtype.kind == "f":
+        return data.astype(np.float32, copy=False)
+    if data.dtype.itemsize == 8:
+        low, high = (int(data.min()), int(data.max())) if data.size else (0, 0)
+        for dtype in (np.uint8, np.int16, np.int32):
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return data.astype(dtype)
+    return data
+
+
+def _listed(values: Sequence[int] | NDArray[Any]) -> str:
+    shown = [f"{value:g}" for value in values[:8]]
+    return ", ".join(shown) + (", ..." if len(values) > 8 else "")

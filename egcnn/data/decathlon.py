@@ -1,0 +1,137 @@
+"""The Medical Segmentation Decathlon layout: a folder described by its ``dataset.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from egcnn.data.case import Case, Dataset, stem
+from egcnn.errors import InputError
+from egcnn.regions import Regions
+
+_LARGEST_LABEL = 32767  # label maps are int16 at most
+
+
+def find_decathlon(root: Path) -> Dataset:
+    """Read ``root/dataset.json``.
+
+    ``training`` lists ``{"image": ..., "label": ...}``, ``test`` (optional) lists images as strings
+    or ``{"image": ...}``; an image is one file, with all modalities in its last axis, or a list of
+    one file per modality. ``labels`` maps values to names, or names to values as nnU-Net's second
+    version does, where a list of values makes a region. Counts such as ``numTest`` are ignored.
+
+    Raises:
+        InputError: the file is missing, no JSON or lacks an entry; it names a file that does not
+            exist; two cases have one name; or no case is listed.
+    """
+    path = root / "dataset.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; wanted a Decathlon dataset.json") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); wanted JSON text") from error
+    if not isinstance(described, dict):
+        raise InputError(f"{path}: holds a {type(described).__name__}; wanted an object")
+
+    cases: dict[str, Case] = {}
+    for case in [
+        *(_training_case(path, entry) for entry in _list(path, described, "training")),
+        *(_test_case(path, entry) for entry in _list(path, described, "test")),
+    ]:
+        if case.name in cases:
+            raise InputError(f"{path}: lists the case {case.name} twice; wanted each once")
+        cases[case.name] = case
+    if not cases:
+        raise InputError(f"{path}: 'training' lists no case; wanted at least one")
+    _check_files(path, list(cases.values()))
+    modalities, regions = _modalities(path, described), _regions(path, described)
+    return Dataset("decathlon", root, tuple(cases.values()), modalities, regions)
+
+
+def _list(path: Path, described: dict[str, Any], key: str) -> list[Any]:
+    entries = described.get(key, [] if key == "test" else None)
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: {key!r} is {_shown(entries)}; wanted a list of cases")
+    return entries
+
+
+def _training_case(path: Path, entry: Any) -> Case:
+    if not isinstance(entry, dict) or "image" not in entry:
+        raise InputError(
+            f"{path}: 'training' holds {_shown(entry)}; wanted an object with 'image' and 'label'"
+        )
+    label = entry.get("label")
+    if label is not None and not isinstance(label, str):
+        raise InputError(f"{path}: 'label' is {_shown(label)}; wanted a file name")
+    images = _images(path, entry["image"])
+    named = path.parent / label if label else images[0]
+    name = stem(images[0]) if len(images) == 1 else stem(named)
+    return Case(name, images, path.parent / label if label else None)
+
+
+def _test_case(path: Path, entry: Any) -> Case:
+    images = _images(path, entry.get("image") if isinstance(entry, dict) else entry)
+    return Case(stem(images[0]), images)
+
+
+def _images(path: Path, entry: Any) -> tuple[Path, ...]:
+    names = [entry] if isinstance(entry, str) else entry
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise InputError(f"{path}: 'image' is {_shown(entry)}; wanted a file name or several")
+    return tuple(path.parent / name for name in names)
+
+
+def _check_files(path: Path, cases: list[Case]) -> None:
+    files = [file for case in cases for file in (*case.images, case.label) if file is not None]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"{path}: names {missing[0]}{more}, which does not exist; wanted every file it lists"
+        )
+
+
+def _modalities(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
+    names = described.get("modality", described.get("channel_names"))
+    if not isinstance(names, dict) or not names or not all(key.isdecimal() for key in names):
+        raise InputError(
+            f"{path}: 'modality' is {_shown(names)}; wanted an object such as {{'0': 'MRI'}}"
+        )
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _regions(path: Path, described: dict[str, Any]) -> Regions:
+    labels = described.get("labels")
+    wanted = "wanted an object such as {'0': 'background', '1': 'liver'}"
+    if not isinstance(labels, dict) or not labels:
+        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {wanted}")
+    named: list[tuple[str, tuple[int, ...]]]
+    try:
+        if all(key.isdecimal() for key in labels):
+            named = [(str(name), (int(key),)) for key, name in labels.items()]
+        else:
+            named = [
+                (name, tuple(int(v) for v in (value if isinstance(value, list) else [value])))
+                for name, value in labels.items()
+            ]
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {wanted}") from None
+    if any(not 0 <= value <= _LARGEST_LABEL for _, values in named for value in values):
+        raise InputError(
+            f"{path}: 'labels' is {_shown(labels)}; wanted values from 0 to {_LARGEST_LABEL}"
+        )
+    foreground = [(name, values) for name, values in named if values != (0,)]
+    if any(len(values) != 1 for _, values in foreground):
+        names, sets = zip(*foreground, strict=True)
+        return Regions(names, sets, "sigmoid")
+    background = next((name for name, values in named if values == (0,)), "background")
+    foreground.sort(key=lambda item: item[1])
+    names, sets = zip((background, (0,)), *foreground, strict=True)
+    return Regions(names, sets, "softmax")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,242 @@
+"""From a case to tensors: reading, preprocessing that is cached, augmentation that is drawn anew.
+
+All work on dictionaries with the keys ``"image"`` ``(M, D, H, W)`` and ``"label"``
+``(1, D, H, W)``; the label may be absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms import (
+    CastToTyped,
+    Compose,
+    EnsureTyped,
+    MapTransform,
+    Orientationd,
+    RandFlipd,
+    Randomizable,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    ScaleIntensityRanged,
+    Spacingd,
+    SpatialPadd,
+    Transform,
+)
+from torch import Tensor
+
+from egcnn.data.case import Case, Normalization, Spacing, label_dtype, read_image, read_label
+from egcnn.errors import InputError
+from egcnn.regions import Regions
+
+_KEYS = ("image", "label")
+_HOUNSFIELD_LIMIT = 1000.0
+_RAS = (("L", "R"), ("P", "A"), ("I", "S"))
+
+
+class ReadCase(Transform):
+    """A :class:`~egcnn.data.case.Case` to ``{"image", "label", "name"}``.
+
+    Args:
+        regions: allowed label values; None reads no label.
+        modalities: number of image channels wanted; None takes what is there.
+
+    Raises:
+        InputError: as ``read_image`` and ``read_label``. Within a MONAI ``Compose`` it is the
+            cause of the ``RuntimeError`` that ends the chain.
+    """
+
+    def __init__(self, regions: Regions | None, modalities: int | None = None) -> None:
+        self.regions = regions
+        self.modalities = modalities
+
+    def __call__(self, case: Case) -> dict[str, Any]:
+        """Read the files; a case without a label has no ``"label"``."""
+        item: dict[str, Any] = {"image": read_image(case, self.modalities), "name": case.name}
+        if self.regions is not None and case.label is not None:
+            item["label"] = read_label(case, self.regions)
+        return item
+
+
+class ZScored(MapTransform):
+    """Each channel to zero mean and unit deviation over its non-zero voxels; zeros stay.
+
+    The rule of the BraTS challenge (section 3.2). It writes to a new tensor, where MONAI's
+    ``NormalizeIntensityd`` would change the caller's.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Normalise the volumes under the keys."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+            scored = torch.stack([_zscored(channel) for channel in plain])
+            is_meta = isinstance(image, MetaTensor)
+            d[key] = MetaTensor(scored).copy_meta_from(image) if is_meta else scored
+        return d
+
+
+class RandCropNearForegroundd(Randomizable, MapTransform):
+    """A random patch that holds, with a given probability, a random foreground voxel.
+
+    Otherwise every position is equally likely. MONAI's ``RandCropByPosNegLabeld`` lists the index
+    of every background voxel for every patch, which costs more than the rest of the augmentation.
+
+    Args:
+        keys: volumes to crop, all of one size and at least as large as the patch.
+        label_key: label map whose non-zero voxels are the foreground.
+        size: the patch ``(D, H, W)``.
+        foreground: probability between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: str,
+        size: tuple[int, int, int],
+        foreground: float,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.label_key = label_key
+        self.size = size
+        self.foreground = foreground
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Crop all keys at one place."""
+        d = dict(data)
+        shape = d[self.first_key(d)].shape[1:]
+        first = np.zeros(3, dtype=np.int64)
+        last = np.subtract(shape, self.size)
+        if self.R.random() < self.foreground and self.label_key in d:
+            label = d[self.label_key]
+            inside = (label.as_tensor() if isinstance(label, MetaTensor) else label)[0].nonzero()
+            if len(inside):
+                voxel = inside[self.R.randint(len(inside))].numpy()
+                first = np.maximum(first, voxel - self.size + 1)
+                last = np.minimum(last, voxel)
+        start = [int(self.R.randint(low, high + 1)) for low, high in zip(first, last, strict=True)]
+        x, y, z = (slice(s, s + n) for s, n in zip(start, self.size, strict=True))
+        for key in self.key_iterator(d):
+            d[key] = d[key][:, x, y, z]
+        return d
+
+
+def preprocessing(
+    spacing: Spacing | None, normalization: Normalization, regions: Regions | None
+) -> Compose:
+    """Everything that is the same in every epoch and in prediction.
+
+    Axes in RAS order and direction; resampling to ``spacing`` (the image linearly, the label by
+    nearest neighbour), left out where the voxels have that size already; normalisation.
+
+    Args:
+        spacing: voxel size in mm along the axes of the volume in RAS order; None keeps it.
+        normalization: ``"zscore"``, per modality over its non-zero voxels, or ``"ct"``, Hounsfield
+            units / 1000 clipped to [-1, 1] (section 3.2).
+        regions: sets the label's integer type; None where labels are never read.
+
+    Returns:
+        A transform of dictionaries with MONAI ``MetaTensor``: image float32 with the affine of its
+        new grid, label uint8 or int16.
+
+    Raises:
+        InputError: a spacing that is not positive, or an unknown normalisation.
+    """
+    if normalization not in get_args(Normalization):
+        raise InputError(f"normalization: {normalization!r}; wanted 'zscore' or 'ct'")
+    steps: list[Any] = [
+        EnsureTyped("image", dtype=torch.float32, track_meta=True),
+        Orientationd(_KEYS, axcodes="RAS", labels=_RAS, allow_missing_keys=True),
+    ]
+    if spacing is not None:
+        if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
+            raise InputError(f"spacing: {spacing}; wanted three positive voxel sizes in mm")
+        steps.append(
+            Spacingd(
+                _KEYS,
+                pixdim=spacing,
+                mode=("bilinear", "nearest"),
+                dtype=np.float32,  # half the memory of MONAI's default; a CT takes gigabytes
+                allow_missing_keys=True,
+            )
+        )
+    if normalization == "zscore":
+        steps.append(ZScored("image"))
+    else:
+        limit = _HOUNSFIELD_LIMIT
+        steps.append(ScaleIntensityRanged("image", -limit, limit, -1.0, 1.0, clip=True))
+    if regions is not None:
+        steps.append(CastToTyped("label", dtype=label_dtype(regions), allow_missing_keys=True))
+    return Compose(steps)
+
+
+def augmentation(
+    patch: tuple[int, int, int],
+    flip_axes: tuple[int, ...] = (0, 1, 2),
+    *,
+    intensity_shift: float = 0.1,
+    intensity_scale: float = 0.1,
+    foreground: float = 0.0,
+) -> Compose:
+    """A random training patch of a preprocessed case.
+
+    Smaller volumes are padded with zeros on both sides, as the sliding window of the inference
+    does. Then a crop, flips with probability one half, and per channel a factor and an offset.
+    ``set_random_state(seed)`` on the result makes the sequence of patches repeatable.
+
+    Args:
+        patch: size ``(D, H, W)``.
+        flip_axes: spatial axes (0, 1, 2) that may be mirrored. Mirroring makes structures alike
+            that are told apart by that direction, such as front and back.
+        intensity_shift: offsets are uniform within plus or minus this, in normalised intensities.
+        intensity_scale: factors are uniform within 1 plus or minus this.
+        foreground: probability that the patch must hold a foreground voxel.
+
+    Returns:
+        A transform whose image (float32) and label (as it came) are plain tensors.
+
+    Raises:
+        InputError: a size below 1, an axis other than 0, 1, 2, a negative range, or a probability
+            outside [0, 1].
+    """
+    if len(patch) != 3 or min(patch) < 1:
+        raise InputError(f"patch: {patch}; wanted three sizes of at least 1")
+    if not set(flip_axes) <= {0, 1, 2}:
+        raise InputError(f"flip_axes: {flip_axes}; wanted some of 0, 1, 2")
+    if intensity_shift < 0 or intensity_scale < 0:
+        raise InputError(
+            f"intensity_shift, intensity_scale: {intensity_shift}, {intensity_scale}; "
+            "wanted no negative range"
+        )
+    if not 0 <= foreground <= 1:
+        raise InputError(f"foreground: {foreground}; wanted a probability")
+    missing: dict[str, Any] = {"allow_missing_keys": True}
+    return Compose(
+        [
+            EnsureTyped(_KEYS, track_meta=False, **missing),
+            SpatialPadd(_KEYS, spatial_size=patch, **missing),
+            RandCropNearForegroundd(_KEYS, "label", patch, foreground, **missing),
+            *(RandFlipd(_KEYS, prob=0.5, spatial_axis=axis, **missing) for axis in flip_axes),
+            RandScaleIntensityd("image", factors=intensity_scale, prob=1.0, channel_wise=True),
+            RandShiftIntensityd("image", offsets=intensity_shift, prob=1.0, channel_wise=True),
+            EnsureTyped(_KEYS, track_meta=False, **missing),
+        ]
+    )
+
+
+def _zscored(channel: Tensor) -> Tensor:
+    inside = channel != 0
+    scored = torch.zeros_like(channel)
+    # Sums over millions of voxels, and differences of large numbers, need more than float32 has.
+    values = channel[inside].double()
+    if values.numel():
+        deviation, mean = torch.std_mean(values, correction=0)
+        scored[inside] = ((values - mean) / deviation.clamp_min(1e-12)).to(channel.dtype)
+    return scored

@@ -1,0 +1,66 @@
+"""The BraTS layout as people have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from egcnn.data import open_dataset
+from egcnn.data.brats import MODALITIES, brats_case, find_brats
+from egcnn.errors import InputError
+from egcnn.regions import BRATS
+
+
+def make(folder: Path, parts: tuple[str, ...] = (*MODALITIES, "seg"), end: str = ".nii.gz") -> None:
+    folder.mkdir(parents=True)
+    for part in parts:
+        (folder / f"{folder.name}_{part}{end}").touch()
+
+
+def test_grades_and_root_are_read_in_the_order_of_names(tmp_path: Path) -> None:
+    make(tmp_path / "LGG" / "B")
+    make(tmp_path / "HGG" / "C", end=".nii")
+    make(tmp_path / "A")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "name_mapping.csv").touch()
+    dataset = open_dataset(tmp_path)
+    assert dataset.layout == "brats"
+    assert dataset.modalities == ("t1", "t1ce", "t2", "flair")
+    assert dataset.regions == BRATS
+    assert dataset.spacing == (1, 1, 1)
+    assert dataset.normalization == "zscore"
+    assert [case.name for case in dataset.cases] == ["A", "B", "C"]
+    assert [path.name for path in dataset.cases[2].images] == [
+        "C_t1.nii",
+        "C_t1ce.nii",
+        "C_t2.nii",
+        "C_flair.nii",
+    ]
+    assert dataset.cases[1].label == tmp_path / "LGG/B/B_seg.nii.gz"
+
+
+def test_case_without_segmentation_is_unlabelled(tmp_path: Path) -> None:
+    make(tmp_path / "X", MODALITIES)
+    assert brats_case(tmp_path / "X").label is None
+    assert len(find_brats(tmp_path).cases) == 1
+
+
+@pytest.mark.parametrize("missing", MODALITIES)
+def test_missing_modality_is_named(tmp_path: Path, missing: str) -> None:
+    make(tmp_path / "HGG" / "X", tuple(m for m in (*MODALITIES, "seg") if m != missing))
+    with pytest.raises(InputError, match=rf"HGG/X: modality {missing} .*X_{missing}\.nii\.gz"):
+        open_dataset(tmp_path)
+
+
+def test_one_name_in_both_grades(tmp_path: Path) -> None:
+    make(tmp_path / "HGG" / "X")
+    make(tmp_path / "LGG" / "X")
+    with pytest.raises(InputError, match=r"LGG/X: same name as .*HGG/X"):
+        find_brats(tmp_path)
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "HGG").mkdir()
+    with pytest.raises(InputError, match="no BraTS case"):
+        find_brats(tmp_path)

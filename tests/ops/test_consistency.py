@@ -1,0 +1,277 @@
+"""gumbel_consistency against hand-computed values and the reference (Eqs. 7 and 8)."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+from egcnn import ops
+from egcnn.errors import InputError
+from egcnn.ops import reference
+
+from .tolerances import FLOATS, assert_near
+
+FORMATS = (torch.contiguous_format, torch.channels_last_3d)
+OPTIONS = list(itertools.product(("softmax", "sigmoid"), ("gt", "both"), (True, False)))
+SIZES = [(1, 1, 1), (1, 1, 9), (3, 5, 7), (6, 2, 67)]
+
+
+def blobs(activation: str, batch: int, channels: int, size: tuple[int, ...]) -> Tensor:
+    """A target with regions larger than a voxel, so that most voxels are no edge."""
+    if activation == "softmax":
+        coarse = torch.randint(0, channels, (batch, 1, *((n + 2) // 3 for n in size)))
+    else:
+        coarse = torch.randint(0, 2, (batch, channels, *((n + 2) // 3 for n in size)))
+    for dim in (2, 3, 4):
+        coarse = coarse.repeat_interleave(3, dim)
+    return coarse[..., : size[0], : size[1], : size[2]].contiguous()
+
+
+def test_philox_known_answers() -> None:
+    # Random123's kat_vectors: philox4x32, 10 rounds, counter and key 0.
+    words = torch.tensor([0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8])
+    uniforms = reference.philox_uniforms(torch.tensor(0), 1, 4)[0]
+    assert torch.equal(uniforms, ((words >> 9).float() + 0.5) * 2.0**-23)
+    # Counters (243f6a88 85a308d3 13198a2e 03707344) need a fourth word that no voxel has, so the
+    # key's path is checked by a seed whose halves differ: results differ from those of each half.
+    seeds = [0x0000000100000002, 0x0000000200000001, -1]
+    drawn = [reference.philox_uniforms(torch.tensor(s), 5, 9) for s in seeds]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert all((u > 0).all() and (u < 1).all() for u in drawn)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1, -(2**63), -1, 2**40 + 3])
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+def test_kernel_and_reference_draw_the_same_numbers(seed: int, channels: int) -> None:
+    # Sigmoid regions of one-voxel checkerboards: where logit = -logit(u) the sample turns, so the
+    # hard sample tells on which side of u each logit lies. Logits a hair to either side of the
+    # reference's noise must decide every voxel, which pins the kernel's u to the last bit or two;
+    # the soft loss below compares the values themselves.
+    size = (2, 3, 5)
+    uniforms = reference.philox_uniforms(torch.tensor(seed), 30, channels).double()
+    noise = (uniforms.log() - torch.log1p(-uniforms)).T.reshape(1, channels, *size)
+    target = torch.ones(1, channels, *size, dtype=torch.uint8)
+    target[..., ::2] = 0
+    for sign in (1, -1):
+        # All hard samples 1 (or 0): the sample has no edge, so the mismatch is the truth's.
+        logits = -noise + sign * 1e-9
+        loss = ops.gumbel_consistency(logits, target, activation="sigmoid", seed=seed)
+        magnitude = reference.sobel_magnitude(target.double())
+        edges = magnitude > 0
+        per_region = magnitude.sum((2, 3, 4)) / edges.sum((2, 3, 4))
+        assert loss.item() == pytest.approx(per_region.mean().item(), abs=1e-12)
+
+
+def test_by_hand() -> None:
+    # Two voxels in a row, the truth is a face between them: magnitude 1 at both. Logits so large
+    # that no noise matters: a sample equal to the truth costs 0, a flat one costs 1.
+    target = torch.tensor([0, 1]).view(1, 1, 1, 1, 2)
+    right = torch.tensor([[100.0, -100.0], [-100.0, 100.0]]).view(1, 2, 1, 1, 2)
+    flat = torch.tensor([[100.0, 100.0], [-100.0, -100.0]]).view(1, 2, 1, 1, 2)
+    for hard in (True, False):
+        assert ops.gumbel_consistency(right, target, hard=hard, seed=1).item() == 0
+        assert ops.gumbel_consistency(flat, target, hard=hard, seed=1).item() == 1
+    # A third class that is nowhere has no edge and contributes 0.
+    three = torch.cat([flat, torch.full((1, 1, 1, 1, 2), -100.0)], 1)
+    assert ops.gumbel_consistency(three, target, seed=1).item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize(("activation", "support", "hard"), OPTIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_value_and_gradient_against_float64(
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    activation: str,
+    support: str,
+    hard: bool,
+    size: tuple[int, int, int],
+) -> None:
+    channels = 5
+    logits = torch.randn(2, channels, *size).to(dtype).contiguous(memory_format=memory_format)
+    target = blobs(activation, 2, channels, size).contiguous(memory_format=memory_format)
+    options = {"tau": 0.7, "hard": hard, "activation": activation, "support": support}
+    exact = logits.double().requires_grad_()
+    expected = reference.gumbel_consistency(exact, target, torch.tensor(11), **options)
+    expected.backward()
+    logits.requires_grad_()
+    loss = ops.gumbel_consistency(logits, target, seed=11, **options)
+    loss.backward()
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert logits.grad is not None
+    assert logits.grad.stride() == torch.empty_like(logits).stride()
+    # The sums are float32's whatever the logits are: only the gradient is rounded to their type.
+    assert_near(loss.detach(), expected.detach(), min(dtype, torch.float32, key=_precision))
+    if dtype == torch.float32:
+        # Magnitudes near 0 have slopes that turn with the last bit of the sample.
+        torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=2e-4, atol=2e-6)
+    else:
+        assert_near(logits.grad, exact.grad, dtype)
+
+
+def _precision(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("support", ["gt", "both"])
+def test_gradcheck_of_the_soft_sample(activation: str, support: str) -> None:
+    logits = torch.randn(2, 3, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    target = blobs(activation, 2, 3, (3, 4, 5))
+
+    def loss(z: Tensor) -> Tensor:
+        return ops.gumbel_consistency(
+            z, target, hard=False, activation=activation, support=support, seed=5
+        )
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_target_types(dtype: torch.dtype) -> None:
+    logits = torch.randn(1, 2, 4, 5, 6)
+    for activation in ("softmax", "sigmoid"):
+        target = blobs(activation, 1, 2, (4, 5, 6))
+        expected = ops.gumbel_consistency(logits, target, activation=activation, seed=3)
+        result = ops.gumbel_consistency(logits, target.to(dtype), activation=activation, seed=3)
+        assert torch.equal(result, expected)
+    halves = ops.gumbel_consistency(logits, target * 0.9, activation="sigmoid", seed=3)
+    assert torch.equal(halves, expected)
+
+
+def test_no_edges_at_all() -> None:
+    logits = torch.randn(1, 3, 4, 4, 4, requires_grad=True)
+    loss = ops.gumbel_consistency(logits, torch.zeros(1, 1, 4, 4, 4).long())
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert logits.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2, 2, 2), (1, 3, 0, 2, 2), (1, 3, 2, 2, 0)])
+def test_empty(shape: tuple[int, ...]) -> None:
+    logits = torch.zeros(shape, requires_grad=True)
+    loss = ops.gumbel_consistency(logits, torch.zeros(shape[0], 1, *shape[2:]).long())
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert logits.grad.shape == shape
+
+
+def test_extreme_logits_stay_finite() -> None:
+    logits = (torch.randn(1, 3, 5, 5, 5) * 1e4).requires_grad_()
+    target = blobs("softmax", 1, 3, (5, 5, 5))
+    for activation, hard in itertools.product(("softmax", "sigmoid"), (True, False)):
+        truth = target if activation == "softmax" else blobs("sigmoid", 1, 3, (5, 5, 5))
+        loss = ops.gumbel_consistency(logits, truth, hard=hard, activation=activation, seed=1)
+        (grad,) = torch.autograd.grad(loss, logits)
+        assert loss.isfinite()
+        assert grad.isfinite().all()
+
+
+def test_seeds() -> None:
+    logits, target = torch.randn(1, 3, 5, 6, 7), blobs("softmax", 1, 3, (5, 6, 7))
+    one = ops.gumbel_consistency(logits, target, seed=1)
+    assert torch.equal(one, ops.gumbel_consistency(logits, target, seed=torch.tensor([1])))
+    assert not torch.equal(one, ops.gumbel_consistency(logits, target, seed=2))
+    torch.manual_seed(4)
+    drawn = ops.gumbel_consistency(logits, target)
+    assert not torch.equal(drawn, ops.gumbel_consistency(logits, target))
+    torch.manual_seed(4)
+    assert torch.equal(drawn, ops.gumbel_consistency(logits, target))
+
+
+def test_same_bits_with_any_number_of_threads() -> None:
+    logits = torch.randn(2, 3, 11, 12, 13)
+    target = blobs("softmax", 2, 3, (11, 12, 13))
+    arguments = (logits, target, torch.tensor(1), 0.5, True, "softmax", "both")
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            loss = torch.ops.egcnn.gumbel_consistency(*arguments)
+            grad = torch.ops.egcnn.gumbel_consistency_backward(torch.ones(()), *arguments)
+            results.append((loss, grad))
+    finally:
+        torch.set_num_threads(threads)
+    for loss, grad in results[1:]:
+        assert torch.equal(loss, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
+def test_opcheck() -> None:
+    for activation, support, hard in OPTIONS:
+        logits = torch.randn(1, 3, 3, 4, 5)
+        target = blobs(activation, 1, 3, (3, 4, 5))
+        options = (target, torch.tensor(1), 0.5, hard, activation, support)
+        opcheck(torch.ops.egcnn.gumbel_consistency, (logits.clone().requires_grad_(), *options))
+        opcheck(torch.ops.egcnn.gumbel_consistency_backward, (torch.ones(()), logits, *options))
+
+
+def test_compiles_whole() -> None:
+    logits, target = torch.randn(1, 3, 3, 4, 5), blobs("softmax", 1, 3, (3, 4, 5))
+
+    def loss(z: Tensor) -> Tensor:
+        return ops.gumbel_consistency(z, target, seed=1)
+
+    assert torch.equal(
+        torch.compile(loss, fullgraph=True, backend="aot_eager")(logits), loss(logits)
+    )
+
+
+def test_second_derivative_says_that_there_is_none() -> None:
+    logits = torch.randn(1, 2, 3, 3, 3, requires_grad=True)
+    loss = ops.gumbel_consistency(logits, blobs("softmax", 1, 2, (3, 3, 3)), hard=False, seed=1)
+    (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="gumbel_consistency has no second derivative"):
+        grad.sum().backward()
+
+
+LOGITS = torch.zeros(1, 3, 2, 2, 2)
+CLASSES = torch.zeros(1, 1, 2, 2, 2, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "options", "message"),
+    [
+        (LOGITS[0], CLASSES, {}, "logits has the shape"),
+        (LOGITS.long(), CLASSES, {}, "logits is int64; wanted one of float64"),
+        (LOGITS, CLASSES.float(), {}, "target is float32; wanted one of bool"),
+        (LOGITS, LOGITS.byte(), {}, "target has 3 channels; wanted 1"),
+        (LOGITS, CLASSES, {"activation": "sigmoid"}, "target has 1 channels; wanted 3"),
+        (LOGITS, CLASSES[..., :1], {}, "wanted the same batch and volume size"),
+        (LOGITS, CLASSES.to("meta"), {}, "target is on meta and logits on cpu"),
+        (LOGITS, CLASSES, {"tau": 0}, "tau is 0; wanted a temperature above 0"),
+        (LOGITS, CLASSES, {"activation": "relu"}, "activation is 'relu'"),
+        (LOGITS, CLASSES, {"support": "all"}, "support is 'all'; wanted one of 'gt', 'both'"),
+        (LOGITS, CLASSES, {"seed": torch.zeros(2)}, r"seed is torch.float32 of shape \(2,\)"),
+    ],
+)
+def test_bad_input(logits: Tensor, target: Tensor, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ops.gumbel_consistency(logits, target, **options)
+
+
+def test_real_masks(shared_data) -> None:
+    import nibabel as nib
+
+    path = sorted((shared_data / "hippocampus" / "labelsTr").glob("hippocampus_*.nii.gz"))[0]
+    labels = torch.from_numpy(np.asarray(nib.load(path).dataobj).astype(np.uint8))[None, None]
+    logits = torch.randn(1, 3, *labels.shape[2:], dtype=torch.float64)
+    for hard in (True, False):
+        mine = logits.clone().requires_grad_()
+        loss = ops.gumbel_consistency(mine, labels, hard=hard, seed=2)
+        loss.backward()
+        theirs = logits.clone().requires_grad_()
+        with ops.use_reference():
+            expected = ops.gumbel_consistency(theirs, labels, hard=hard, seed=2)
+        expected.backward()
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(mine.grad, theirs.grad)

@@ -1,0 +1,195 @@
+"""edge_gate against hand-computed values and the reference (Eqs. 1 and 2)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+from egcnn import ops
+from egcnn.errors import InputError
+from egcnn.ops import reference
+
+from .tolerances import FLOATS, assert_near
+
+FORMATS = (torch.contiguous_format, torch.channels_last_3d)
+ACTIVATIONS = ("relu_sigmoid", "sigmoid")
+# (B, Ce, Cm, D, H, W): one voxel, primes, more voxels than one block holds.
+SHAPES = [(1, 1, 1, 1, 1, 1), (2, 3, 5, 3, 5, 7), (1, 8, 4, 7, 11, 13), (3, 5, 9, 1, 1, 31)]
+
+
+def arguments(
+    shape: tuple[int, ...],
+    gates: int,
+    dtype: torch.dtype = torch.float64,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> list[Tensor]:
+    batch, ce, cm, *size = shape
+    e = torch.randn(batch, ce, *size).to(dtype).contiguous(memory_format=memory_format)
+    m = torch.randn(batch, cm, *size).to(dtype).contiguous(memory_format=memory_format)
+    weights = torch.float64 if dtype == torch.float64 else torch.float32
+    return [
+        e,
+        m,
+        torch.randn(gates, ce, dtype=weights) / 2,
+        torch.randn(gates, cm, dtype=weights) / 2,
+        torch.randn(gates, dtype=weights) / 2,
+    ]
+
+
+def test_by_hand() -> None:
+    e = torch.tensor([2.0, -1.0], dtype=torch.float64).view(1, 2, 1, 1, 1)
+    m = torch.tensor([3.0], dtype=torch.float64).view(1, 1, 1, 1, 1)
+    weight_e = torch.tensor([[1.0, 2.0], [0.5, 1.0]], dtype=torch.float64)
+    weight_m = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    bias = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    # Sums: 2 - 2 + 3 + 0.5 = 3.5 and 1 - 1 - 3 + 0.25 = -2.75, which ReLU makes 0.
+    high, low = 1 / (1 + math.exp(-3.5)), 1 / (1 + math.exp(2.75))
+    gated = ops.edge_gate(e, m, weight_e, weight_m, bias).flatten()
+    assert gated.tolist() == pytest.approx([2 * high + 2, -1 * 0.5 - 1])
+    smooth = ops.edge_gate(e, m, weight_e, weight_m, bias, activation="sigmoid").flatten()
+    assert smooth.tolist() == pytest.approx([2 * high + 2, -1 * low - 1])
+    single = ops.edge_gate(e, m, weight_e[:1], weight_m[:1], bias[:1]).flatten()
+    assert single.tolist() == pytest.approx([2 * high + 2, -1 * high - 1])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", ["channel", "voxel"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_value_and_gradients_against_float64(
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    activation: str,
+    kind: str,
+    shape: tuple[int, ...],
+) -> None:
+    inputs = arguments(shape, shape[1] if kind == "channel" else 1, dtype, memory_format)
+    grad = torch.randn(inputs[0].shape).to(dtype)  # contiguous whatever the inputs are
+    exact = [t.double().requires_grad_() for t in inputs]
+    expected = reference.edge_gate(*exact, activation)
+    expected.backward(grad.double())
+    inputs = [t.requires_grad_() for t in inputs]
+    result = ops.edge_gate(*inputs, activation=activation)
+    result.backward(grad)
+    assert result.dtype == dtype
+    assert result.stride() == torch.empty_like(inputs[0]).stride()
+    assert_near(result.detach(), expected.detach(), dtype)
+    for mine, theirs in zip(inputs, exact, strict=True):
+        assert mine.grad is not None
+        assert mine.grad.dtype == mine.dtype
+        assert_near(mine.grad, theirs.grad, dtype)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gates", [1, 3])
+def test_gradcheck(activation: str, gates: int) -> None:
+    inputs = [t.requires_grad_() for t in arguments((2, 3, 2, 2, 3, 4), gates)]
+    assert torch.autograd.gradcheck(lambda *a: ops.edge_gate(*a, activation=activation), inputs)
+
+
+def test_e_and_m_in_different_formats() -> None:
+    e, m, *weights = arguments((2, 4, 3, 3, 4, 5), 4, torch.float32)
+    expected = ops.edge_gate(e, m, *weights)
+    mixed = ops.edge_gate(e, m.contiguous(memory_format=torch.channels_last_3d), *weights)
+    assert torch.equal(mixed, expected)
+    strided = ops.edge_gate(e.transpose(2, 4).contiguous().transpose(2, 4), m, *weights)
+    assert torch.equal(strided, expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2, 2, 2, 2), (2, 3, 2, 0, 2, 2)])
+def test_empty_volume_has_zero_weight_gradients(shape: tuple[int, ...]) -> None:
+    inputs = [t.requires_grad_() for t in arguments(shape, 3)]
+    ops.edge_gate(*inputs).sum().backward()
+    for t in inputs:
+        assert t.grad is not None
+        assert t.grad.shape == t.shape
+        assert t.grad.eq(0).all()
+
+
+def test_same_bits_with_any_number_of_threads() -> None:
+    inputs = arguments((2, 5, 3, 9, 10, 11), 5, torch.float32)
+    grad = torch.randn_like(inputs[0])
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(torch.ops.egcnn.edge_gate_backward(grad, *inputs, True))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_opcheck() -> None:
+    for memory_format in FORMATS:
+        for gates in (1, 3):
+            inputs = arguments((1, 3, 2, 2, 3, 4), gates, torch.float32, memory_format)
+            opcheck(torch.ops.egcnn.edge_gate_backward, (inputs[0], *inputs, True))
+            opcheck(torch.ops.egcnn.edge_gate, (*(t.requires_grad_() for t in inputs), True))
+
+
+def test_compiles_whole() -> None:
+    inputs = arguments((1, 3, 2, 3, 4, 5), 3, torch.float32)
+    compiled = torch.compile(ops.edge_gate, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*inputs), ops.edge_gate(*inputs))
+
+
+def test_autocast_takes_mixed_inputs() -> None:
+    e, m, *weights = arguments((1, 3, 2, 3, 4, 5), 3, torch.float32)
+    weights = [w.requires_grad_() for w in weights]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = ops.edge_gate(e, m.bfloat16(), *weights)
+    assert result.dtype == torch.bfloat16
+    result.float().sum().backward()
+    assert all(w.grad is not None and w.grad.dtype == torch.float32 for w in weights)
+    expected = ops.edge_gate(e.bfloat16(), m.bfloat16(), *weights)
+    assert torch.equal(result, expected)
+
+
+def test_reference_on_demand_allows_second_derivatives() -> None:
+    inputs = [t.requires_grad_() for t in arguments((1, 2, 2, 2, 2, 2), 2)]
+    (grad,) = torch.autograd.grad(ops.edge_gate(*inputs).sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="edge_gate has no second derivative"):
+        grad.sum().backward()
+    with ops.use_reference():
+        assert ops.backend(inputs[0]) == "reference"
+        assert torch.autograd.gradgradcheck(
+            lambda *a: ops.edge_gate(*a, activation="sigmoid"), inputs
+        )
+    assert ops.backend(inputs[0]) == "native"
+
+
+def _bad(index: int, tensor: Tensor) -> list[Tensor]:
+    inputs = arguments((2, 3, 4, 2, 2, 2), 3, torch.float32)
+    inputs[index] = tensor
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (_bad(0, torch.zeros(2, 3, 2, 2)), r"e has the shape \(2, 3, 2, 2\); wanted five"),
+        (_bad(0, torch.zeros(2, 3, 2, 2, 2).long()), "e is int64; wanted one of float64"),
+        (_bad(1, torch.zeros(2, 4, 2, 2, 3)), "wanted the same batch and volume size"),
+        (_bad(1, torch.zeros(2, 4, 2, 2, 2).double()), "m is torch.float64 and e torch.float32"),
+        (_bad(2, torch.zeros(3, 4)), r"weight_e has the shape \(3, 4\); wanted \(3, 3\)"),
+        (_bad(3, torch.zeros(3, 3)), r"weight_m has the shape \(3, 3\); wanted \(3, 4\)"),
+        (_bad(4, torch.zeros(2)), r"bias has the shape \(2,\); wanted \(3,\)"),
+        (_bad(4, torch.zeros(3).long()), "bias is torch.int64; wanted a float"),
+        (_bad(4, torch.zeros(3, device="meta")), "bias is on meta and e on cpu"),
+    ],
+)
+def test_bad_input(inputs: list[Tensor], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ops.edge_gate(*inputs)
+
+
+def test_unknown_activation() -> None:
+    with pytest.raises(InputError, match="activation is 'tanh'; wanted one of 'relu_sigmoid'"):
+        ops.edge_gate(*arguments((1, 1, 1, 1, 1, 1), 1), activation="tanh")

@@ -1,0 +1,236 @@
+"""sobel_edges and sobel_magnitude against hand-computed values, scipy and the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from torch.library import opcheck
+
+from egcnn import ops
+from egcnn.errors import InputError
+from egcnn.ops import reference
+
+from .tolerances import FLOATS, assert_near
+
+SIZES = [(1, 1, 1), (1, 1, 7), (1, 5, 1), (3, 1, 1), (2, 2, 2), (5, 7, 11), (4, 3, 67)]
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+FORMATS = (torch.contiguous_format, torch.channels_last_3d)
+
+
+def test_flat_face_has_magnitude_one_on_both_sides() -> None:
+    x = torch.zeros(1, 1, 4, 4, 6)
+    x[..., 3:] = 1
+    magnitude = ops.sobel_magnitude(x)
+    assert magnitude[0, 0, 2, 2].tolist() == [0, 0, 1, 1, 0, 0]
+    assert ops.sobel_edges(x.bool())[0, 0, 0, 0].tolist() == [0, 0, 1, 1, 0, 0]
+
+
+def test_one_voxel_by_hand() -> None:
+    x = torch.zeros(1, 1, 3, 3, 3, dtype=torch.float64)
+    x[0, 0, 1, 1, 1] = 1
+    magnitude = ops.sobel_magnitude(x)[0, 0]
+    # Seen from a face neighbour the difference is 2·2 of 16, from an edge twice 2·1, from a corner
+    # three times 1·1; from the voxel itself nothing.
+    assert magnitude[1, 1, 1] == 0
+    assert magnitude[1, 1, 0] == pytest.approx(4 / 16)
+    assert magnitude[1, 0, 0] == pytest.approx(np.sqrt(2 * 2**2) / 16)
+    assert magnitude[0, 0, 0] == pytest.approx(np.sqrt(3) / 16)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_magnitude_agrees_with_scipy(size: tuple[int, int, int]) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = np.zeros(x.shape)
+    for index in np.ndindex(2, 3):
+        gradients = [scipy.ndimage.sobel(x[index].numpy(), a, mode="nearest") for a in range(3)]
+        expected[index] = np.sqrt(sum(g**2 for g in gradients)) / 16
+    for result in (ops.sobel_magnitude(x), reference.sobel_magnitude(x)):
+        np.testing.assert_allclose(result.numpy(), expected, rtol=1e-6, atol=1e-12)
+    single = ops.sobel_magnitude(x.float()).numpy()
+    np.testing.assert_allclose(single, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("size", SIZES)
+def test_magnitude_and_gradient_against_float64(
+    dtype: torch.dtype, memory_format: torch.memory_format, size: tuple[int, int, int]
+) -> None:
+    x = torch.randn(2, 3, *size).to(dtype).contiguous(memory_format=memory_format)
+    grad = torch.randn(2, 3, *size).to(dtype).contiguous(memory_format=memory_format)
+    x64 = x.double().requires_grad_()
+    expected = reference.sobel_magnitude(x64)
+    expected.backward(grad.double())
+    x.requires_grad_()
+    result = ops.sobel_magnitude(x)
+    result.backward(grad)
+    assert result.dtype == dtype
+    assert result.stride() == torch.empty_like(x).stride()
+    assert_near(result.detach(), expected.detach(), dtype)
+    assert_near(x.grad, x64.grad, dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_magnitude_gradcheck(size: tuple[int, int, int]) -> None:
+    x = torch.rand(1, 2, *size[:2], min(size[2], 7), dtype=torch.float64, requires_grad=True)
+    if x.numel() == 2:
+        assert torch.autograd.grad(ops.sobel_magnitude(x).sum(), x)[0].eq(0).all()
+    else:
+        assert torch.autograd.gradcheck(ops.sobel_magnitude, (x,))
+
+
+def test_slope_where_the_magnitude_is_zero_is_zero() -> None:
+    x = torch.ones(1, 1, 5, 5, 5, requires_grad=True)
+    ops.sobel_magnitude(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_edges_of_binary_regions(
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    size: tuple[int, int, int],
+    threshold: float,
+) -> None:
+    masks = (torch.rand(2, 3, *size) > 0.7).to(dtype).contiguous(memory_format=memory_format)
+    edges = ops.sobel_edges(masks, threshold=threshold)
+    assert edges.dtype == torch.uint8
+    assert edges.stride() == torch.empty_like(masks).stride()
+    torch.testing.assert_close(
+        edges, reference.sobel_edges(masks.contiguous(), threshold=threshold), check_stride=False
+    )
+
+
+@pytest.mark.parametrize("dtype", INTEGERS[1:])
+@pytest.mark.parametrize("size", SIZES)
+def test_edges_of_label_maps(dtype: torch.dtype, size: tuple[int, int, int]) -> None:
+    regions = [(1, 2, 4), (1, 4), (4,), (99,)]
+    labels = torch.tensor([0, 1, 2, 4])[torch.randint(0, 4, (2, 1, *size))].to(dtype)
+    edges = ops.sobel_edges(labels, regions)
+    masks = torch.cat([torch.isin(labels, torch.tensor(r)) for r in regions], 1)
+    assert torch.equal(edges, reference.sobel_edges(masks))
+    assert torch.equal(edges, reference.sobel_edges(labels, regions))
+
+
+def test_a_mask_of_255_is_a_mask() -> None:
+    mask = torch.rand(1, 1, 4, 5, 6) > 0.5
+    assert torch.equal(ops.sobel_edges(mask.byte() * 255), ops.sobel_edges(mask))
+
+
+def test_label_values_beyond_a_byte_and_negative_ones() -> None:
+    labels = torch.randint(0, 2, (1, 1, 4, 4, 5)) * 70_000 - 5
+    expected = ops.sobel_edges(labels > 0)
+    assert torch.equal(ops.sobel_edges(labels, [(69_995,)]), expected)
+    assert torch.equal(ops.sobel_edges(labels, [(-5,)]), expected)
+    # A value that the labels' type cannot hold is simply nowhere.
+    assert ops.sobel_edges(labels.to(torch.uint8), [(1_000,)]).sum() == 0
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 2, 3, 3, 3), (2, 0, 3, 3, 3), (1, 1, 0, 3, 3), (1, 1, 3, 3, 0)]
+)
+def test_empty(shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape, requires_grad=True)
+    magnitude = ops.sobel_magnitude(x)
+    magnitude.sum().backward()
+    assert magnitude.shape == shape
+    assert x.grad is not None
+    assert x.grad.shape == shape
+    assert ops.sobel_edges(torch.zeros(shape)).shape == shape
+
+
+def test_views_that_are_not_contiguous() -> None:
+    x = torch.randn(2, 6, 8, 9, 10)[:, ::2, 1:, ::3, 2:].requires_grad_()
+    dense = x.detach().contiguous().requires_grad_()
+    for t in (x, dense):
+        ops.sobel_magnitude(t).sum().backward()
+    assert torch.equal(x.detach(), dense.detach())
+    assert x.grad is not None
+    assert torch.equal(x.grad, dense.grad)
+
+
+def test_same_bits_with_any_number_of_threads() -> None:
+    x = torch.randn(1, 2, 13, 17, 19)
+    grad = torch.randn_like(x)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(torch.ops.egcnn.sobel_magnitude_backward(grad, x))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_opcheck() -> None:
+    for memory_format in FORMATS:
+        x = torch.randn(1, 2, 3, 4, 5).contiguous(memory_format=memory_format)
+        opcheck(torch.ops.egcnn.sobel_magnitude, (x.clone().requires_grad_(),))
+        opcheck(torch.ops.egcnn.sobel_magnitude_backward, (x, x))
+        opcheck(torch.ops.egcnn.sobel_edges, (x, [], [], 0.0))
+    labels = torch.randint(0, 3, (1, 1, 3, 4, 5), dtype=torch.uint8)
+    opcheck(torch.ops.egcnn.sobel_edges, (labels, [1, 2, 2], [2, 1], 0.0))
+
+
+def test_compiles_whole() -> None:
+    def both(labels: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return ops.sobel_magnitude(x) * ops.sobel_edges(labels, [(1,), (1, 2)])
+
+    labels, x = torch.randint(0, 3, (1, 1, 3, 4, 5)), torch.randn(1, 2, 3, 4, 5)
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(labels, x), both(labels, x))
+
+
+def test_second_derivative_says_that_there_is_none() -> None:
+    x = torch.rand(1, 1, 3, 3, 3, requires_grad=True)
+    (grad,) = torch.autograd.grad(ops.sobel_magnitude(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("labels", "regions", "message"),
+    [
+        (torch.zeros(3, 4, 5), None, r"labels has the shape \(3, 4, 5\); wanted five dimensions"),
+        (torch.zeros(1, 1, 3, 4, 5), [(1,)], "labels is float32; wanted one of bool, uint8"),
+        (torch.zeros(1, 2, 3, 4, 5).byte(), [(1,)], "labels has 2 channels; wanted 1"),
+        (torch.zeros(1, 1, 3, 4, 5).byte(), [], "wanted at least one region"),
+        (torch.zeros(1, 1, 3, 4, 5).byte(), [(1,), ()], "each with a label value"),
+        (torch.zeros(1, 1, 3, 4, 5, dtype=torch.complex64), None, "labels is complex64"),
+        (np.zeros((1, 1, 3, 4, 5)), None, "labels is a ndarray; wanted a tensor"),
+    ],
+)
+def test_bad_input(labels: torch.Tensor, regions: list | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ops.sobel_edges(labels, regions)
+
+
+def test_bad_threshold() -> None:
+    with pytest.raises(InputError, match="threshold is nan"):
+        ops.sobel_edges(torch.zeros(1, 1, 2, 2, 2), threshold=float("nan"))
+
+
+def test_magnitude_of_integers_is_refused() -> None:
+    with pytest.raises(InputError, match="x is uint8; wanted one of float64"):
+        ops.sobel_magnitude(torch.zeros(1, 1, 2, 2, 2, dtype=torch.uint8))
+
+
+def test_real_masks(shared_data) -> None:
+    import nibabel as nib
+
+    path = sorted((shared_data / "kits19_masks").rglob("*.nii.gz"))[0]
+    labels = torch.from_numpy(np.asarray(nib.load(path).dataobj).astype(np.uint8))[None, None]
+    low, high = labels[0, 0].nonzero().aminmax(dim=0)
+    box = tuple(slice(a, b + 2) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+    labels = labels[(..., *box)]
+    assert labels.max() == 2
+    edges = ops.sobel_edges(labels, [(1, 2), (2,)])
+    assert torch.equal(edges, reference.sobel_edges(labels, [(1, 2), (2,)]))

@@ -1,0 +1,26 @@
+"""How near a result in each dtype has to come to the same computed in float64."""
+
+from __future__ import annotations
+
+import torch
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+# A few units in the last place; sums over many terms are made in float32 for all but float64.
+RELATIVE = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-6,
+    torch.float16: 1.5e-3,
+    torch.bfloat16: 1.2e-2,
+}
+
+
+def assert_near(result: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    """Compare with float64 ``expected``: relative to its size, and to its largest value."""
+    assert expected.dtype == torch.float64
+    assert result.shape == expected.shape
+    tolerance = RELATIVE[dtype]
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    torch.testing.assert_close(
+        result.double(), expected, rtol=tolerance, atol=tolerance * scale + 1e-300
+    )
