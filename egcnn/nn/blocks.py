@@ -1,0 +1,74 @@
+"""Building blocks that the backbones and the edge stream share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from egcnn.nn.norm import NormReLU
+
+
+class Conv3x3x3(nn.Conv3d):
+    """Padded 3x3x3 convolution without bias: a norm with its own shift follows sooner or later.
+
+    Args:
+        in_channels: channels of the input ``(B, in_channels, D, H, W)``.
+        out_channels: channels of the output.
+        stride: 1 keeps the size, 2 halves it (rounded up).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_channels, D, H, W)`` to ``(B, out_channels, D', H', W')``."""
+        missing = [max(0, _SAFE_SIZE - size) for size in x.shape[2:]]
+        if x.device.type != "cpu" or not any(missing):
+            return super().forward(x)
+        depth, height, width = ((size - 1) // self.stride[0] + 1 for size in x.shape[2:])
+        y = super().forward(F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0])))
+        return y[:, :, :depth, :height, :width].contiguous(memory_format=_layout(x))
+
+
+# For bfloat16 volumes thinner than this, the CPU library of torch 2.13 (oneDNN) computes the weight
+# gradient from memory outside the tensors: garbage, NaN or a crash. Zeros appended beyond the
+# padding change no voxel that is kept.
+_SAFE_SIZE = 3
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def resize(x: Tensor, like: Tensor) -> Tensor:
+    """Trilinear resampling (``align_corners=False``) of ``x`` to the size of ``like``."""
+    return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, ReLU, 3x3x3 convolution, twice, plus the input (He et al. 2016, arXiv 1603.05027).
+
+    Args:
+        in_channels: channels of the input ``(B, in_channels, D, H, W)``.
+        out_channels: channels of the output, same size; where they differ from the input's, the
+            skip is a 1x1x1 convolution instead of the identity.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            NormReLU(in_channels),
+            Conv3x3x3(in_channels, out_channels),
+            NormReLU(out_channels),
+            Conv3x3x3(out_channels, out_channels),
+        )
+        self.skip: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.skip = nn.Conv3d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_channels, D, H, W)`` to ``(B, out_channels, D, H, W)``."""
+        return self.skip(x) + self.body(x)

@@ -1,0 +1,127 @@
+"""The edge stream: edge-gated layers that climb from the coarsest resolution to the finest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from egcnn import ops
+from egcnn.errors import InputError
+from egcnn.nn.blocks import ResidualBlock, resize
+
+Gate = Literal["channel", "voxel"]
+GateActivation = Literal["relu_sigmoid", "sigmoid"]
+
+
+class EdgeGate(nn.Module):
+    """Edge-gated layer: Eqs. (1) and (2) of Hatamizadeh et al. (2020).
+
+    ``alpha = sigmoid(relu(We e + Wm m + b))``, ``out = e * alpha + e``.
+
+    Args:
+        edge_channels: channels of the edge feature ``e``.
+        main_channels: channels of the main stream's feature ``m``.
+        gate: ``"channel"``, an attention value per channel and voxel (the Hadamard product of
+            Eq. 2), or ``"voxel"``, one per voxel (Takikawa et al., 2019).
+        activation: ``"relu_sigmoid"`` as in Eq. (1), which keeps alpha in [0.5, 1), or
+            ``"sigmoid"``.
+
+    Raises:
+        InputError: an unknown gate or activation.
+    """
+
+    def __init__(
+        self,
+        edge_channels: int,
+        main_channels: int,
+        *,
+        gate: Gate = "channel",
+        activation: GateActivation = "relu_sigmoid",
+    ) -> None:
+        super().__init__()
+        if gate not in ("channel", "voxel"):
+            raise InputError(f"EdgeGate: gate is {gate!r}; wanted 'channel' or 'voxel'")
+        if activation not in ("relu_sigmoid", "sigmoid"):
+            raise InputError(
+                f"EdgeGate: activation is {activation!r}; wanted 'relu_sigmoid' or 'sigmoid'"
+            )
+        gates = edge_channels if gate == "channel" else 1
+        self.activation = activation
+        self.weight_e = nn.Parameter(torch.empty(gates, edge_channels))
+        self.weight_m = nn.Parameter(torch.empty(gates, main_channels))
+        self.bias = nn.Parameter(torch.empty(gates))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: those of one 1x1x1 convolution over both inputs together."""
+        bound = 1 / math.sqrt(self.weight_e.shape[1] + self.weight_m.shape[1])
+        for parameter in (self.weight_e, self.weight_m, self.bias):
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, e: Tensor, m: Tensor) -> Tensor:
+        """``e (B, Ce, D, H, W)`` and ``m (B, Cm, D, H, W)`` to the gated ``(B, Ce, D, H, W)``."""
+        return ops.edge_gate(
+            e, m, self.weight_e, self.weight_m, self.bias, activation=self.activation
+        )
+
+
+class EdgeStream(nn.Module):
+    """Figure 1 of Hatamizadeh et al. (2020): from the decoder's first feature to edge logits.
+
+    At every encoder resolution, coarse to fine: residual block, trilinear resampling to the size
+    of the encoder's feature, edge gate with that feature. A 1x1x1 convolution ends it.
+
+    Args:
+        main_channels: channels of the encoder's features, fine to coarse.
+        seed_channels: channels of the first up-sampled decoder feature.
+        regions: edge logits, one per region.
+        edge_channels: width of the stream at all resolutions; the finest encoder width if None.
+        gate: see :class:`EdgeGate`.
+        activation: see :class:`EdgeGate`.
+
+    Raises:
+        InputError: no encoder resolution, or an option of :class:`EdgeGate` that it rejects.
+    """
+
+    def __init__(
+        self,
+        main_channels: Sequence[int],
+        seed_channels: int,
+        regions: int,
+        *,
+        edge_channels: int | None = None,
+        gate: Gate = "channel",
+        activation: GateActivation = "relu_sigmoid",
+    ) -> None:
+        super().__init__()
+        if not main_channels:
+            raise InputError("EdgeStream: main_channels is empty; wanted one entry per resolution")
+        width = main_channels[0] if edge_channels is None else edge_channels
+        if width < 1:
+            raise InputError(f"EdgeStream: edge_channels is {width}; wanted at least 1")
+        inputs = [seed_channels] + [width] * (len(main_channels) - 1)
+        self.blocks = nn.ModuleList(ResidualBlock(channels, width) for channels in inputs)
+        self.gates = nn.ModuleList(
+            EdgeGate(width, channels, gate=gate, activation=activation)
+            for channels in reversed(main_channels)
+        )
+        self.head = nn.Conv3d(width, regions, 1)
+
+    def forward(self, encoder: Sequence[Tensor], decoder: Tensor) -> Tensor:
+        """Taps of the main stream to edge logits ``(B, regions, D, H, W)``.
+
+        Args:
+            encoder: features ``(B, main_channels[i], D_i, H_i, W_i)``, fine to coarse.
+            decoder: the first up-sampled decoder feature ``(B, seed_channels, D_j, H_j, W_j)``.
+        """
+        e = decoder
+        for block, gate, m in zip(self.blocks, self.gates, reversed(encoder), strict=True):
+            e = block(e)
+            if e.shape[2:] != m.shape[2:]:
+                e = resize(e, m)
+            e = gate(e, m)
+        return self.head(e)

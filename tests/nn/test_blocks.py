@@ -1,0 +1,83 @@
+"""The residual block against its formula, and resampling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from egcnn.nn import ResidualBlock
+from egcnn.nn.blocks import Conv3x3x3, resize
+
+
+def test_identity_skip_to_the_bit_when_the_body_is_silent() -> None:
+    block = ResidualBlock(4, 4)
+    nn.init.zeros_(block.body[3].weight)
+    x = torch.randn(2, 4, 3, 5, 2)
+    assert torch.equal(block(x), x)
+
+
+def test_projection_where_channels_change() -> None:
+    block = ResidualBlock(3, 6)
+    nn.init.zeros_(block.body[3].weight)
+    x = torch.randn(2, 3, 3, 5, 2)
+    weight = block.skip.weight[:, :, 0, 0, 0]
+    torch.testing.assert_close(block(x), torch.einsum("oc,bcdhw->bodhw", weight, x))
+
+
+def test_one_voxel_by_hand() -> None:
+    # One voxel normalises to 0, so that norm and ReLU pass their shift: 2, and 3 after the first
+    # convolution; only the kernels' centres see data. Out = skip 7 + 3 * second centre 0.5.
+    block = ResidualBlock(1, 1)
+    for index, shift in ((0, 2.0), (2, 3.0)):
+        nn.init.constant_(block.body[index].bias, shift)
+    nn.init.constant_(block.body[3].weight, 0.5)
+    assert block(torch.full((1, 1, 1, 1, 1), 7.0)).item() == pytest.approx(8.5)
+
+
+def test_convolutions_pad_with_zeros() -> None:
+    # Two voxels -1, 1 normalise to -1, 1, rectify to 0, 1; kernels of ones sum both: 1, 1, which
+    # normalise to 0, 0, so that the second convolution adds nothing.
+    block = ResidualBlock(1, 1)
+    for index in (1, 3):
+        nn.init.ones_(block.body[index].weight)
+    x = torch.tensor([-1.0, 1.0]).view(1, 1, 1, 1, 2)
+    torch.testing.assert_close(block(x), x)
+    nn.init.ones_(block.body[2].bias)
+    torch.testing.assert_close(block(x), x + 2)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 5, 2), (7, 1, 4)])
+def test_resize_takes_the_size_and_keeps_constants(size: tuple[int, int, int]) -> None:
+    y = resize(torch.full((1, 2, 2, 3, 1), 1.5), torch.empty(1, 9, *size))
+    assert y.shape == (1, 2, *size)
+    torch.testing.assert_close(y, torch.full_like(y, 1.5))
+
+
+def test_resize_does_not_align_corners() -> None:
+    x = torch.tensor([0.0, 4.0]).view(1, 1, 1, 1, 2)
+    y = resize(x, torch.empty(1, 1, 1, 1, 4))
+    torch.testing.assert_close(y.flatten(), torch.tensor([0.0, 1.0, 3.0, 4.0]))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 4, 4), (2, 3, 2), (5, 5, 1), (3, 3, 3)])
+def test_bf16_weight_gradients_of_thin_volumes(
+    size: tuple[int, int, int], stride: int, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3x3(8, 8, stride).to(torch.bfloat16).to(memory_format=layout)
+    x = torch.randn(2, 8, *size).to(torch.bfloat16).contiguous(memory_format=layout)
+    weight = conv.weight.detach().double().requires_grad_()
+    wanted = nn.functional.conv3d(x.double(), weight, stride=stride, padding=1)
+    upstream = torch.randn_like(wanted).to(torch.bfloat16)
+    wanted.backward(upstream.double())
+    y = conv(x)
+    for _ in range(5):
+        # NaN in freed memory, so that a read outside the tensors shows.
+        del [torch.full((1 << k,), float("nan")) for k in range(8, 17)][:]
+        (gradient,) = torch.autograd.grad(y, conv.weight, upstream, retain_graph=True)
+        torch.testing.assert_close(gradient.double(), weight.grad, atol=0.1, rtol=0.02)
+    assert y.shape == wanted.shape
+    torch.testing.assert_close(y.double(), wanted, atol=0.02, rtol=0.02)

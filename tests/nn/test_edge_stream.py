@@ -1,0 +1,127 @@
+"""Edge gates by hand (Eqs. 1, 2) and the stream's structure (Figure 1)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from egcnn.errors import InputError
+from egcnn.nn import EdgeGate, EdgeStream
+
+
+def set_gate(gate: EdgeGate, weight_e: list, weight_m: list, bias: list) -> None:
+    for parameter, value in (
+        (gate.weight_e, weight_e),
+        (gate.weight_m, weight_m),
+        (gate.bias, bias),
+    ):
+        parameter.data.copy_(torch.tensor(value))
+
+
+def voxel(*values: float) -> Tensor:
+    return torch.tensor(values).view(1, -1, 1, 1, 1)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_channel_gate_by_hand() -> None:
+    gate = EdgeGate(2, 1)
+    set_gate(gate, [[1.0, 0.5], [0.0, -1.0]], [[2.0], [1.0]], [0.5, 0.25])
+    # e = (1, 2), m = 3: the sums are 1 + 1 + 6 + 0.5 = 8.5 and -2 + 3 + 0.25 = 1.25.
+    out = gate(voxel(1.0, 2.0), voxel(3.0)).flatten().tolist()
+    assert out == pytest.approx([1 + sigmoid(8.5), 2 + 2 * sigmoid(1.25)], rel=1e-6)
+
+
+def test_relu_holds_alpha_at_one_half_and_sigmoid_does_not() -> None:
+    for activation, alpha in (("relu_sigmoid", 0.5), ("sigmoid", sigmoid(-4.0))):
+        gate = EdgeGate(1, 1, activation=activation)  # type: ignore[arg-type]
+        set_gate(gate, [[1.0]], [[-1.0]], [0.0])
+        out = gate(voxel(2.0), voxel(6.0)).item()
+        assert out == pytest.approx(2 + 2 * alpha, rel=1e-6)
+
+
+def test_voxel_gate_by_hand() -> None:
+    gate = EdgeGate(2, 1, gate="voxel")
+    set_gate(gate, [[1.0, -1.0]], [[1.0]], [0.5])
+    # One attention value, sigmoid(1 - 2 + 3 + 0.5), for both channels.
+    out = gate(voxel(1.0, 2.0), voxel(3.0)).flatten().tolist()
+    alpha = sigmoid(2.5)
+    assert out == pytest.approx([1 + alpha, 2 + 2 * alpha], rel=1e-6)
+
+
+def test_gate_rejects_unknown_options() -> None:
+    with pytest.raises(InputError, match="gate is 'pixel'"):
+        EdgeGate(2, 1, gate="pixel")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="activation is 'tanh'"):
+        EdgeGate(2, 1, activation="tanh")  # type: ignore[arg-type]
+
+
+def taps(sizes: list[tuple[int, int, int]], widths: list[int], seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, c, *s, generator=generator) for s, c in zip(sizes, widths, strict=True)]
+
+
+def test_as_many_gates_as_resolutions_coarse_to_fine() -> None:
+    stream = EdgeStream((4, 8, 16), 8, 3)
+    assert [gate.weight_m.shape for gate in stream.gates] == [(4, 16), (4, 8), (4, 4)]
+    assert [block.body[1].in_channels for block in stream.blocks] == [8, 4, 4]
+    wide = EdgeStream((4, 8), 4, 3, edge_channels=6, gate="voxel")
+    assert [gate.weight_e.shape for gate in wide.gates] == [(1, 6), (1, 6)]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(8, 12, 4), (4, 6, 2), (2, 3, 1)],
+        [(7, 5, 3), (4, 3, 2), (2, 2, 1)],
+        [(1, 1, 1), (1, 1, 1), (1, 1, 1)],
+    ],
+)
+def test_edge_logits_have_the_finest_size(sizes: list[tuple[int, int, int]]) -> None:
+    torch.manual_seed(0)
+    stream = EdgeStream((4, 8, 16), 8, 3)
+    encoder = taps(sizes, [4, 8, 16], seed=1)
+    (decoder,) = taps(sizes[1:2], [8], seed=2)
+    out = stream(encoder, decoder)
+    assert out.shape == (2, 3, *sizes[0])
+    out.square().mean().backward()
+    for name, parameter in stream.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_follows_the_figure_step_by_step() -> None:
+    torch.manual_seed(0)
+    stream = EdgeStream((4, 8), 6, 2)
+    encoder = taps([(4, 6, 2), (2, 3, 1)], [4, 8], seed=1)
+    (decoder,) = taps([(4, 6, 2)], [6], seed=2)
+
+    def up(x: Tensor, size: tuple[int, int, int]) -> Tensor:
+        return nn.functional.interpolate(x, size, mode="trilinear", align_corners=False)
+
+    e = stream.gates[0](up(stream.blocks[0](decoder), (2, 3, 1)), encoder[1])
+    e = stream.gates[1](up(stream.blocks[1](e), (4, 6, 2)), encoder[0])
+    torch.testing.assert_close(stream(encoder, decoder), stream.head(e))
+
+
+def test_every_resolution_matters() -> None:
+    torch.manual_seed(0)
+    stream = EdgeStream((4, 8, 16), 8, 3)
+    sizes = [(8, 12, 4), (4, 6, 2), (2, 3, 1)]
+    inputs = [*taps(sizes, [4, 8, 16], seed=1), *taps(sizes[1:2], [8], seed=2)]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    stream(inputs[:3], inputs[3]).square().mean().backward()
+    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in inputs)
+
+
+def test_stream_rejects() -> None:
+    with pytest.raises(InputError, match="main_channels is empty"):
+        EdgeStream((), 4, 1)
+    with pytest.raises(InputError, match="edge_channels is 0"):
+        EdgeStream((4, 8), 4, 1, edge_channels=0)
