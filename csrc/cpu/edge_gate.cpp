@@ -8,21 +8,38 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// Loads and stores a block of voxels of every channel, channel after channel.
+// Loads and stores a block of voxels of every channel, channel after channel. In channels_last_3d
+// the block is one run of memory, which is turned over in the cache: `staging` holds it.
 template <class Acc>
 static inline void load_block(const Tensor& t, int64_t channels, int64_t batch, int64_t voxel,
-                              int64_t n, Acc* out) {
+                              int64_t n, Acc* __restrict staging, Acc* __restrict out) {
+  if (t.voxel_stride == 1) {
+    for (int64_t c = 0; c < channels; ++c) {
+      load(t, offset(t, batch, c, voxel), n, out + c * kBlock);
+    }
+    return;
+  }
+  const Tensor run{t.data, t.dtype, 0, 0, 1};
+  load(run, offset(t, batch, 0, voxel), n * channels, staging);
   for (int64_t c = 0; c < channels; ++c) {
-    load(t, offset(t, batch, c, voxel), n, out + c * kBlock);
+    for (int64_t v = 0; v < n; ++v) out[c * kBlock + v] = staging[v * channels + c];
   }
 }
 
 template <class Acc>
 static inline void store_block(const Tensor& t, int64_t channels, int64_t batch, int64_t voxel,
-                               int64_t n, const Acc* in) {
-  for (int64_t c = 0; c < channels; ++c) {
-    store(t, offset(t, batch, c, voxel), n, in + c * kBlock);
+                               int64_t n, Acc* __restrict staging, const Acc* __restrict in) {
+  if (t.voxel_stride == 1) {
+    for (int64_t c = 0; c < channels; ++c) {
+      store(t, offset(t, batch, c, voxel), n, in + c * kBlock);
+    }
+    return;
   }
+  for (int64_t v = 0; v < n; ++v) {
+    for (int64_t c = 0; c < channels; ++c) staging[v * channels + c] = in[c * kBlock + v];
+  }
+  const Tensor run{t.data, t.dtype, 0, 0, 1};
+  store(run, offset(t, batch, 0, voxel), n * channels, staging);
 }
 
 // out[r] += sum over c of weight(r, c) * in[c]; four channels a pass, to load `out` less often.
@@ -78,12 +95,13 @@ static void edge_gate(const EdgeGate& p) {
              omp_get_thread_num() * edge_gate_scratch(ce, cm, p.gates);
     Acc* m = e + ce * kBlock;
     Acc* sums = m + cm * kBlock;
+    Acc* staging = sums + p.gates * kBlock;
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < p.size.batch * blocks; ++job) {
       const int64_t batch = job / blocks, voxel = job % blocks * kBlock;
       const int64_t n = voxels - voxel < kBlock ? voxels - voxel : kBlock;
-      load_block(p.e, ce, batch, voxel, n, e);
-      load_block(p.m, cm, batch, voxel, n, m);
+      load_block(p.e, ce, batch, voxel, n, staging, e);
+      load_block(p.m, cm, batch, voxel, n, staging, m);
       gate_sums(p, e, m, n, sums);
       for (int64_t i = 0; i < p.gates; ++i) {
         Acc* s = sums + i * kBlock;
@@ -94,7 +112,7 @@ static void edge_gate(const EdgeGate& p) {
         Acc* x = e + c * kBlock;
         for (int64_t v = 0; v < n; ++v) x[v] = x[v] * alpha[v] + x[v];
       }
-      store_block(p.out, ce, batch, voxel, n, e);
+      store_block(p.out, ce, batch, voxel, n, staging, e);
     }
   }
 }
@@ -126,6 +144,7 @@ static void edge_gate_backward(const EdgeGateBackward& p) {
     Acc* sums = grad + ce * kBlock;
     Acc* grad_sums = sums + gates * kBlock;
     Acc* grad_m = grad_sums + gates * kBlock;
+    Acc* staging = grad_m + cm * kBlock;
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       double* partial_e = partials + chunk * sums_size;
@@ -137,9 +156,9 @@ static void edge_gate_backward(const EdgeGateBackward& p) {
       for (int64_t job = first; job < last; ++job) {
         const int64_t batch = job / blocks, voxel = job % blocks * kBlock;
         const int64_t n = voxels - voxel < kBlock ? voxels - voxel : kBlock;
-        load_block(p.e, ce, batch, voxel, n, e);
-        load_block(p.m, cm, batch, voxel, n, m);
-        load_block(p.grad, ce, batch, voxel, n, grad);
+        load_block(p.e, ce, batch, voxel, n, staging, e);
+        load_block(p.m, cm, batch, voxel, n, staging, m);
+        load_block(p.grad, ce, batch, voxel, n, staging, grad);
         gate_sums(p, e, m, n, sums);
 
         // d out / d alpha = e; one attention value gathers it from every channel.
@@ -180,8 +199,8 @@ static void edge_gate_backward(const EdgeGateBackward& p) {
         for (int64_t i = 0; i < cm * kBlock; ++i) grad_m[i] = 0;
         multiply(cm, gates, [&](int64_t c, int64_t i) { return weight_m[i * cm + c]; }, grad_sums,
                  n, grad_m);
-        store_block(p.grad_e, ce, batch, voxel, n, grad);
-        store_block(p.grad_m, cm, batch, voxel, n, grad_m);
+        store_block(p.grad_e, ce, batch, voxel, n, staging, grad);
+        store_block(p.grad_m, cm, batch, voxel, n, staging, grad_m);
       }
     }
   }

@@ -15,11 +15,11 @@ constexpr int64_t kSobelRows = 15;
 constexpr int64_t kBlock = 256;
 
 static inline int64_t edge_gate_scratch(int64_t ce, int64_t cm, int64_t gates) {
-  return (ce + cm + gates) * kBlock;
+  return (ce + cm + gates + (ce > cm ? ce : cm)) * kBlock;
 }
 
 static inline int64_t edge_gate_backward_scratch(int64_t ce, int64_t cm, int64_t gates) {
-  return (2 * ce + 2 * cm + 2 * gates) * kBlock;
+  return (2 * ce + 2 * cm + 2 * gates + (ce > cm ? ce : cm)) * kBlock;
 }
 
 // Partial sums of the weight gradients: enough to share out, within 16 MB where that is possible.

@@ -1,0 +1,179 @@
+"""What training is fed: cases preprocessed once, augmented by seeds, in a seeded order."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from monai.data.dataset import CacheDataset
+from monai.transforms.compose import Compose
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from egcnn.config import TrainingConfig, prepared_shape
+from egcnn.data.case import Case, Dataset
+from egcnn.data.transforms import ReadCase, augmentation, preprocessing
+
+
+def mixed(*numbers: int) -> int:
+    """One well-mixed 63-bit seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class SeededSampler(Sampler[tuple[int, int]]):
+    """Shuffled indices, each with the seed of its augmentation, all from (seed, epoch).
+
+    Nothing hangs on how many workers there are or on what was drawn before, so that a resumed run
+    sees what an unbroken one sees. Several devices take equal shares, the first cases twice
+    where the number does not divide.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, replicas: int = 1) -> None:
+        self.length = length
+        self.seed = seed
+        self.rank = rank
+        self.replicas = replicas
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.length // self.replicas)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        for place in range(self.rank, len(self) * self.replicas, self.replicas):
+            index = int(order[place % self.length])
+            yield index, mixed(self.seed, 3, self.epoch, place) % 2**32
+
+
+class _Patches(TorchDataset[dict[str, Any]]):
+    """Preprocessed cases under (index, seed) keys, augmented as the seed says."""
+
+    def __init__(self, cases: CacheDataset, augment: Compose) -> None:
+        self.cases = cases
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, seed = key
+        self.augment.set_random_state(seed=seed)
+        item: Any = self.augment(self.cases[index])
+        return {"image": item["image"], "label": item["label"]}
+
+
+class _Volumes(TorchDataset[dict[str, Any]]):
+    """Whole preprocessed cases as plain tensors."""
+
+    def __init__(self, cases: CacheDataset, rank: int, replicas: int) -> None:
+        self.cases = cases
+        # Every device validates at least one case, or the mean over devices would wait for ever.
+        self.indices = [i % len(cases) for i in range(rank, max(len(cases), replicas), replicas)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item: Any = self.cases[self.indices[index]]
+        return {key: item[key].as_tensor() for key in ("image", "label")}
+
+
+def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return items[0]
+
+
+class CaseData(L.LightningDataModule):
+    """Training patches and validation volumes, preprocessed once and kept as far as memory allows.
+
+    Args:
+        config: the run's hyperparameters.
+        dataset: gives regions and modalities.
+        train: cases to train on.
+        validation: cases to validate on.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        dataset: Dataset,
+        train: Sequence[Case],
+        validation: Sequence[Case],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.prepare = Compose(
+            [
+                ReadCase(dataset.regions, len(dataset.modalities)),
+                preprocessing(config.spacing, config.normalization, dataset.regions),
+            ]
+        )
+        self.augment = augmentation(
+            config.patch,
+            config.flip_axes,
+            intensity_shift=config.intensity_shift,
+            intensity_scale=config.intensity_scale,
+            foreground=config.foreground,
+        )
+        self.modalities = len(dataset.modalities)
+        self.train_cases = train
+        self.validation_cases = validation
+        self.cached: dict[str, CacheDataset] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read and preprocess what fits into half of the free memory."""
+        if self.cached:
+            return
+        shares = self.trainer.world_size if self.trainer is not None else 1
+        room = 0.5 * _free_memory() / shares
+        # Validation first: its volumes are used whole, as often as the others.
+        for name, cases in (("validation", self.validation_cases), ("train", self.train_cases)):
+            count = 0
+            for case in cases:
+                voxels = math.prod(prepared_shape(case, self.config.spacing))
+                room -= voxels * (4 * self.modalities + 1)
+                if room < 0:
+                    break
+                count += 1
+            self.cached[name] = CacheDataset(
+                list(cases), self.prepare, cache_num=count, num_workers=1, progress=False
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of augmented patches."""
+        trainer = self.trainer
+        rank, replicas = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return DataLoader(
+            _Patches(self.cached["train"], self.augment),
+            batch_size=self.config.batch_size // self.config.devices,
+            sampler=SeededSampler(len(self.train_cases), self.config.seed, rank, replicas),
+            num_workers=self.config.workers,
+            persistent_workers=self.config.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Whole volumes, one at a time."""
+        trainer = self.trainer
+        rank, replicas = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return DataLoader(
+            _Volumes(self.cached["validation"], rank, replicas),
+            batch_size=1,
+            collate_fn=_only,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _free_memory() -> float:
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return 4e9

@@ -1,0 +1,118 @@
+"""``egcnn demo``: from nothing to a trained network, its predictions, scores and a picture."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from egcnn import checkpoint
+from egcnn.data import open_dataset, read_image, read_label, write_volume
+from egcnn.data.phantom import write_brats
+from egcnn.errors import InputError
+from egcnn.inference import predict_case
+from egcnn.report import (
+    EDGES,
+    View,
+    duration,
+    evaluate,
+    evaluation_table,
+    show,
+    write_evaluation,
+    write_picture,
+)
+from egcnn.training import fit, plan
+
+_PARTS = ("data", "run", "predictions", "evaluation")
+_PICTURE = "demo.png"
+_MOST_ROWS = 3
+
+
+def run_demo(
+    output: str | Path,
+    *,
+    cases: int = 16,
+    shape: tuple[int, int, int] = (48, 48, 40),
+    epochs: int = 50,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Write synthetic BraTS cases, train EG-CNN on most of them, predict and evaluate the others.
+
+    Args:
+        output: folder that receives data, run, predictions, evaluation and ``demo.png``.
+        cases: how many cases; about a quarter is held out.
+        shape: their size in voxels.
+        epochs: of the training.
+        seed: of cases and training.
+        overwrite: replace an earlier demo in ``output``.
+
+    Raises:
+        InputError: fewer than two cases, or ``output`` holds a demo already.
+    """
+    started = time.perf_counter()
+    output = Path(output)
+    if cases < 2:
+        raise InputError(f"cases: {cases}; wanted at least 2, one to train on and one to predict")
+    if any((output / part).exists() for part in _PARTS):
+        if not overwrite:
+            raise InputError(
+                f"output: {output} holds a demo already; overwrite it (--overwrite) or name "
+                "another folder"
+            )
+        for part in _PARTS:
+            shutil.rmtree(output / part, ignore_errors=True)
+    console = Console(highlight=False, soft_wrap=True)
+    data, run_folder, predictions, scores = (output / part for part in _PARTS)
+    write_brats(data, cases, shape=shape, seed=seed)
+    dataset = open_dataset(data)
+    # So few cases make more steps worth more than larger batches.
+    config = replace(
+        plan(dataset), epochs=epochs, seed=seed, fraction=0.25, batch_size=1, filters=8, lr=1e-3
+    )
+    console.print(f"1. {cases} synthetic cases of {'x'.join(map(str, shape))} voxels: {data}")
+    console.print(f"2. training, {epochs} epochs")
+    run = fit(config, dataset, run_folder)
+    console.print(f"3. {len(run.validation)} unseen cases")
+    # The last epoch, since the best was chosen by these very cases.
+    trained = checkpoint.load(run.last)
+    views = []
+    for case in run.validation:
+        found = predict_case(trained, case)
+        write_volume(found.labels, found.affine, predictions / f"{case.name}.nii.gz")
+        if found.boundary is not None:
+            write_volume(found.boundary, found.affine, predictions / f"{case.name}{EDGES}.nii.gz")
+        views.append(
+            View(
+                case.name,
+                read_image(case)[dataset.modalities.index("flair")].numpy(),
+                read_label(case, dataset.regions)[0].numpy(),
+                found.labels,
+                None if found.edges is None else found.edges[0],
+                (1.0, 1.0, 1.0),
+            )
+        )
+    evaluation = evaluate(predictions, replace(dataset, cases=run.validation))
+    written = write_evaluation(evaluation, scores)
+    picture = write_picture(
+        views[:_MOST_ROWS],
+        dataset.regions,
+        output / _PICTURE,
+        modality="image (FLAIR)",
+        edge=f"predicted edge ({dataset.regions.names[0]})",
+    )
+    show(evaluation_table(evaluation))
+    for title, path in (
+        ("cases", data),
+        ("run", run_folder),
+        ("checkpoint", run.last),
+        ("predictions", predictions),
+        ("scores", written[0]),
+        ("scores", written[1]),
+        ("picture", picture),
+    ):
+        console.print(f"{title:<12}{path}")
+    console.print(f"done in {duration(time.perf_counter() - started)}")

@@ -1,0 +1,251 @@
+"""A trained network and a volume in, a segmentation on the volume's own grid out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers.utils import sliding_window_inference
+from monai.transforms.spatial.array import Orientation, SpatialResample
+from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from egcnn.checkpoint import Trained
+from egcnn.data.case import Case, read_image
+from egcnn.data.transforms import preprocessing
+from egcnn.errors import InputError
+from egcnn.regions import Regions
+
+#: Above this many bytes of output, windows are gathered in the host's memory.
+_LARGE_OUTPUT = 2 << 30
+_RAS = (("L", "R"), ("P", "A"), ("I", "S"))
+#: Seg-Net halves three times; a multiple of this keeps every resolution even.
+STRIDE = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A segmentation on the grid of the input.
+
+    Args:
+        labels: label map ``(D, H, W)``, int16.
+        probabilities: per region, ``(R, D, H, W)`` float32.
+        edges: probability that a voxel belongs to a region's boundary, ``(R, D, H, W)`` float32;
+            ``None`` for a network without edge stream.
+        boundary: the largest of ``edges`` over the reported regions, ``(D, H, W)``; ``None`` too.
+        affine: ``(4, 4)`` from voxels to mm, the input's.
+    """
+
+    labels: NDArray[np.int16]
+    probabilities: NDArray[np.float32]
+    edges: NDArray[np.float32] | None
+    boundary: NDArray[np.float32] | None
+    affine: NDArray[np.float64]
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Turn ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"`` into a device that is there.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: {name!r} is unknown; wanted auto, cpu, cuda or cuda:NUMBER")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"device: {name!r} asked for, but torch sees {count} CUDA devices here")
+    return device
+
+
+def default_precision(device: torch.device) -> str:
+    """``"bf16-mixed"`` where the device multiplies bfloat16 in hardware, else ``"32-true"``."""
+    if device.type == "cuda":
+        return (
+            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        )
+    # These two have no public name yet; without them the answer is the safe one.
+    checks = (
+        getattr(torch.cpu, "_is_avx512_bf16_supported", None),
+        getattr(torch.cpu, "_is_amx_tile_supported", None),
+    )
+    return "bf16-mixed" if any(check() for check in checks if check is not None) else "32-true"
+
+
+def window_size(shape: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+    """The sliding window for a volume: the training patch, or the whole of a volume little larger.
+
+    One window over a volume of at most twice the patch costs less than the overlapping windows
+    that would cover it, and has no seams.
+    """
+    whole = tuple(-(-size // STRIDE) * STRIDE for size in shape)
+    return whole if np.prod(whole) <= 2 * np.prod(patch) else tuple(patch)
+
+
+@torch.no_grad()
+def segment(
+    network: nn.Module,
+    image: Tensor,
+    regions: Regions,
+    patch: Sequence[int],
+    *,
+    overlap: float = 0.5,
+) -> tuple[Tensor, Tensor | None]:
+    """Slide a window over preprocessed volumes and blend what overlaps with Gaussian weights.
+
+    Args:
+        network: returns logits ``(B, R, ...)`` or a ``Segmentation``.
+        image: ``(B, M, D, H, W)``.
+        regions: how logits become probabilities.
+        patch: the window's size, see :func:`window_size`.
+        overlap: of neighbouring windows, as a share of their size.
+
+    Returns:
+        probabilities ``(B, R, D, H, W)`` and edge probabilities of the same shape or ``None``,
+        float32.
+    """
+    has_edges = False
+
+    def predictor(window: Tensor) -> Tensor:
+        nonlocal has_edges
+        output = network(window.contiguous(memory_format=torch.channels_last_3d))
+        if isinstance(output, Tensor):
+            return regions.probabilities(output.float())
+        parts = [regions.probabilities(output.logits.float())]
+        if output.edge_logits is not None:
+            has_edges = True
+            parts.append(output.edge_logits.float().sigmoid())
+        return torch.cat(parts, 1)
+
+    gathered = 2 * len(regions) * image[:, 0].numel() * 4
+    both = sliding_window_inference(
+        image,
+        window_size(image.shape[2:], patch),
+        sw_batch_size=1,
+        predictor=predictor,
+        overlap=overlap,
+        mode="gaussian",
+        sw_device=image.device,
+        device="cpu" if gathered > _LARGE_OUTPUT else image.device,
+    )
+    assert isinstance(both, Tensor)
+    # Weighted means of probabilities leave [0, 1] by a rounding error.
+    both = both.clamp_(0, 1)
+    count = len(regions)
+    return both[:, :count], both[:, count:] if has_edges else None
+
+
+def predict_case(
+    trained: Trained,
+    image: Case | Path | Sequence[Path] | MetaTensor,
+    *,
+    overlap: float = 0.5,
+    device: torch.device | str | None = None,
+    precision: str | None = None,
+) -> Prediction:
+    """Segment one case.
+
+    Args:
+        trained: the network and how it was trained.
+        image: the case, its files in the order of the modalities, or the image ``(M, D, H, W)`` as
+            :func:`egcnn.data.read_image` gives it.
+        overlap: of neighbouring windows, as a share of their size, in [0, 1).
+        device: where to compute; by default where the network is. The network stays there.
+        precision: ``"32-true"`` or ``"bf16-mixed"``; by default what suits the device.
+
+    Raises:
+        InputError: the image is unusable or has another number of modalities than the network.
+    """
+    if not 0 <= overlap < 1:
+        raise InputError(f"overlap: {overlap}; wanted a number from 0 to below 1")
+    wanted = len(trained.modalities)
+    if isinstance(image, MetaTensor):
+        if image.ndim != 4 or image.shape[0] != wanted:
+            raise InputError(
+                f"image: shape {tuple(image.shape)}; wanted (M, D, H, W) with M = {wanted} "
+                f"({', '.join(trained.modalities)})"
+            )
+    else:
+        image = read_image(image, wanted)
+    device = torch.device(device or next(trained.network.parameters()).device)
+    trained.network.to(device).eval()
+    affine, shape = image.affine.clone(), tuple(image.shape[1:])
+
+    prepare = preprocessing(trained.spacing, trained.normalization, trained.regions)
+    prepared = prepare({"image": image})["image"]
+    with torch.inference_mode(), autocast(device, precision or default_precision(device)):
+        probabilities, edges = segment(
+            trained.network,
+            prepared.as_tensor()[None].to(device),
+            trained.regions,
+            trained.patch,
+            overlap=overlap,
+        )
+
+    def back(volume: Tensor) -> Tensor:
+        return to_grid(volume[0].float().cpu(), prepared.affine, affine, shape)
+
+    found = back(probabilities)
+    found_edges = None if edges is None else back(edges).numpy()
+    reported = list(trained.regions.foreground)
+    return Prediction(
+        labels=trained.regions.decode(found[None])[0, 0].numpy().astype(np.int16, copy=False),
+        probabilities=found.numpy(),
+        edges=found_edges,
+        boundary=None if found_edges is None else found_edges[reported].max(0),
+        affine=affine.numpy().astype(np.float64),
+    )
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """The autocast context of a precision's name.
+
+    Raises:
+        InputError: the name is not one of ``PRECISIONS``.
+    """
+    check_precision(precision)
+    if precision == "32-true":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
+    return torch.autocast(device.type, dtype)
+
+
+#: Lightning's names of the precisions that make sense here.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def check_precision(precision: str) -> None:
+    """Raise InputError where ``precision`` is not one of :data:`PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: {precision!r}; wanted one of {', '.join(PRECISIONS)}")
+
+
+def to_grid(volume: Tensor, source: Tensor, target: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Bring ``(C, D, H, W)`` from the grid of one affine to another's.
+
+    Turned and mirrored axes are copied exactly; other grids are interpolated trilinearly, and
+    voxels outside of the source take its nearest ones.
+    """
+    turned = MetaTensor(volume, affine=source)
+    codes = "".join(aff2axcodes(target.numpy()))
+    turned = Orientation(axcodes=codes, labels=_RAS)(turned)
+    if tuple(turned.shape[1:]) == shape and torch.allclose(turned.affine, target, atol=1e-4):
+        return turned.as_tensor()
+    resample = SpatialResample(
+        mode="bilinear", padding_mode="border", align_corners=False, dtype=torch.float32
+    )
+    moved = resample(turned, dst_affine=target, spatial_size=shape)
+    assert isinstance(moved, MetaTensor)
+    return moved.as_tensor()

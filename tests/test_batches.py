@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from egcnn.batches import CaseData, SeededSampler
+from egcnn.config import plan
+from egcnn.data import open_dataset
+from egcnn.data.phantom import write_brats
+
+
+def test_sampler_shares_every_case_and_repeats_itself() -> None:
+    whole = list(SeededSampler(7, seed=5))
+    assert sorted(index for index, _ in whole) == list(range(7))
+    assert len({seed for _, seed in whole}) == 7
+    assert list(SeededSampler(7, seed=5)) == whole
+    parts = [list(SeededSampler(7, seed=5, rank=r, replicas=3)) for r in range(3)]
+    assert [len(part) for part in parts] == [3, 3, 3]
+    assert {index for part in parts for index, _ in part} == set(range(7))
+    # Device r takes places r, r + 3, ... of the same order.
+    assert [parts[place % 3][place // 3] for place in range(7)] == whole
+    later = SeededSampler(7, seed=5)
+    later.set_epoch(1)
+    assert list(later) != whole
+
+
+def test_patches_follow_their_seed_alone(tmp_path: Path) -> None:
+    write_brats(tmp_path, 3, shape=(16, 24, 17), seed=3)
+    brats = open_dataset(tmp_path)
+    config = replace(plan(brats, torch.device("cpu")), patch=(16, 16, 16))
+    data = CaseData(config, brats, brats.cases[:2], brats.cases[2:])
+    data.setup("fit")
+    patches = data.train_dataloader().dataset
+    one, other, again = patches[0, 11], patches[0, 12], patches[0, 11]
+    assert one["image"].shape == (4, 16, 16, 16)
+    assert one["label"].shape == (1, 16, 16, 16)
+    assert torch.equal(one["image"], again["image"])
+    assert not torch.equal(one["image"], other["image"])
+
+
+def test_volumes_are_whole_and_plain(tmp_path: Path) -> None:
+    write_brats(tmp_path, 3, shape=(16, 24, 17), seed=3)
+    brats = open_dataset(tmp_path)
+    data = CaseData(plan(brats, torch.device("cpu")), brats, brats.cases[:2], brats.cases[2:])
+    data.setup("fit")
+    (item,) = data.val_dataloader()
+    assert type(item["image"]) is torch.Tensor
+    assert item["image"].shape == (4, 16, 24, 17)
+    assert item["label"].shape == (1, 16, 24, 17)
+    # z-scored over the brain, zero outside.
+    inside = item["image"][0] != 0
+    assert not inside.all()
+    torch.testing.assert_close(
+        item["image"][0][inside].mean(), torch.tensor(0.0), atol=1e-4, rtol=0
+    )

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from egcnn.checkpoint import FORMAT, KEY, NetworkSpec, Trained, build_network, load, save
+from egcnn.errors import InputError
+from egcnn.nn import EGCNN, SegNet
+from egcnn.regions import BRATS, Regions
+
+SMALL = NetworkSpec(2, 3, filters=4, blocks_down=(1, 1), blocks_up=(1,))
+
+
+def trained(spec: NetworkSpec = SMALL, regions: Regions = BRATS) -> Trained:
+    return Trained(
+        network=build_network(spec).eval(),
+        spec=spec,
+        regions=regions,
+        modalities=("t1", "flair"),
+        spacing=(1.0, 1.5, 2.0),
+        normalization="zscore",
+        patch=(16, 24, 8),
+        provenance={"layout": "brats"},
+    )
+
+
+@pytest.mark.parametrize("edge", [True, False])
+def test_a_network_comes_back_as_it_was_saved(tmp_path: Path, edge: bool) -> None:
+    before = trained(replace(SMALL, edge=edge, gate="voxel"))
+    save(tmp_path / "a.ckpt", before)
+    after = load(tmp_path / "a.ckpt")
+    assert isinstance(after.network, EGCNN if edge else SegNet)
+    assert after.spec == before.spec
+    assert after.regions == BRATS
+    assert (after.modalities, after.spacing, after.normalization, after.patch) == (
+        before.modalities,
+        before.spacing,
+        before.normalization,
+        before.patch,
+    )
+    assert after.provenance["layout"] == "brats"
+    assert after.provenance["versions"]["torch"] == torch.__version__
+    assert not after.network.training
+    image = torch.randn(1, 2, 9, 7, 5)
+    with torch.no_grad():
+        one, other = before.network(image), after.network(image)
+    torch.testing.assert_close(other, one, rtol=0, atol=0)
+
+
+def test_native_spacing_is_kept(tmp_path: Path) -> None:
+    save(tmp_path / "a.ckpt", replace(trained(), spacing=None))
+    assert load(tmp_path / "a.ckpt").spacing is None
+
+
+def test_unknown_backbone() -> None:
+    with pytest.raises(InputError, match=r"backbone: 'resnet' is unknown; wanted one of segnet"):
+        build_network(replace(SMALL, backbone="resnet"))
+
+
+def damaged(path: Path, how: str) -> None:
+    save(path, trained())
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("no checkpoint")
+    elif how == "foreign":
+        torch.save({"state_dict": {"weight": torch.zeros(3)}}, path)
+    elif how == "tensor":
+        torch.save(torch.zeros(3), path)
+    else:
+        data = torch.load(path, weights_only=True)
+        if how == "format":
+            data[KEY]["format"] = FORMAT + 1
+        elif how == "weights":
+            data["state_dict"].popitem()
+        elif how == "entry":
+            del data[KEY]["preprocessing"]
+        elif how == "network":
+            data[KEY]["network"]["colour"] = "red"
+        torch.save(data, path)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("truncated", "cannot be read as a checkpoint"),
+        ("empty", "cannot be read as a checkpoint"),
+        ("text", "cannot be read as a checkpoint"),
+        ("foreign", "was not written by egcnn"),
+        ("tensor", "was not written by egcnn"),
+        ("format", f"format version {FORMAT + 1}"),
+        ("weights", "do not fit each other"),
+        ("entry", "preprocessing"),
+        ("network", "colour"),
+    ],
+)
+def test_what_is_no_checkpoint_of_ours(tmp_path: Path, how: str, says: str) -> None:
+    path = tmp_path / "bad.ckpt"
+    damaged(path, how)
+    with pytest.raises(InputError, match=says) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load(tmp_path / "none.ckpt")
+    with pytest.raises(InputError, match="is a folder"):
+        load(tmp_path)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
+
+    torch.save({KEY: {"format": FORMAT}, "state_dict": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(InputError):
+        load(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device"), "cannot be written: No space left"),
+        (RuntimeError("[enforce fail at inline_container.cc]"), "is there room left on the disk"),
+    ],
+)
+def test_a_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    path = tmp_path / "a.ckpt"
+    save(path, trained())
+    before = path.read_bytes()
+
+    def full(data: object, file: Path) -> None:
+        Path(file).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=says):
+        save(path, trained())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import egcnn
+from egcnn.checkpoint import NetworkSpec, Trained, build_network, save
+from egcnn.cli import main, prepare_cpu, usable_cores
+from egcnn.data import open_dataset, write_volume
+from egcnn.data.phantom import write_brats
+from egcnn.regions import BRATS, Regions
+
+SHAPE = (16, 18, 17)
+SMALL = NetworkSpec(4, 3, filters=4, blocks_down=(1, 1), blocks_up=(1,))
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    code = caught.value.code
+    assert isinstance(code, int)
+    return code
+
+
+@pytest.fixture(scope="module")
+def brats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "brats"
+    write_brats(root, 3, shape=SHAPE, seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "any.ckpt"
+    torch.manual_seed(0)
+    save(
+        path,
+        Trained(
+            network=build_network(SMALL),
+            spec=SMALL,
+            regions=BRATS,
+            modalities=("t1", "t1ce", "t2", "flair"),
+            spacing=(1.0, 1.0, 1.0),
+            normalization="zscore",
+            patch=(16, 16, 16),
+        ),
+    )
+    return path
+
+
+def test_train_predict_evaluate(
+    brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    code = run(
+        *("train", brats, "-o", folder, "--epochs", "1", "--filters", "4", "--batch-size", "1"),
+        *("--patch", "16,16,16", "--flip-axes", "none", "--spacing", "native", "--device", "cpu"),
+    )
+    said = capfd.readouterr()
+    assert code == 0, said.err
+    assert said.err == ""
+    assert "3 labelled cases" in said.out
+    assert "epoch 1/1  loss " in said.out
+    assert str(folder / "best.ckpt") in said.out
+    config = json.loads((folder / "config.json").read_text())
+    assert config["config"]["patch"] == [16, 16, 16]
+    assert config["config"]["flip_axes"] == []
+    assert config["config"]["spacing"] is None
+
+    predictions = tmp_path / "predictions"
+    best = folder / "best.ckpt"
+    assert run("predict", best, brats, "-o", predictions, "--split", "validation", "--edges") == 0
+    held_out = config["split"]["validation"]
+    expected = [f"{name}{part}.nii.gz" for name in held_out for part in ("", "_edges")]
+    assert sorted(os.listdir(predictions)) == sorted(expected)
+    image = nib.load(brats / "HGG" / held_out[0] / f"{held_out[0]}_t1.nii.gz")
+    labels = nib.load(predictions / f"{held_out[0]}.nii.gz")
+    edges = nib.load(predictions / f"{held_out[0]}_edges.nii.gz")
+    for written in (labels, edges):
+        assert written.shape == image.shape
+        np.testing.assert_allclose(written.affine, image.affine)
+    assert edges.get_data_dtype() == np.float32
+    assert 0 <= edges.get_fdata().min() <= edges.get_fdata().max() <= 1
+    assert set(np.unique(labels.get_fdata())) <= {0, 1, 2, 4}
+
+    capfd.readouterr()
+    scores = tmp_path / "scores"
+    assert run("evaluate", predictions, brats, "-o", scores) == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert all(name in said.out for name in ("WT", "TC", "ET", "Dice", "±"))
+    assert f"{3 - len(held_out)} of 3 labelled cases have no prediction" in said.out
+    summary = json.loads((scores / "metrics.json").read_text())["summary"]
+    assert set(summary) == {"WT", "TC", "ET", "mean"}
+    assert (scores / "metrics.csv").read_text().startswith("case,region,dice,")
+
+    # A second run into the folder needs a word on what to do with the first.
+    assert run("train", brats, "-o", folder) == 1
+    assert "holds a run already" in capfd.readouterr().err
+    assert run("train", brats, "-o", folder, "--resume", "--lr", "7") == 1
+    assert "lr: 7.0, but the run in" in capfd.readouterr().err
+    assert run("train", brats, "-o", folder, "--resume", "--overwrite") == 1
+    assert run("train", brats, "-o", tmp_path / "none", "--resume") == 1
+    assert "holds no run" in capfd.readouterr().err
+
+
+def test_every_kind_of_input(brats: Path, model: Path, tmp_path: Path) -> None:
+    cases = {case.name: case for case in open_dataset(brats).cases}
+    first, second, third = cases.values()
+    volumes = [nib.load(path) for path in second.images]
+    stacked = np.stack([np.asarray(volume.dataobj) for volume in volumes], -1)
+    write_volume(stacked, volumes[0].affine, tmp_path / "stacked.nii.gz")
+    joined = ",".join(map(str, third.images))
+    assert (
+        run(
+            *("predict", model, first.images[0].parent, tmp_path / "stacked.nii.gz", joined),
+            *("-o", tmp_path / "one"),
+        )
+        == 0
+    )
+    assert run("predict", model, brats, "-o", tmp_path / "all") == 0
+    assert sorted(os.listdir(tmp_path / "all")) == [f"{name}.nii.gz" for name in cases]
+    same = {first.name: first.name, "stacked": second.name, third.name: third.name}
+    assert sorted(os.listdir(tmp_path / "one")) == sorted(f"{name}.nii.gz" for name in same)
+    for one, other in same.items():
+        np.testing.assert_array_equal(
+            nib.load(tmp_path / "one" / f"{one}.nii.gz").get_fdata(),
+            nib.load(tmp_path / "all" / f"{other}.nii.gz").get_fdata(),
+        )
+
+
+def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
+    """Arguments, and what the one line on stderr must say."""
+    case = open_dataset(brats).cases[0]
+    empty, short = tmp / "empty.nii.gz", tmp / "short.nii.gz"
+    empty.touch()
+    short.write_bytes(case.images[0].read_bytes()[:300])
+    nan = tmp / "nan.nii.gz"
+    volume = np.random.default_rng(0).normal(size=(*SHAPE, 4)).astype(np.float32)
+    volume[0, 0, 0, 2] = np.nan
+    write_volume(volume, np.eye(4), nan)
+    foreign = tmp / "foreign.ckpt"
+    torch.save({"a": 1}, foreign)
+    plain = tmp / "plain.ckpt"
+    spec = replace(SMALL, edge=False)
+    trained = Trained(build_network(spec), spec, BRATS, ("a",) * 4, None, "zscore", (16, 16, 16))
+    save(plain, trained)
+    (tmp / "nothing").mkdir()
+    (tmp / "listed").mkdir()
+    described = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "organ"},
+        "training": [{"image": "./gone.nii.gz", "label": "./gone_label.nii.gz"}],
+    }
+    (tmp / "listed" / "dataset.json").write_text(json.dumps(described))
+    out = ["-o", tmp / "out"]
+    predict = ["predict", model]
+    return {
+        "no such data": (["train", tmp / "void", *out], "no such folder"),
+        "unknown layout": (["train", tmp / "nothing", *out], "no known dataset"),
+        "missing file": (["train", tmp / "listed", *out], "gone.nii.gz"),
+        "patch": (["train", brats, *out, "--patch", "16,16"], "--patch: '16,16'; wanted three"),
+        "flip axes": (["train", brats, *out, "--flip-axes", "x"], "--flip-axes: 'x'"),
+        "backbone": (["train", brats, *out, "--backbone", "resnet"], "backbone: 'resnet'"),
+        "gate": (["train", brats, *out, "--gate", "pixel"], "'pixel'"),
+        "no checkpoint": (["predict", tmp / "none.ckpt", brats, *out], "none.ckpt does not exist"),
+        "foreign": (["predict", foreign, brats, *out], "was not written by egcnn"),
+        "no edges": (["predict", plain, brats, *out, "--edges"], "no edge stream"),
+        "empty": ([*predict, empty, *out], "empty.nii.gz: the file is empty"),
+        "truncated": ([*predict, short, *out], "short.nii.gz: truncated"),
+        "nan": ([*predict, nan, *out], "nan.nii.gz (channel 2): 1 of"),
+        "missing input": ([*predict, tmp / "no.nii.gz", *out], "no.nii.gz: no such file"),
+        "too few files": (
+            [*predict, f"{case.images[0]},{case.images[1]}", *out],
+            "2 files; this network takes 4 modalities (t1, t1ce, t2, flair)",
+        ),
+        "too few channels": ([*predict, case.images[0], *out], "1 channels; wanted 4"),
+        "same names": ([*predict, brats, case.images[0].parent, *out], "two cases are named"),
+        "no run beside": ([*predict, brats, *out, "--split", "train"], "has no config.json"),
+        "split": ([*predict, brats, *out, "--split", "test"], "--split: 'test'"),
+        "device": ([*predict, brats, *out, "--device", "tpu"], "device: 'tpu'"),
+        "no predictions": (["evaluate", tmp / "nothing", brats], "holds no NIfTI file"),
+        "few cases": (["demo", *out, "--cases", "1"], "cases: 1; wanted at least 2"),
+    }
+
+
+def test_bad_input_is_one_line(
+    brats: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, (arguments, says) in bad_inputs(brats, model, tmp_path).items():
+        code = run(*arguments)  # type: ignore[arg-type]
+        said = capfd.readouterr()
+        assert code == 1, name
+        assert says in said.err, name
+        assert said.err.startswith("error: "), name
+        assert said.err.count("\n") == 1, name
+        assert "Traceback" not in said.err + said.out, name
+    assert not list(tmp_path.glob("out/*.nii.gz"))
+
+
+def test_a_label_that_training_cannot_use(
+    brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Found only while Lightning and MONAI are at work, each with an exception of its own around.
+    for workers in ("0", "1"):
+        root = tmp_path / f"data{workers}"
+        (case, *_) = write_brats(root, 3, shape=SHAPE, seed=2)
+        assert case.label is not None
+        labels = np.full(SHAPE, 7, np.uint8)
+        write_volume(labels, nib.load(case.images[0]).affine, case.label)
+        code = run(
+            *("train", root, "-o", tmp_path / f"run{workers}", "--epochs", "1", "--filters", "4"),
+            *("--workers", workers, "--device", "cpu"),
+        )
+        said = capfd.readouterr()
+        assert code == 1
+        assert said.err.splitlines()[-1].startswith(f"error: {case.label}: label value 7")
+        assert "Traceback" not in said.err
+
+
+def test_an_error_from_a_worker_process_is_unpacked() -> None:
+    from egcnn.cli import _sentence
+
+    text = (
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+        'call last):\n  File "x.py", line 1\negcnn.errors.InputError: a.nii.gz: no good\n\n'
+        "The above exception was the direct cause of the following exception:\nRuntimeError: x"
+    )
+    assert _sentence(RuntimeError(text)) == "a.nii.gz: no good"
+    assert _sentence(RuntimeError("a defect of ours")) is None
+    with pytest.raises(OSError, match="No such file") as caught:
+        Path("/nowhere/at/all").read_text()
+    assert _sentence(caught.value) == "/nowhere/at/all: No such file or directory"
+
+
+def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "demo"
+    arguments = ["-o", output, "--cases", "3", "--shape", "16,18,20", "--epochs", "1"]
+    assert run("demo", *arguments) == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
+    written = [line.split()[-1] for line in said.out.splitlines() if str(output) in line]
+    assert len(written) > 6
+    assert all(Path(path).exists() for path in written)
+    names = json.loads((output / "run" / "config.json").read_text())["split"]["validation"]
+    scores = json.loads((output / "evaluation" / "metrics.json").read_text())
+    assert sorted(scores["cases"]) == sorted(names)
+    assert run("demo", *arguments) == 1
+    assert "holds a demo already" in capfd.readouterr().err
+    assert run("demo", *arguments, "--overwrite") == 0
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=Path(egcnn.__file__).parents[1],
+    )
+
+
+def test_info_needs_neither_monai_nor_lightning() -> None:
+    code = (
+        "import sys; from egcnn.cli import main\n"
+        "try: main(['info'])\n"
+        "except SystemExit as e: print('code', e.code)\n"
+        "print('heavy', [m for m in ('monai', 'lightning', 'matplotlib') if m in sys.modules])"
+    )
+    said = python("-c", code)
+    assert "code 0" in said.stdout, said.stderr
+    assert "heavy []" in said.stdout
+    assert egcnn.__version__ in said.stdout
+    for word in ("python", "torch", "monai", "lightning", "threads", "cpu", "operators"):
+        assert word in said.stdout
+
+
+def test_help_and_version_import_no_torch() -> None:
+    code = (
+        "import sys; from egcnn.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as e: print('code', e.code)\n"
+        "print('torch' in sys.modules)"
+    )
+    said = python("-c", code)
+    assert said.stdout.splitlines()[-2:] == ["code 0", "False"]
+    assert all(word in said.stdout for word in ("demo", "train", "predict", "evaluate", "info"))
+    said = python("-m", "egcnn", "--version")
+    assert (said.returncode, said.stdout) == (0, f"egcnn {egcnn.__version__}\n")
+
+
+def test_wrong_usage_is_not_a_traceback() -> None:
+    said = python("-m", "egcnn", "train")
+    assert said.returncode == 2
+    assert "Missing argument" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_cpu_settings_leave_the_users_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    prepare_cpu()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    prepare_cpu()
+    assert os.environ["OMP_NUM_THREADS"] == str(usable_cores())
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_classes_of_a_decathlon_dataset(tmp_path: Path, model: Path) -> None:
+    # Softmax regions, anisotropic voxels and one modality, from the command line.
+    spec = replace(SMALL, in_channels=1, out_channels=2)
+    regions = Regions(("background", "organ"), ((0,), (5,)), "softmax")
+    path = tmp_path / "organ.ckpt"
+    trained = Trained(
+        build_network(spec), spec, regions, ("CT",), (1.0, 1.0, 1.0), "ct", (16, 16, 16)
+    )
+    save(path, trained)
+    affine = np.array([[0, 0, -3.0, 9], [0.8, 0, 0, 2], [0, 1.2, 0, -4], [0, 0, 0, 1]])
+    volume = np.random.default_rng(0).normal(0, 300, (11, 9, 7)).astype(np.float32)
+    write_volume(volume, affine, tmp_path / "ct.nii")
+    assert run("predict", path, tmp_path / "ct.nii", "-o", tmp_path / "p", "--edges") == 0
+    for name in ("ct.nii.gz", "ct_edges.nii.gz"):
+        found = nib.load(tmp_path / "p" / name)
+        assert found.shape == (11, 9, 7)
+        np.testing.assert_allclose(found.affine, affine, atol=1e-5)
+    assert set(np.unique(nib.load(tmp_path / "p" / "ct.nii.gz").get_fdata())) <= {0, 5}

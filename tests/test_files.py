@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from egcnn.errors import InputError
+from egcnn.files import replacing, write_text
+
+
+def test_a_text_replaces_another_with_the_users_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "one")
+    write_text(path, "zwölf\n")
+    assert path.read_text(encoding="utf-8") == "zwölf\n"
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_until_the_end_the_old_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == tmp_path
+        assert temporary.name.endswith(".nii.gz")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(28, "No space left on device"), InputError),
+        (ValueError("a defect"), ValueError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_nothing_is_left_of_a_failure(
+    tmp_path: Path, error: BaseException, raised: type[BaseException]
+) -> None:
+    path = tmp_path / "a.json"
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(raised) as caught:
+        fail()
+    assert not list(tmp_path.iterdir())
+    if raised is InputError:
+        assert str(caught.value) == f"{path}: cannot be written: No space left on device"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"a\.txt: cannot be written: "):
+        write_text(tmp_path / "file" / "a.txt", "text")

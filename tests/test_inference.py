@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data.meta_tensor import MetaTensor
+from torch import Tensor, nn
+
+from egcnn.checkpoint import NetworkSpec, Trained, build_network
+from egcnn.data import read_image, write_volume
+from egcnn.errors import InputError
+from egcnn.inference import (
+    choose_device,
+    default_precision,
+    predict_case,
+    segment,
+    to_grid,
+    window_size,
+)
+from egcnn.nn import Segmentation
+from egcnn.regions import Regions
+
+CLASSES = Regions(("background", "organ"), ((0,), (3,)), "softmax")
+#: Axes permuted and mirrored, anisotropic, and far from the origin.
+TURNED = np.array([[0, 0, 2.0, -30], [-0.7, 0, 0, 11], [0, 1.3, 0, 5], [0, 0, 0, 1]])
+SHEARED = np.array([[0.9, 0.1, 0, 3], [-0.1, 0.9, 0.2, -7], [0, -0.2, 1.5, 2], [0, 0, 0, 1.0]])
+
+
+class Threshold(nn.Module):
+    """Organ where the normalised image is positive; its edge logits are the image itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Segmentation:
+        z = 50 * x[:, :1] * self.weight
+        return Segmentation(torch.cat([-z, z], 1), torch.cat([-x[:, :1], x[:, :1]], 1))
+
+
+def threshold(spacing: tuple[float, float, float] | None = (1.0, 1.0, 1.0)) -> Trained:
+    return Trained(
+        network=Threshold(),
+        spec=NetworkSpec(1, 2),
+        regions=CLASSES,
+        modalities=("ct",),
+        spacing=spacing,
+        normalization="ct",
+        patch=(16, 16, 16),
+    )
+
+
+def ball(path: Path, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    """A bright ball of 9 mm in HU, written as NIfTI; returns where it is."""
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    points = nib.affines.apply_affine(affine, grid)
+    middle = nib.affines.apply_affine(affine, (np.array(shape) - 1) / 2)
+    away = np.linalg.norm(points - middle, axis=-1)
+    write_volume(np.clip((9 - away) * 100, -900, 900).astype(np.float32), affine, path)
+    return away < 9
+
+
+@pytest.mark.parametrize(
+    ("affine", "spacing", "least"),
+    [
+        (np.eye(4), (1.0, 1.0, 1.0), 1.0),
+        (TURNED, None, 1.0),
+        (TURNED, (1.0, 1.0, 1.0), 0.97),
+        (SHEARED, (1.0, 1.0, 1.0), 0.97),
+        (np.diag([2.0, 2.0, 3.0, 1.0]), (1.0, 1.0, 1.0), 0.93),
+    ],
+    ids=["same", "turned", "turned, resampled", "sheared", "coarse"],
+)
+def test_prediction_lies_on_the_inputs_grid(
+    tmp_path: Path,
+    affine: np.ndarray,
+    spacing: tuple[float, float, float] | None,
+    least: float,
+) -> None:
+    shape = (23, 19, 29)
+    truth = ball(tmp_path / "ball.nii.gz", shape, affine)
+    found = predict_case(threshold(spacing), tmp_path / "ball.nii.gz", precision="32-true")
+    assert found.labels.shape == shape
+    assert found.labels.dtype == np.int16
+    np.testing.assert_allclose(found.affine, affine, atol=1e-6)
+    assert set(np.unique(found.labels)) == {0, 3}
+    inside = found.labels == 3
+    dice = 2 * (inside & truth).sum() / (inside.sum() + truth.sum())
+    assert dice >= least
+    assert found.probabilities.shape == (2, *shape)
+    np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
+    assert found.edges is not None
+    assert found.boundary is not None
+    assert found.edges.shape == (2, *shape)
+    # The background's edge channel is the mirror image of the organ's and must not count.
+    np.testing.assert_array_equal(found.boundary, found.edges[1])
+    assert found.boundary[~truth].max() <= 0.51
+
+
+def test_windows_cover_a_volume_without_seams(tmp_path: Path) -> None:
+    truth = ball(tmp_path / "ball.nii.gz", (41, 37, 43), np.eye(4))
+    found = predict_case(threshold(), tmp_path / "ball.nii.gz", overlap=0.25, precision="32-true")
+    np.testing.assert_array_equal(found.labels == 3, truth)
+
+
+def test_volume_smaller_than_a_window(tmp_path: Path) -> None:
+    write_volume(np.array([[[100.0], [-200.0]]], np.float32), np.eye(4), tmp_path / "tiny.nii.gz")
+    found = predict_case(threshold(), tmp_path / "tiny.nii.gz")
+    np.testing.assert_array_equal(found.labels, [[[3], [0]]])
+
+
+def test_a_backbone_alone_has_no_edges() -> None:
+    spec = NetworkSpec(1, 2, edge=False, filters=4, blocks_down=(1, 1), blocks_up=(1,))
+    network = build_network(spec).eval()
+    probabilities, edges = segment(network, torch.randn(1, 1, 9, 8, 7), CLASSES, (16, 16, 16))
+    assert edges is None
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 9, 8, 7))
+
+
+def test_meta_tensor_and_file_agree(tmp_path: Path) -> None:
+    ball(tmp_path / "ball.nii.gz", (12, 13, 14), TURNED)
+    image = read_image(tmp_path / "ball.nii.gz")
+    before = image.clone()
+    one = predict_case(threshold(), image)
+    two = predict_case(threshold(), tmp_path / "ball.nii.gz")
+    np.testing.assert_array_equal(one.probabilities, two.probabilities)
+    assert torch.equal(image.as_tensor(), before.as_tensor())
+    assert torch.equal(image.affine, before.affine)
+
+
+def test_grid_back_of_a_ramp_is_exact() -> None:
+    # Trilinear interpolation reproduces a linear function of the position in mm.
+    shape = (7, 9, 8)
+    fine = torch.tensor(SHEARED)
+    coarse = fine @ torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64))
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+
+    def ramp(affine: Tensor) -> Tensor:
+        points = nib.affines.apply_affine(affine.numpy(), grid)
+        return torch.as_tensor(points @ [1.0, -2.0, 0.5], dtype=torch.float32)[None]
+
+    moved = to_grid(ramp(fine), fine, coarse, shape)
+    torch.testing.assert_close(moved[:, :4, :5, :4], ramp(coarse)[:, :4, :5, :4], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((35, 50, 36), (40, 56, 40)),
+        ((43, 59, 47), (48, 64, 48)),
+        ((240, 240, 155), (40, 56, 40)),
+        ((1, 1, 1), (8, 8, 8)),
+    ],
+)
+def test_window_size(shape: tuple[int, ...], window: tuple[int, ...]) -> None:
+    assert window_size(shape, (40, 56, 40)) == window
+
+
+def test_number_of_modalities(tmp_path: Path) -> None:
+    path = tmp_path / "two.nii.gz"
+    write_volume(np.random.default_rng(0).normal(size=(5, 6, 7, 2)), np.eye(4), path)
+    with pytest.raises(InputError, match=r"two\.nii\.gz.*2.*1"):
+        predict_case(threshold(), path)
+    with pytest.raises(InputError, match=r"image: shape \(2, 4, 4, 4\); .* M = 1 \(ct\)"):
+        predict_case(threshold(), MetaTensor(torch.randn(2, 4, 4, 4)))
+
+
+def test_options_are_checked() -> None:
+    image = MetaTensor(torch.randn(1, 4, 4, 4))
+    with pytest.raises(InputError, match="overlap: 1"):
+        predict_case(threshold(), image, overlap=1.0)
+    with pytest.raises(InputError, match="precision: 'double'"):
+        predict_case(threshold(), image, precision="double")
+    with pytest.raises(InputError, match="device: 'tpu' is unknown"):
+        choose_device("tpu")
+    with pytest.raises(InputError, match=r"torch sees .* CUDA devices"):
+        choose_device(f"cuda:{torch.cuda.device_count()}")
+    assert choose_device("cpu").type == "cpu"
+    assert default_precision(torch.device("cpu")) in ("32-true", "bf16-mixed")

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from egcnn import checkpoint
+from egcnn.config import TrainingConfig, plan
+from egcnn.data import Dataset, open_dataset, write_volume
+from egcnn.data.case import Case
+from egcnn.data.phantom import write_brats
+from egcnn.errors import InputError
+from egcnn.inference import predict_case
+from egcnn.training import (
+    BEST,
+    CONFIG,
+    LAST,
+    METRICS,
+    SegmentationTask,
+    fit,
+    read_config,
+    read_metrics,
+)
+
+SHAPE = (16, 24, 17)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Lightning leaves Ctrl-C without effect after the first one."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def brats(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("brats")
+    write_brats(root, 4, shape=SHAPE, seed=3)
+    return open_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def tiny(brats: Dataset) -> TrainingConfig:
+    # Drop-out, a random crop and a batch that does not divide: what could make a run unrepeatable.
+    return replace(
+        plan(brats, torch.device("cpu")),
+        patch=(16, 16, 16),
+        filters=4,
+        epochs=4,
+        batch_size=2,
+        dropout=0.2,
+        foreground=0.5,
+        precision="32-true",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(
+    brats: Dataset, tiny: TrainingConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    output = tmp_path_factory.mktemp("finished") / "run"
+    fit(tiny, brats, output, quiet=True)
+    return output
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_a_run_writes_its_folder(finished: Path, brats: Dataset, tiny: TrainingConfig) -> None:
+    rows = read_metrics(finished / METRICS)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert list(rows[0]) == [
+        *("epoch", "loss", "semantic", "consistency", "edge"),
+        *("dice", "dice_WT", "dice_TC", "dice_ET", "lr", "seconds"),
+    ]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["semantic"] + row["consistency"] + row["edge"])
+        assert row["dice"] == pytest.approx(np.mean([row[f"dice_{n}"] for n in ("WT", "TC", "ET")]))
+    assert any((finished / "tensorboard").glob("events.out.tfevents.*"))
+    described = read_config(finished)
+    assert TrainingConfig.from_dict(described["config"]) == tiny
+    assert described["versions"]["torch"] == torch.__version__
+    names = described["split"]["train"] + described["split"]["validation"]
+    assert sorted(names) == [case.name for case in brats.cases]
+    assert not list(finished.glob(".part*"))
+
+
+def test_poly_learning_rate(finished: Path, tiny: TrainingConfig) -> None:
+    # Eq. 9 with e = 0, 1, 2, 3 and Ne = 4.
+    expected = [tiny.lr * (1 - e / 4) ** 0.9 for e in range(4)]
+    assert [row["lr"] for row in read_metrics(finished / METRICS)] == pytest.approx(expected)
+
+
+def test_best_is_the_epoch_with_the_highest_dice(finished: Path) -> None:
+    rows = read_metrics(finished / METRICS)
+    best = max(rows, key=lambda row: row["dice"])
+    assert torch.load(finished / BEST, weights_only=True)["epoch"] + 1 == best["epoch"]
+    assert torch.load(finished / LAST, weights_only=True)["epoch"] + 1 == 4
+
+
+def test_checkpoint_predicts_without_lightning(finished: Path, brats: Dataset) -> None:
+    trained = checkpoint.load(finished / BEST)
+    assert trained.modalities == ("t1", "t1ce", "t2", "flair")
+    assert trained.provenance["layout"] == "brats"
+    found = predict_case(trained, brats.cases[0])
+    assert found.labels.shape == SHAPE
+    assert set(np.unique(found.labels)) <= {0, 1, 2, 4}
+    assert found.edges is not None
+    np.testing.assert_allclose(found.affine, nib.load(brats.cases[0].images[0]).affine)
+
+
+def test_validation_dice_is_that_of_the_prediction(finished: Path, brats: Dataset) -> None:
+    from egcnn.report import evaluate
+
+    trained = checkpoint.load(finished / LAST)
+    names = read_config(finished)["split"]["validation"]
+    cases = tuple(case for case in brats.cases if case.name in names)
+    folder = finished / "predictions"
+    for case in cases:
+        found = predict_case(trained, case, precision="32-true")
+        write_volume(found.labels, found.affine, folder / f"{case.name}.nii.gz")
+    summary = evaluate(folder, replace(brats, cases=cases)).summary()
+    row = read_metrics(finished / METRICS)[-1]
+    for name in ("WT", "TC", "ET"):
+        assert summary[name]["dice"]["mean"] == pytest.approx(row[f"dice_{name}"], abs=1e-3)
+
+
+class _Stop(Callback):
+    """What Ctrl-C does in the middle of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer, *args: object) -> None:  # type: ignore[no-untyped-def]
+        if trainer.current_epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_resuming_ends_where_an_unbroken_run_ends(
+    finished: Path,
+    brats: Dataset,
+    tiny: TrainingConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import lightning
+
+    output = tmp_path / "run"
+    whole = lightning.Trainer
+
+    def interrupted(**options: object) -> lightning.Trainer:
+        return whole(**{**options, "callbacks": [*options["callbacks"], _Stop(2)]})  # type: ignore
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning, "Trainer", interrupted)
+        with pytest.raises(SystemExit) as caught:
+            fit(tiny, brats, output, quiet=True)
+        assert caught.value.code != 0
+    assert checkpoint.load(output / LAST).regions == brats.regions
+    assert [row["epoch"] for row in read_metrics(output / METRICS)] == [1, 2]
+
+    run = fit(tiny, brats, output, existing="resume", quiet=True)
+    unbroken, resumed = read_metrics(finished / METRICS), read_metrics(output / METRICS)
+    assert run.metrics == resumed
+    for one, other in zip(unbroken, resumed, strict=True):
+        del one["seconds"], other["seconds"]
+        assert one == pytest.approx(other, rel=1e-5)
+    torch.testing.assert_close(
+        weights(output / LAST), weights(finished / LAST), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_an_existing_run_is_not_lost(
+    finished: Path, brats: Dataset, tiny: TrainingConfig, tmp_path: Path
+) -> None:
+    before = (finished / LAST).read_bytes()
+    with pytest.raises(InputError, match="holds a run already"):
+        fit(tiny, brats, finished)
+    with pytest.raises(InputError, match=r"lr: 0\.5, but the run in .* has 0\.001"):
+        fit(replace(tiny, lr=0.5), brats, finished, existing="resume")
+    with pytest.raises(InputError, match="trained with other train cases"):
+        fit(tiny, replace(brats, cases=brats.cases[1:]), finished, existing="resume")
+    assert (finished / LAST).read_bytes() == before
+    with pytest.raises(InputError, match="holds no run to resume"):
+        fit(tiny, brats, tmp_path, existing="resume")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        fit(tiny, brats, tmp_path / "file")
+
+
+def test_overwriting_without_the_edge_stream(
+    brats: Dataset, tiny: TrainingConfig, tmp_path: Path
+) -> None:
+    (tmp_path / CONFIG).write_text("{}")
+    (tmp_path / METRICS).write_text("old")
+    config = replace(tiny, edge=False, epochs=1)
+    run = fit(config, brats, tmp_path, existing="overwrite", quiet=True)
+    assert "edge" not in run.metrics[0]
+    assert run.metrics[0]["loss"] == pytest.approx(run.metrics[0]["semantic"])
+    assert checkpoint.load(run.best).spec.edge is False
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    brats: Dataset, tiny: TrainingConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) in epoch \d, step \d"):
+        fit(replace(tiny, lr=1e30), brats, tmp_path, quiet=True)
+
+
+def test_one_labelled_case_is_too_few(brats: Dataset, tiny: TrainingConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1 labelled case; wanted at least two"):
+        fit(tiny, replace(brats, cases=brats.cases[:1]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_case_is_named(brats: Dataset, tiny: TrainingConfig, tmp_path: Path) -> None:
+    image = tmp_path / "nan.nii.gz"
+    write_volume(np.full((*SHAPE, 4), np.nan, np.float32), np.eye(4), image)
+    bad = Case("bad", (image,), brats.cases[0].label)
+    dataset = replace(brats, cases=(*brats.cases, bad))
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        fit(tiny, dataset, tmp_path / "run", quiet=True)
+    link: BaseException | None = caught.value
+    while link is not None and not isinstance(link, InputError):
+        link = link.__cause__
+    assert "nan.nii.gz" in str(link)
+
+
+def test_damaged_config_file(tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_config(tmp_path)
+
+
+def test_one_seed_gives_one_network(brats: Dataset, tiny: TrainingConfig) -> None:
+    one, two = (SegmentationTask(tiny, brats).network.state_dict() for _ in range(2))
+    other = SegmentationTask(replace(tiny, seed=1), brats).network.state_dict()
+    name = "backbone.stem.0.weight"
+    assert torch.equal(one[name], two[name])
+    assert not torch.equal(one[name], other[name])
