@@ -51,8 +51,10 @@ def test_source_distribution_holds_the_kernels(tmp_path: Path) -> None:
     [
         ({"CXX": "no-such-compiler"}, "no C++ compiler was found on PATH"),
         ({"EGCNN_CUDA": "2"}, "EGCNN_CUDA is '2'; wanted auto, 0 or 1"),
-        ({"EGCNN_CUDA": "1", "CUDA_HOME": "/nowhere", "PATH": "/nowhere", "CXX": sys.executable},
-         "EGCNN_CUDA=1 and no nvcc was found"),
+        (
+            {"EGCNN_CUDA": "1", "CUDA_HOME": "/nowhere", "PATH": "/nowhere", "CXX": sys.executable},
+            "EGCNN_CUDA=1 and no nvcc was found",
+        ),
     ],
 )
 def test_a_build_that_cannot_succeed_says_why(
