@@ -110,10 +110,6 @@ class EdgeStream(nn.Module):
             for channels in reversed(main_channels)
         )
         self.head = nn.Conv3d(width, regions, 1)
-        # Every gate multiplies the stream by up to 2: without this the edge logits start large,
-        # and the edge loss far above the ln 2 of not knowing.
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, encoder: Sequence[Tensor], decoder: Tensor) -> Tensor:
         """Taps of the main stream to edge logits ``(B, regions, D, H, W)``.
