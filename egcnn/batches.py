@@ -143,9 +143,14 @@ class CaseData(L.LightningDataModule):
                 if room < 0:
                     break
                 count += 1
-            self.cached[name] = CacheDataset(
-                list(cases), self.prepare, cache_num=count, num_workers=1, progress=False
+            # Filled here and not by CacheDataset's own thread: after an error that one reads on, and
+            # aborts the process when the interpreter ends under it.
+            cached = CacheDataset(
+                list(cases), self.prepare, cache_num=count, progress=False, runtime_cache=True
             )
+            for index in range(count):
+                cached[index]
+            self.cached[name] = cached
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of augmented patches."""
