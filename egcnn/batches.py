@@ -143,8 +143,8 @@ class CaseData(L.LightningDataModule):
                 if room < 0:
                     break
                 count += 1
-            # Filled here and not by CacheDataset's own thread: after an error that one reads on, and
-            # aborts the process when the interpreter ends under it.
+            # Filled here and not by CacheDataset's own thread: after an error that one reads on,
+            # and aborts the process when the interpreter ends under it.
             cached = CacheDataset(
                 list(cases), self.prepare, cache_num=count, progress=False, runtime_cache=True
             )

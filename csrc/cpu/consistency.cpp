@@ -49,52 +49,52 @@ static inline void gradient_at(const Size& s, int64_t z, int64_t y, int64_t x, V
   }
 }
 
-// Edges of the truth, each with its squared gradient.
-template <class Acc>
-static void mark_truth(const Sample<Acc>& s) {
+// Writes ws.edges from a gradient: load(c, voxel, row) fetches a row that starts at `voxel`,
+// edge(squared gradient, what was there) is the new value.
+template <class Acc, class Load, class Edge>
+static inline void mark(const Sample<Acc>& s, Load&& load, Edge&& edge) {
   const Size size = s.p.size;
-  const Tensor& target = s.p.target;
 #pragma omp for schedule(static)
   for (int64_t job = 0; job < size.channels * size.depth; ++job) {
     const int64_t c = job / size.depth, z = job % size.depth;
     sobel_plane<Acc>(
         size, z, s.ws.scratch(omp_get_thread_num()),
-        [&](int64_t zz, int64_t y, Acc* row) {
-          const int64_t voxel = (zz * size.height + y) * size.width;
-          const int64_t start = offset(target, s.batch, s.p.softmax ? 0 : c, voxel);
-          load_inside(target, start, size.width, &c, s.p.softmax ? 1 : 0, row);
-        },
+        [&](int64_t zz, int64_t y, Acc* row) { load(c, (zz * size.height + y) * size.width, row); },
         [&](int64_t y, const Acc* gz, const Acc* gy, const Acc* gx) {
           uint16_t* out = s.ws.edges + (job * size.height + y) * size.width;
           for (int64_t x = 0; x < size.width; ++x) {
-            out[x] = uint16_t(int(gz[x] * gz[x] + gy[x] * gy[x] + gx[x] * gx[x]));
+            // Whole numbers, at most 3 * 16^2.
+            out[x] = edge(uint16_t(int(gz[x] * gz[x] + gy[x] * gy[x] + gx[x] * gx[x])), out[x]);
           }
         });
   }
 }
 
+// Edges of the truth, each with its squared gradient.
+template <class Acc>
+static void mark_truth(const Sample<Acc>& s) {
+  const Tensor& target = s.p.target;
+  mark(
+      s,
+      [&](int64_t c, int64_t voxel, Acc* row) {
+        const int64_t start = offset(target, s.batch, s.p.softmax ? 0 : c, voxel);
+        load_inside(target, start, s.width(), &c, s.p.softmax ? 1 : 0, row);
+      },
+      [](uint16_t squared, uint16_t) { return squared; });
+}
+
 // Edges of the hard sample, beside those of the truth.
 template <class Acc>
 static void mark_sample(const Sample<Acc>& s) {
-  const Size size = s.p.size;
-#pragma omp for schedule(static)
-  for (int64_t job = 0; job < size.channels * size.depth; ++job) {
-    const int64_t c = job / size.depth, z = job % size.depth;
-    sobel_plane<Acc>(
-        size, z, s.ws.scratch(omp_get_thread_num()),
-        [&](int64_t zz, int64_t y, Acc* row) {
-          const uint8_t* hard =
-              s.ws.hard + ((c * size.depth + zz) * size.height + y) * size.width;
-          for (int64_t x = 0; x < size.width; ++x) row[x] = hard[x];
-        },
-        [&](int64_t y, const Acc* gz, const Acc* gy, const Acc* gx) {
-          uint16_t* out = s.ws.edges + (job * size.height + y) * size.width;
-          for (int64_t x = 0; x < size.width; ++x) {
-            const bool edge = gz[x] != 0 || gy[x] != 0 || gx[x] != 0;
-            if (edge && out[x] == 0) out[x] = kHardOnly;
-          }
-        });
-  }
+  mark(
+      s,
+      [&](int64_t c, int64_t voxel, Acc* row) {
+        const uint8_t* hard = s.ws.hard + c * s.voxels() + voxel;
+        for (int64_t x = 0; x < s.width(); ++x) row[x] = hard[x];
+      },
+      [](uint16_t squared, uint16_t truth) {
+        return squared != 0 && truth == 0 ? kHardOnly : truth;
+      });
 }
 
 template <class Acc>

@@ -5,49 +5,56 @@
 
 namespace egcnn::EGCNN_ISA {
 
+// body(batch, channel, z, scratch) for every plane, shared out among the threads.
+template <class Acc, class Body>
+static inline void for_planes(const Size& size, void* workspace, int threads, Body&& body) {
+  const int64_t planes = size.batch * size.channels * size.depth;
+#pragma omp parallel num_threads(threads)
+  {
+    Acc* scratch =
+        static_cast<Acc*>(workspace) + omp_get_thread_num() * kSobelRows * (size.width + 2);
+#pragma omp for schedule(static)
+    for (int64_t job = 0; job < planes; ++job) {
+      const int64_t channel = job / size.depth % size.channels;
+      body(job / size.depth / size.channels, channel, job % size.depth, scratch);
+    }
+  }
+}
+
 template <class Acc>
 static void sobel_edges(const SobelEdges& p) {
   const Size size = p.size;
   const bool from_labels = p.region_counts != nullptr;
   const bool soft = !from_labels && is_float(p.labels.dtype);
   const Acc threshold = Acc(p.threshold);
-  const int64_t planes = size.batch * size.channels * size.depth;
-#pragma omp parallel num_threads(p.threads)
-  {
-    Acc* scratch = static_cast<Acc*>(p.workspace) +
-                   omp_get_thread_num() * kSobelRows * (size.width + 2);
-#pragma omp for schedule(static)
-    for (int64_t job = 0; job < planes; ++job) {
-      const int64_t z = job % size.depth;
-      const int64_t region = job / size.depth % size.channels;
-      const int64_t batch = job / size.depth / size.channels;
-      int64_t count = 0, first = 0;
-      if (from_labels) {
-        for (int64_t r = 0; r < region; ++r) first += p.region_counts[r];
-        count = p.region_counts[region];
-      }
-      uint8_t* edges = static_cast<uint8_t*>(p.edges.data);
-      sobel_plane<Acc>(
-          size, z, scratch,
-          [&](int64_t zz, int64_t y, Acc* row) {
-            const int64_t start = offset(p.labels, batch, from_labels ? 0 : region,
-                                         (zz * size.height + y) * size.width);
-            if (soft) {
-              load(p.labels, start, size.width, row);
-            } else {
-              load_inside(p.labels, start, size.width, p.region_values + first, count, row);
-            }
-          },
-          [&](int64_t y, const Acc* gz, const Acc* gy, const Acc* gx) {
-            uint8_t* out =
-                edges + offset(p.edges, batch, region, (z * size.height + y) * size.width);
-            for (int64_t x = 0; x < size.width; ++x) {
-              out[x * p.edges.voxel_stride] =
-                  math::sobel_magnitude(gz[x], gy[x], gx[x]) > threshold;
-            }
-          });
+  uint8_t* edges = static_cast<uint8_t*>(p.edges.data);
+  for_planes<Acc>(size, p.workspace, p.threads, [&](int64_t batch, int64_t region, int64_t z,
+                                                    Acc* scratch) {
+    int64_t count = 0, first = 0;
+    if (from_labels) {
+      for (int64_t r = 0; r < region; ++r) first += p.region_counts[r];
+      count = p.region_counts[region];
     }
-  }
+    sobel_plane<Acc>(
+        size, z, scratch,
+        [&](int64_t zz, int64_t y, Acc* row) {
+          const int64_t start = offset(p.labels, batch, from_labels ? 0 : region,
+                                       (zz * size.height + y) * size.width);
+          if (soft) {
+            load(p.labels, start, size.width, row);
+          } else {
+            load_inside(p.labels, start, size.width, p.region_values + first, count, row);
+          }
+        },
+        [&](int64_t y, const Acc* gz, const Acc* gy, const Acc* gx) {
+          uint8_t* out =
+              edges + offset(p.edges, batch, region, (z * size.height + y) * size.width);
+          for (int64_t x = 0; x < size.width; ++x) {
+            out[x * p.edges.voxel_stride] =
+                math::sobel_magnitude(gz[x], gy[x], gx[x]) > threshold;
+          }
+        });
+  });
 }
 
 void sobel_edges_launch(const SobelEdges& p) {
@@ -59,30 +66,21 @@ void sobel_edges_launch(const SobelEdges& p) {
 template <class Acc>
 static void sobel_magnitude(const SobelMagnitude& p) {
   const Size size = p.size;
-  const int64_t planes = size.batch * size.channels * size.depth;
-#pragma omp parallel num_threads(p.threads)
-  {
-    Acc* scratch = static_cast<Acc*>(p.workspace) +
-                   omp_get_thread_num() * kSobelRows * (size.width + 2);
-#pragma omp for schedule(static)
-    for (int64_t job = 0; job < planes; ++job) {
-      const int64_t z = job % size.depth;
-      const int64_t channel = job / size.depth % size.channels;
-      const int64_t batch = job / size.depth / size.channels;
-      const auto row_start = [&](const Tensor& t, int64_t zz, int64_t y) {
-        return offset(t, batch, channel, (zz * size.height + y) * size.width);
-      };
-      sobel_plane<Acc>(
-          size, z, scratch,
-          [&](int64_t zz, int64_t y, Acc* row) { load(p.x, row_start(p.x, zz, y), size.width, row); },
-          [&](int64_t y, Acc* gz, const Acc* gy, const Acc* gx) {
-            for (int64_t x = 0; x < size.width; ++x) {
-              gz[x] = math::sobel_magnitude(gz[x], gy[x], gx[x]);
-            }
-            store(p.out, row_start(p.out, z, y), size.width, gz);
-          });
-    }
-  }
+  for_planes<Acc>(size, p.workspace, p.threads, [&](int64_t batch, int64_t channel, int64_t z,
+                                                    Acc* scratch) {
+    const auto row_start = [&](const Tensor& t, int64_t zz, int64_t y) {
+      return offset(t, batch, channel, (zz * size.height + y) * size.width);
+    };
+    sobel_plane<Acc>(
+        size, z, scratch,
+        [&](int64_t zz, int64_t y, Acc* row) { load(p.x, row_start(p.x, zz, y), size.width, row); },
+        [&](int64_t y, Acc* gz, const Acc* gy, const Acc* gx) {
+          for (int64_t x = 0; x < size.width; ++x) {
+            gz[x] = math::sobel_magnitude(gz[x], gy[x], gx[x]);
+          }
+          store(p.out, row_start(p.out, z, y), size.width, gz);
+        });
+  });
 }
 
 void sobel_magnitude_launch(const SobelMagnitude& p) {

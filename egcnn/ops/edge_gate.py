@@ -103,6 +103,31 @@ torch.library.define(
 )
 
 
+def _kernel_arguments(
+    e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
+) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+    """What forward and backward hand over alike, and the tensors behind it, to be kept alive."""
+    e, m = dense(e), dense(m)
+    weight_e, weight_m, bias = weight_e.contiguous(), weight_m.contiguous(), bias.contiguous()
+    arguments = {
+        "e": bridge(e),
+        "m": bridge(m),
+        "weight_e": weight_e.data_ptr(),
+        "weight_m": weight_m.data_ptr(),
+        "bias": bias.data_ptr(),
+        "shape": e.shape,
+        "main_channels": m.shape[1],
+        "gates": bias.shape[0],
+        "relu": relu,
+        "threads": torch.get_num_threads(),
+    }
+    return arguments, (e, m, weight_e, weight_m, bias)
+
+
+def _workspace_sizes(arguments: dict[str, Any]) -> tuple[int, ...]:
+    return (arguments["shape"][1], *(arguments[k] for k in ("main_channels", "gates", "threads")))
+
+
 @torch.library.register_fake("egcnn::edge_gate")
 def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool) -> Tensor:
     return empty_like(e)
@@ -110,40 +135,11 @@ def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, re
 
 @torch.library.impl("egcnn::edge_gate", "CPU")
 def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    e, m = dense(e), dense(m)
-    weight_e, weight_m, bias = weight_e.contiguous(), weight_m.contiguous(), bias.contiguous()
+    arguments, _kept = _kernel_arguments(e, m, weight_e, weight_m, bias, relu)
     out = empty_like(e)
-    threads = torch.get_num_threads()
-    sizes = (e.shape[1], m.shape[1], bias.shape[0])
-    scratch = workspace(kernels().edge_gate_workspace(*sizes, threads), e)
-    kernels().edge_gate(
-        e=bridge(e),
-        m=bridge(m),
-        weight_e=weight_e.data_ptr(),
-        weight_m=weight_m.data_ptr(),
-        bias=bias.data_ptr(),
-        out=bridge(out),
-        shape=e.shape,
-        main_channels=m.shape[1],
-        gates=bias.shape[0],
-        relu=relu,
-        workspace=scratch.data_ptr(),
-        threads=threads,
-    )
+    scratch = workspace(kernels().edge_gate_workspace(*_workspace_sizes(arguments)), e)
+    kernels().edge_gate(**arguments, out=bridge(out), workspace=scratch.data_ptr())
     return out
-
-
-@torch.library.register_fake("egcnn::edge_gate_backward")
-def _(
-    grad: Tensor,
-    e: Tensor,
-    m: Tensor,
-    weight_e: Tensor,
-    weight_m: Tensor,
-    bias: Tensor,
-    relu: bool,
-) -> tuple[Tensor, ...]:
-    return _empty_gradients(e, m, weight_e, weight_m, bias)
 
 
 def _empty_gradients(e: Tensor, m: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -151,41 +147,27 @@ def _empty_gradients(e: Tensor, m: Tensor, *weights: Tensor) -> tuple[Tensor, ..
     return (empty_like(e), empty_like(m), *contiguous)
 
 
+@torch.library.register_fake("egcnn::edge_gate_backward")
+def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return _empty_gradients(*inputs[:5])
+
+
 @torch.library.impl("egcnn::edge_gate_backward", "CPU")
-def _(
-    grad: Tensor,
-    e: Tensor,
-    m: Tensor,
-    weight_e: Tensor,
-    weight_m: Tensor,
-    bias: Tensor,
-    relu: bool,
-) -> tuple[Tensor, ...]:
-    grad, e, m = dense(grad), dense(e), dense(m)
-    weight_e, weight_m, bias = weight_e.contiguous(), weight_m.contiguous(), bias.contiguous()
-    gradients = _empty_gradients(e, m, weight_e, weight_m, bias)
+def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    arguments, _kept = _kernel_arguments(*inputs)
+    grad = dense(grad)
+    gradients = _empty_gradients(*inputs[:5])
     grad_e, grad_m, grad_weight_e, grad_weight_m, grad_bias = gradients
-    threads = torch.get_num_threads()
-    sizes = (e.shape[1], m.shape[1], bias.shape[0])
-    scratch = workspace(kernels().edge_gate_backward_workspace(*sizes, threads), e)
+    scratch = workspace(kernels().edge_gate_backward_workspace(*_workspace_sizes(arguments)), grad)
     kernels().edge_gate_backward(
+        **arguments,
         grad=bridge(grad),
-        e=bridge(e),
-        m=bridge(m),
-        weight_e=weight_e.data_ptr(),
-        weight_m=weight_m.data_ptr(),
-        bias=bias.data_ptr(),
         grad_e=bridge(grad_e),
         grad_m=bridge(grad_m),
         grad_weight_e=grad_weight_e.data_ptr(),
         grad_weight_m=grad_weight_m.data_ptr(),
         grad_bias=grad_bias.data_ptr(),
-        shape=e.shape,
-        main_channels=m.shape[1],
-        gates=bias.shape[0],
-        relu=relu,
         workspace=scratch.data_ptr(),
-        threads=threads,
     )
     return gradients
 
