@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from egcnn.data.case import Case, Dataset, Normalization, Spacing
+from egcnn.data.case import Case, Dataset, Normalization, Spacing, open_volume
 from egcnn.errors import InputError
 from egcnn.inference import STRIDE, check_precision, choose_device, default_precision
 from egcnn.losses import Reduction, Support
@@ -169,20 +169,12 @@ def prepared_shape(case: Case, spacing: Spacing | None) -> tuple[int, int, int]:
     """The shape ``(D, H, W)`` of a case after preprocessing, read from its header alone.
 
     Raises:
-        InputError: the file has no readable header of a volume.
+        InputError: the file is not a NIfTI volume.
     """
-    path = case.images[0]
-    try:
-        header = nib.load(path)
-        shape, affine = header.shape[:3], header.affine
-        order = np.argsort(nib.orientations.io_orientation(affine)[:, 0])
-        size = nib.affines.voxel_sizes(affine)[order]
-    except Exception as error:
-        raise InputError(
-            f"{path}: its header cannot be read (truncated, or not NIfTI); wanted a NIfTI volume"
-        ) from error
-    if len(shape) < 3:
-        raise InputError(f"{path}: {len(shape)} axes; wanted a volume of at least three")
+    volume = open_volume(case.images[0])
+    shape, affine = volume.shape[:3], volume.affine
+    order = np.argsort(nib.orientations.io_orientation(affine)[:, 0])
+    size = nib.affines.voxel_sizes(affine)[order]
     turned = [shape[axis] for axis in order]
     if spacing is not None:
         turned = [max(1, round(n * s / t)) for n, s, t in zip(turned, size, spacing, strict=True)]

@@ -106,9 +106,9 @@ def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None
     if not paths:
         raise InputError("images: no file given; wanted at least one")
     channels: list[NDArray[np.float32]] = []
-    first = _open(paths[0])
+    first = open_volume(paths[0])
     for path in paths:
-        image = first if path is paths[0] else _open(path)
+        image = first if path is paths[0] else open_volume(path)
         _check_grid(path, image, paths[0], first)
         channels.extend(_read_channels(path, image))
     if modalities is not None and len(channels) != modalities:
@@ -140,7 +140,7 @@ def read_label(case: Case, regions: Regions) -> MetaTensor:
         raise InputError(f"{case.name}: no label file; wanted a labelled case")
     if not case.images:
         raise InputError(f"{case.name}: no image file; wanted at least one")
-    label, image = _open(path), _open(case.images[0])
+    label, image = open_volume(path), open_volume(case.images[0])
     _check_grid(path, label, case.images[0], image)
     array = _read_array(path, label)
     if array.ndim == 4 and array.shape[3] == 1:
@@ -209,8 +209,13 @@ def write_volume(array: NDArray[Any] | Tensor, affine: NDArray[Any] | Tensor, pa
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _open(path: Path) -> SpatialImage:
-    """Read the header and check that the grid is usable."""
+def open_volume(path: Path) -> SpatialImage:
+    """Read the header of a NIfTI file and check that the grid is usable; voxels come later.
+
+    Raises:
+        InputError: the file is missing, empty, truncated or no NIfTI, has fewer than three axes or
+            an affine without inverse.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file; wanted a NIfTI volume")
     try:
