@@ -201,10 +201,11 @@ def train(
         raise InputError("--resume and --overwrite: both given; wanted one of them")
     from rich.console import Console
 
+    from egcnn.config import TrainingConfig, plan
     from egcnn.data import open_dataset
     from egcnn.inference import choose_device
     from egcnn.report import show, training_table
-    from egcnn.training import CONFIG, Existing, TrainingConfig, fit, plan, read_config
+    from egcnn.training import CONFIG, Existing, fit, read_config
 
     given: dict[str, Any] = {
         "edge": edge,

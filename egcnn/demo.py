@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from egcnn import checkpoint
+from egcnn.config import plan
 from egcnn.data import open_dataset, read_image, read_label, write_volume
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
@@ -24,7 +25,7 @@ from egcnn.report import (
     write_evaluation,
     write_picture,
 )
-from egcnn.training import fit, plan
+from egcnn.training import fit
 
 _PARTS = ("data", "run", "predictions", "evaluation")
 _PICTURE = "demo.png"

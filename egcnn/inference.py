@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, read_image
-from egcnn.data.transforms import preprocessing
+from egcnn.data.transforms import RAS, preprocessing
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
 #: Above this many bytes of output, windows are gathered in the host's memory.
 _LARGE_OUTPUT = 2 << 30
-_RAS = (("L", "R"), ("P", "A"), ("I", "S"))
 #: Seg-Net halves three times; a multiple of this keeps every resolution even.
 STRIDE = 8
 
@@ -240,7 +239,7 @@ def to_grid(volume: Tensor, source: Tensor, target: Tensor, shape: tuple[int, ..
     """
     turned = MetaTensor(volume, affine=source)
     codes = "".join(aff2axcodes(target.numpy()))
-    turned = Orientation(axcodes=codes, labels=_RAS)(turned)
+    turned = Orientation(axcodes=codes, labels=RAS)(turned)
     if tuple(turned.shape[1:]) == shape and torch.allclose(turned.affine, target, atol=1e-4):
         return turned.as_tensor()
     resample = SpatialResample(

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from egcnn.batches import CaseData, mixed
 from egcnn.checkpoint import KEY, NetworkSpec, Trained, build_network, versions, write
-from egcnn.config import TrainingConfig, plan
+from egcnn.config import TrainingConfig
 from egcnn.data.case import Case, Dataset
 from egcnn.data.layouts import split
 from egcnn.errors import InputError
@@ -38,17 +38,6 @@ from egcnn.inference import choose_device, segment
 from egcnn.losses import EGCNNLoss
 from egcnn.metrics import dice
 from egcnn.nn import Segmentation
-
-__all__ = [
-    "CaseData",
-    "Run",
-    "SegmentationTask",
-    "TrainingConfig",
-    "fit",
-    "plan",
-    "read_config",
-    "read_metrics",
-]
 
 CONFIG = "config.json"
 METRICS = "metrics.csv"

@@ -25,7 +25,6 @@ struct Sample {
   int64_t rows() const { return p.size.depth * p.size.height; }
   int64_t voxels() const { return p.size.voxels(); }
   int64_t channels() const { return p.size.channels; }
-
 };
 
 // The three gradient components at a voxel, unscaled, of value(voxel).

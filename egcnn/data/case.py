@@ -202,11 +202,8 @@ def write_volume(array: NDArray[Any] | Tensor, affine: NDArray[Any] | Tensor, pa
     if not np.allclose(image.get_qform(), matrix, atol=1e-4):
         image.set_qform(None, code=0)
 
-    try:
-        with replacing(path) as temporary:
-            nib.save(image, temporary)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with replacing(path) as temporary:
+        nib.save(image, temporary)
 
 
 def open_volume(path: Path) -> SpatialImage:

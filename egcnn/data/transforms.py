@@ -36,7 +36,8 @@ from egcnn.regions import Regions
 
 _KEYS = ("image", "label")
 _HOUNSFIELD_LIMIT = 1000.0
-_RAS = (("L", "R"), ("P", "A"), ("I", "S"))
+#: The letters of the axes' two ends, as MONAI asks for them.
+RAS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
 class ReadCase(Transform):
@@ -153,7 +154,7 @@ def preprocessing(
         raise InputError(f"normalization: {normalization!r}; wanted 'zscore' or 'ct'")
     steps: list[Any] = [
         EnsureTyped("image", dtype=torch.float32, track_meta=True),
-        Orientationd(_KEYS, axcodes="RAS", labels=_RAS, allow_missing_keys=True),
+        Orientationd(_KEYS, axcodes="RAS", labels=RAS, allow_missing_keys=True),
     ]
     if spacing is not None:
         if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egcnn.nn.norm import NormReLU
+from egcnn.ops._tensors import memory_format
 
 
 class Conv3x3x3(nn.Conv3d):
@@ -28,19 +28,13 @@ class Conv3x3x3(nn.Conv3d):
             return super().forward(x)
         depth, height, width = ((size - 1) // self.stride[0] + 1 for size in x.shape[2:])
         y = super().forward(F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0])))
-        return y[:, :, :depth, :height, :width].contiguous(memory_format=_layout(x))
+        return y[:, :, :depth, :height, :width].contiguous(memory_format=memory_format(x))
 
 
 # For bfloat16 volumes thinner than this, the CPU library of torch 2.13 (oneDNN) computes the weight
 # gradient from memory outside the tensors: garbage, NaN or a crash. Zeros appended beyond the
 # padding change no voxel that is kept.
 _SAFE_SIZE = 3
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
-        return torch.channels_last_3d
-    return torch.contiguous_format
 
 
 def resize(x: Tensor, like: Tensor) -> Tensor:

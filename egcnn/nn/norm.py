@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from egcnn.ops._tensors import memory_format
+
 
 def group_count(channels: int) -> int:
     """Groups of a GroupNorm: the largest of 8, 4, 2, 1 that divides ``channels``."""
@@ -35,8 +37,7 @@ def _needs_rows(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last_3d)
+        and memory_format(x) == torch.channels_last_3d
     )
 
 
