@@ -25,6 +25,14 @@ struct Size {
   bool empty() const { return batch == 0 || channels == 0 || voxels() == 0; }
 };
 
+// Where a launch runs, and scratch memory of as many bytes as its kernel's `workspace` asks for.
+struct Resources {
+  void* workspace;
+  int threads;   // CPU
+  int device;    // CUDA
+  void* stream;  // CUDA
+};
+
 // Section 2.1. With region_counts, `labels` is a label map and region r is made of the next
 // region_counts[r] entries of region_values; without, each channel of `labels` is a region.
 struct SobelEdges {
@@ -34,16 +42,14 @@ struct SobelEdges {
   const int64_t* region_values;
   const int64_t* region_counts;  // null for ready-made regions
   double threshold;
-  void* workspace;
-  int threads;
+  Resources resources;
 };
 
 struct SobelMagnitude {
   Tensor x;
   Tensor out;
   Size size;
-  void* workspace;
-  int threads;
+  Resources resources;
 };
 
 struct SobelMagnitudeBackward {
@@ -51,8 +57,7 @@ struct SobelMagnitudeBackward {
   Tensor x;
   Tensor grad_x;
   Size size;
-  void* workspace;
-  int threads;
+  Resources resources;
 };
 
 // Eqs. 1 and 2. Weights, bias and their gradients are contiguous, in the accumulation type:
@@ -68,8 +73,8 @@ struct EdgeGate {
   int64_t main_channels;
   int64_t gates;  // size.channels or 1
   bool relu;
-  void* workspace;
-  int threads;
+  bool tf32;  // whether products of f32 may be rounded to TF32; the CPU never does
+  Resources resources;
 };
 
 struct EdgeGateBackward {
@@ -88,8 +93,8 @@ struct EdgeGateBackward {
   int64_t main_channels;
   int64_t gates;
   bool relu;
-  void* workspace;
-  int threads;
+  bool tf32;  // whether products of f32 may be rounded to TF32; the CPU never does
+  Resources resources;
 };
 
 // Eqs. 7 and 8. `seed` and `loss` (`grad` in backward) point to one int64 and to one number of the
@@ -106,40 +111,37 @@ struct Consistency {
   void* loss;         // forward
   const void* grad;   // backward
   Tensor grad_logits;  // backward
-  void* workspace;
-  int threads;
+  Resources resources;
+};
+
+// One operator on one kind of device. `workspace` takes the same parameters; their pointers may be
+// null then.
+template <class Params>
+struct Kernel {
+  size_t (*workspace)(const Params&);
+  void (*launch)(const Params&);
+};
+
+struct Kernels {
+  const char* name;  // the CPU's instruction set that was chosen, or "cuda"
+  Kernel<SobelEdges> sobel_edges;
+  Kernel<SobelMagnitude> sobel_magnitude;
+  Kernel<SobelMagnitudeBackward> sobel_magnitude_backward;
+  Kernel<EdgeGate> edge_gate;
+  Kernel<EdgeGateBackward> edge_gate_backward;
+  Kernel<Consistency> consistency;
+  Kernel<Consistency> consistency_backward;
 };
 
 namespace cpu {
-
-// Bytes of workspace; large enough for either accumulation type.
-size_t sobel_edges_workspace(int64_t width, int threads);
-size_t sobel_magnitude_backward_workspace(int64_t depth, int64_t height, int64_t width,
-                                          int threads);
-size_t edge_gate_workspace(int64_t edge_channels, int64_t main_channels, int64_t gates,
-                           int threads);
-size_t edge_gate_backward_workspace(int64_t edge_channels, int64_t main_channels, int64_t gates,
-                                    int threads);
-size_t consistency_workspace(int64_t channels, int64_t depth, int64_t height, int64_t width,
-                             int threads);
-
-void sobel_edges_launch(const SobelEdges&);
-void sobel_magnitude_launch(const SobelMagnitude&);
-void sobel_magnitude_backward_launch(const SobelMagnitudeBackward&);
-void edge_gate_launch(const EdgeGate&);
-void edge_gate_backward_launch(const EdgeGateBackward&);
-void consistency_launch(const Consistency&);
-void consistency_backward_launch(const Consistency&);
-
-// The instruction set that the launches above were dispatched to on this machine.
-const char* instruction_set();
-
-}  // namespace cpu
+const Kernels& kernels();
+}
 
 namespace cuda {
+const Kernels& kernels();
 
 // Whether this machine's driver and current device run this build's code: "" or the reason why not.
 const char* device_status();
-
 }  // namespace cuda
+
 }  // namespace egcnn

@@ -237,9 +237,9 @@ static int64_t edge_count(const Sample<Acc>& s, int64_t c) {
 
 template <class Acc>
 static void consistency(const Consistency& p) {
-  const ConsistencyWorkspace<Acc> ws(p.size, p.workspace);
+  const ConsistencyWorkspace<Acc> ws(p.size, p.resources.workspace);
   double total = 0;
-#pragma omp parallel num_threads(p.threads)
+#pragma omp parallel num_threads(p.resources.threads)
   for (int64_t batch = 0; batch < p.size.batch; ++batch) {
     const Sample<Acc> s{p, batch, ws};
     prepare(s);
@@ -316,11 +316,11 @@ static void finish(const Sample<Acc>& s) {
 
 template <class Acc>
 static void consistency_backward(const Consistency& p) {
-  const ConsistencyWorkspace<Acc> ws(p.size, p.workspace);
+  const ConsistencyWorkspace<Acc> ws(p.size, p.resources.workspace);
   const Size& size = p.size;
   const double grad = double(*static_cast<const Acc*>(p.grad));
   const int64_t slabs = size.depth < 64 ? size.depth : 64;
-#pragma omp parallel num_threads(p.threads)
+#pragma omp parallel num_threads(p.resources.threads)
   for (int64_t batch = 0; batch < size.batch; ++batch) {
     const Sample<Acc> s{p, batch, ws};
     prepare(s);

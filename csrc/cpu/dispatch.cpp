@@ -1,18 +1,18 @@
 // Picks, once, the instruction set that this machine runs. Every kernel unit was compiled for each
-// of EGCNN_ISAS; this one for the oldest machine that the build supports.
+// of them; this one for the oldest machine that the build supports.
 #include "workspaces.h"
 
 namespace egcnn {
 
-#define EGCNN_DECLARE(isa)                                         \
-  namespace isa {                                                  \
-  void sobel_edges_launch(const SobelEdges&);                      \
-  void sobel_magnitude_launch(const SobelMagnitude&);              \
+#define EGCNN_DECLARE(isa)                                             \
+  namespace isa {                                                      \
+  void sobel_edges_launch(const SobelEdges&);                          \
+  void sobel_magnitude_launch(const SobelMagnitude&);                  \
   void sobel_magnitude_backward_launch(const SobelMagnitudeBackward&); \
-  void edge_gate_launch(const EdgeGate&);                          \
-  void edge_gate_backward_launch(const EdgeGateBackward&);         \
-  void consistency_launch(const Consistency&);                     \
-  void consistency_backward_launch(const Consistency&);            \
+  void edge_gate_launch(const EdgeGate&);                              \
+  void edge_gate_backward_launch(const EdgeGateBackward&);             \
+  void consistency_launch(const Consistency&);                         \
+  void consistency_backward_launch(const Consistency&);                \
   }
 EGCNN_DECLARE(baseline)
 #ifdef EGCNN_X86
@@ -20,86 +20,70 @@ EGCNN_DECLARE(avx2)
 EGCNN_DECLARE(avx512)
 #endif
 
-namespace cpu {
 namespace {
 
-struct Launches {
-  const char* name;
-  void (*sobel_edges)(const SobelEdges&);
-  void (*sobel_magnitude)(const SobelMagnitude&);
-  void (*sobel_magnitude_backward)(const SobelMagnitudeBackward&);
-  void (*edge_gate)(const EdgeGate&);
-  void (*edge_gate_backward)(const EdgeGateBackward&);
-  void (*consistency)(const Consistency&);
-  void (*consistency_backward)(const Consistency&);
-};
+// Bytes of workspace; large enough for either accumulation type.
+size_t sobel_edges_workspace(const SobelEdges& p) {
+  return p.resources.threads * kSobelRows * (p.size.width + 2) * sizeof(double);
+}
 
-#define EGCNN_LAUNCHES(isa)                                                             \
-  {                                                                                     \
-    #isa, isa::sobel_edges_launch, isa::sobel_magnitude_launch,                         \
-        isa::sobel_magnitude_backward_launch, isa::edge_gate_launch,                    \
-        isa::edge_gate_backward_launch, isa::consistency_launch,                        \
-        isa::consistency_backward_launch                                                \
+size_t sobel_magnitude_workspace(const SobelMagnitude& p) {
+  return p.resources.threads * kSobelRows * (p.size.width + 2) * sizeof(double);
+}
+
+size_t sobel_magnitude_backward_workspace(const SobelMagnitudeBackward& p) {
+  return (3 * p.size.voxels() + p.resources.threads * (kSobelRows + 1) * (p.size.width + 2)) *
+         sizeof(double);
+}
+
+size_t edge_gate_workspace(const EdgeGate& p) {
+  return p.resources.threads * edge_gate_scratch(p.size.channels, p.main_channels, p.gates) *
+         sizeof(double);
+}
+
+size_t edge_gate_backward_workspace(const EdgeGateBackward& p) {
+  const int64_t ce = p.size.channels, cm = p.main_channels;
+  return (edge_gate_chunks(ce, cm, p.gates) * p.gates * (ce + cm + 1) +
+          p.resources.threads * edge_gate_backward_scratch(ce, cm, p.gates)) *
+         sizeof(double);
+}
+
+size_t consistency_workspace(const Consistency& p) {
+  return ConsistencyWorkspace<double>(p.size, nullptr).bytes(p.resources.threads);
+}
+
+#define EGCNN_KERNELS(isa)                                                        \
+  {                                                                               \
+    #isa,                                                                         \
+        {sobel_edges_workspace, isa::sobel_edges_launch},                         \
+        {sobel_magnitude_workspace, isa::sobel_magnitude_launch},                 \
+        {sobel_magnitude_backward_workspace, isa::sobel_magnitude_backward_launch}, \
+        {edge_gate_workspace, isa::edge_gate_launch},                             \
+        {edge_gate_backward_workspace, isa::edge_gate_backward_launch},           \
+        {consistency_workspace, isa::consistency_launch},                         \
+        {consistency_workspace, isa::consistency_backward_launch},                \
   }
 
-Launches choose() {
+Kernels choose() {
 #ifdef EGCNN_X86
   // The levels x86-64-v4 and x86-64-v3, by the features that tell them from the level below.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return EGCNN_LAUNCHES(avx512);
+    return EGCNN_KERNELS(avx512);
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("bmi2")) {
-    return EGCNN_LAUNCHES(avx2);
+    return EGCNN_KERNELS(avx2);
   }
 #endif
-  return EGCNN_LAUNCHES(baseline);
-}
-
-const Launches& launches() {
-  static const Launches chosen = choose();
-  return chosen;
+  return EGCNN_KERNELS(baseline);
 }
 
 }  // namespace
 
-const char* instruction_set() { return launches().name; }
-
-size_t sobel_edges_workspace(int64_t width, int threads) {
-  return threads * kSobelRows * (width + 2) * sizeof(double);
+const Kernels& cpu::kernels() {
+  static const Kernels chosen = choose();
+  return chosen;
 }
 
-size_t sobel_magnitude_backward_workspace(int64_t depth, int64_t height, int64_t width,
-                                          int threads) {
-  return (3 * depth * height * width + threads * (kSobelRows + 1) * (width + 2)) * sizeof(double);
-}
-
-size_t edge_gate_workspace(int64_t ce, int64_t cm, int64_t gates, int threads) {
-  return threads * edge_gate_scratch(ce, cm, gates) * sizeof(double);
-}
-
-size_t edge_gate_backward_workspace(int64_t ce, int64_t cm, int64_t gates, int threads) {
-  return (edge_gate_chunks(ce, cm, gates) * gates * (ce + cm + 1) +
-          threads * edge_gate_backward_scratch(ce, cm, gates)) *
-         sizeof(double);
-}
-
-size_t consistency_workspace(int64_t channels, int64_t depth, int64_t height, int64_t width,
-                             int threads) {
-  const Size size{1, channels, depth, height, width};
-  return ConsistencyWorkspace<double>(size, nullptr).bytes(threads);
-}
-
-void sobel_edges_launch(const SobelEdges& p) { launches().sobel_edges(p); }
-void sobel_magnitude_launch(const SobelMagnitude& p) { launches().sobel_magnitude(p); }
-void sobel_magnitude_backward_launch(const SobelMagnitudeBackward& p) {
-  launches().sobel_magnitude_backward(p);
-}
-void edge_gate_launch(const EdgeGate& p) { launches().edge_gate(p); }
-void edge_gate_backward_launch(const EdgeGateBackward& p) { launches().edge_gate_backward(p); }
-void consistency_launch(const Consistency& p) { launches().consistency(p); }
-void consistency_backward_launch(const Consistency& p) { launches().consistency_backward(p); }
-
-}  // namespace cpu
 }  // namespace egcnn

@@ -89,9 +89,9 @@ template <class Acc>
 static void edge_gate(const EdgeGate& p) {
   const int64_t ce = p.size.channels, cm = p.main_channels, voxels = p.size.voxels();
   const int64_t blocks = (voxels + kBlock - 1) / kBlock;
-#pragma omp parallel num_threads(p.threads)
+#pragma omp parallel num_threads(p.resources.threads)
   {
-    Acc* e = static_cast<Acc*>(p.workspace) +
+    Acc* e = static_cast<Acc*>(p.resources.workspace) +
              omp_get_thread_num() * edge_gate_scratch(ce, cm, p.gates);
     Acc* m = e + ce * kBlock;
     Acc* sums = m + cm * kBlock;
@@ -133,10 +133,10 @@ static void edge_gate_backward(const EdgeGateBackward& p) {
   const Acc* weight_e = static_cast<const Acc*>(p.weight_e);
   const Acc* weight_m = static_cast<const Acc*>(p.weight_m);
   const int64_t chunks = edge_gate_chunks(ce, cm, gates), sums_size = gates * (ce + cm + 1);
-  double* partials = static_cast<double*>(p.workspace);
+  double* partials = static_cast<double*>(p.resources.workspace);
   Acc* scratches = reinterpret_cast<Acc*>(partials + chunks * sums_size);
 
-#pragma omp parallel num_threads(p.threads)
+#pragma omp parallel num_threads(p.resources.threads)
   {
     Acc* e = scratches + omp_get_thread_num() * edge_gate_backward_scratch(ce, cm, gates);
     Acc* m = e + ce * kBlock;

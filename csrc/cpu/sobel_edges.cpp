@@ -7,12 +7,12 @@ namespace egcnn::EGCNN_ISA {
 
 // body(batch, channel, z, scratch) for every plane, shared out among the threads.
 template <class Acc, class Body>
-static inline void for_planes(const Size& size, void* workspace, int threads, Body&& body) {
+static inline void for_planes(const Size& size, const Resources& resources, Body&& body) {
   const int64_t planes = size.batch * size.channels * size.depth;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(resources.threads)
   {
-    Acc* scratch =
-        static_cast<Acc*>(workspace) + omp_get_thread_num() * kSobelRows * (size.width + 2);
+    Acc* scratch = static_cast<Acc*>(resources.workspace) +
+                   omp_get_thread_num() * kSobelRows * (size.width + 2);
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < planes; ++job) {
       const int64_t channel = job / size.depth % size.channels;
@@ -28,8 +28,7 @@ static void sobel_edges(const SobelEdges& p) {
   const bool soft = !from_labels && is_float(p.labels.dtype);
   const Acc threshold = Acc(p.threshold);
   uint8_t* edges = static_cast<uint8_t*>(p.edges.data);
-  for_planes<Acc>(size, p.workspace, p.threads, [&](int64_t batch, int64_t region, int64_t z,
-                                                    Acc* scratch) {
+  for_planes<Acc>(size, p.resources, [&](int64_t batch, int64_t region, int64_t z, Acc* scratch) {
     int64_t count = 0, first = 0;
     if (from_labels) {
       for (int64_t r = 0; r < region; ++r) first += p.region_counts[r];
@@ -66,8 +65,7 @@ void sobel_edges_launch(const SobelEdges& p) {
 template <class Acc>
 static void sobel_magnitude(const SobelMagnitude& p) {
   const Size size = p.size;
-  for_planes<Acc>(size, p.workspace, p.threads, [&](int64_t batch, int64_t channel, int64_t z,
-                                                    Acc* scratch) {
+  for_planes<Acc>(size, p.resources, [&](int64_t batch, int64_t channel, int64_t z, Acc* scratch) {
     const auto row_start = [&](const Tensor& t, int64_t zz, int64_t y) {
       return offset(t, batch, channel, (zz * size.height + y) * size.width);
     };
@@ -104,10 +102,10 @@ template <class Acc>
 static void sobel_magnitude_backward(const SobelMagnitudeBackward& p) {
   const Size size = p.size;
   const int64_t d = size.depth, h = size.height, w = size.width, voxels = size.voxels();
-  Acc* volumes = static_cast<Acc*>(p.workspace);
+  Acc* volumes = static_cast<Acc*>(p.resources.workspace);
   Acc *qz = volumes, *qy = qz + voxels, *qx = qy + voxels;
   Acc* scratches = qx + voxels;
-#pragma omp parallel num_threads(p.threads)
+#pragma omp parallel num_threads(p.resources.threads)
   {
     Acc* scratch = scratches + omp_get_thread_num() * (kSobelRows + 1) * (w + 2);
     Acc* grad = scratch + kSobelRows * (w + 2);

@@ -1,6 +1,8 @@
 // Whether the machine's driver and GPU can run what this build holds.
 #include <cuda_runtime.h>
 
+#include <string>
+
 #include "../ops.h"
 
 namespace egcnn::cuda {
@@ -8,24 +10,47 @@ namespace {
 
 __global__ void probe_kernel() {}
 
-}  // namespace
+std::string version(int number) {
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
 
-const char* device_status() {
+std::string why_not() {
   int driver = 0, toolkit = 0, devices = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
     return "there is no NVIDIA driver on this machine";
   }
-  if (cudaRuntimeGetVersion(&toolkit) == cudaSuccess && driver / 1000 < toolkit / 1000) {
-    return "the NVIDIA driver is older than the CUDA toolkit of this build";
+  cudaRuntimeGetVersion(&toolkit);
+  // Within one major version every driver runs the code of every toolkit.
+  const int needed = toolkit / 1000 * 1000;
+  if (driver < needed) {
+    return "the NVIDIA driver supports CUDA up to " + version(driver) +
+           ", and this build needs a driver for CUDA " + version(needed) + " or later";
   }
-  const cudaError_t count = cudaGetDeviceCount(&devices);
-  if (count != cudaSuccess) return cudaGetErrorString(count);
-  if (devices == 0) return "there is no NVIDIA GPU on this machine";
+  if (const cudaError_t error = cudaGetDeviceCount(&devices)) return cudaGetErrorString(error);
+  // The truth is whether the driver takes a kernel: it may also compile the PTX of this build, or
+  // be unable to, because the toolkit is a newer minor version.
   cudaFuncAttributes attributes;
-  const cudaError_t image = cudaFuncGetAttributes(&attributes, probe_kernel);
-  cudaGetLastError();  // leave no error behind for somebody else's check
-  if (image != cudaSuccess) return "this build holds no code for this GPU";
+  if (const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel)) {
+    std::string built;
+    for (int architecture : {__CUDA_ARCH_LIST__}) built += std::to_string(architecture / 10) + " ";
+    int device = 0, major = 0, minor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    return "this build holds code for GPU architectures " + built + "and this GPU has " +
+           std::to_string(10 * major + minor) + ", where the driver says: " +
+           cudaGetErrorString(error);
+  }
   return "";
+}
+
+}  // namespace
+
+const char* device_status() {
+  thread_local std::string status;
+  status = why_not();
+  cudaGetLastError();  // leave no error behind for somebody else's check
+  return status.c_str();
 }
 
 }  // namespace egcnn::cuda

@@ -16,10 +16,15 @@ EGCNN_MATH T difference(T before, T after) {
   return after - before;
 }
 
-// Magnitude of the unscaled gradient (gz, gy, gx).
+// Magnitude of the unscaled gradient, from the sum of its squares or from itself.
+template <class T>
+EGCNN_MATH T sobel_magnitude(T squared) {
+  return sqrt(squared * T(1.0 / 256));
+}
+
 template <class T>
 EGCNN_MATH T sobel_magnitude(T gz, T gy, T gx) {
-  return sqrt((gz * gz + gy * gy + gx * gx) * T(1.0 / 256));
+  return sobel_magnitude(gz * gz + gy * gy + gx * gx);
 }
 
 // d magnitude / d g is g times this; the sub-gradient at 0 is 0.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -35,20 +36,33 @@ def use_reference() -> Iterator[None]:
         _reference_chosen = before
 
 
-def _why_not_native(device: str) -> str:
+# A constant to torch.compile: it asks the driver, which cannot be traced.
+@torch.compiler.assume_constant_result
+def _why_not_native(device: str, index: int = 0) -> str:
     """Why the native kernels cannot serve ``device``; empty where they can."""
     if _C is None:
         return f"the native kernels are not there ({_missing})"
     if device in ("cpu", "meta"):
         return ""
-    if device == "cuda" and not _C.build_info()["cuda_kernels"]:
-        return "this build has no CUDA kernels"
-    return "" if device == "cuda" else f"there is no kernel for {device} devices"
+    if device != "cuda":
+        return f"there is no kernel for {device} devices"
+    return _why_not_cuda(index)
+
+
+@functools.cache
+def _why_not_cuda(index: int) -> str:
+    assert _C is not None
+    info = _C.build_info()
+    if not info["cuda_kernels"]:
+        return f"this build has no CUDA kernels ({info['cuda_note']})"
+    with torch.cuda.device(index):
+        return str(_C.build_info()["cuda_device"])
 
 
 def backend(tensor: Tensor) -> str:
     """``"native"`` or ``"reference"``: what serves an operator call on ``tensor``."""
-    native = not _reference_chosen and not _why_not_native(tensor.device.type)
+    device = tensor.device
+    native = not _reference_chosen and not _why_not_native(device.type, device.index or 0)
     return "native" if native else "reference"
 
 
@@ -57,7 +71,7 @@ def native(tensor: Tensor) -> bool:
     if _reference_chosen:
         return False
     device = tensor.device.type
-    why = _why_not_native(device)
+    why = _why_not_native(device, tensor.device.index or 0)
     if why and device not in _warned:
         _warned.add(device)
         warnings.warn(
@@ -67,9 +81,9 @@ def native(tensor: Tensor) -> bool:
     return not why
 
 
-def kernels() -> Any:
-    """The compiled module; called only from where :func:`native` held."""
-    return _C
+def device_kernels(device: str) -> Any:
+    """The kernels for one type of device; called only from where :func:`native` held."""
+    return getattr(_C, device)
 
 
 def backend_info() -> dict[str, Any]:
@@ -77,7 +91,7 @@ def backend_info() -> dict[str, Any]:
 
     Keys: ``built`` (bool), ``reason`` (why not, else ""), ``compiler``, ``cpu`` (instruction set
     chosen on this machine), ``cuda_kernels`` (bool), ``cuda_toolkit``, ``cuda_architectures``,
-    ``cuda_note``, ``serves`` (device type -> "native" or "reference").
+    ``cuda_note`` (why they were skipped), ``cuda_device`` (why they do not run here), ``serves`` (device type -> "native" or "reference").
     """
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     info: dict[str, Any] = {"built": _C is not None, "reason": _missing}

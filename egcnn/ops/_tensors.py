@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from egcnn.errors import InputError
+from egcnn.ops._backend import device_kernels
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+# The types of device that have kernels.
+DEVICES = ("cpu", "cuda")
 
 # The order of csrc/ops.h's DType; a bool is a byte that holds 0 or 1.
 _CODES = {dtype: code for code, dtype in enumerate((*FLOATS, *INTEGERS))} | {
@@ -92,9 +96,34 @@ def bridge(tensor: Tensor) -> tuple[int, int, int, int, int]:
     return (tensor.data_ptr(), _CODES[tensor.dtype], *strides)
 
 
-def workspace(size: int, like: Tensor) -> Tensor:
-    """``size`` bytes of scratch memory on the device of ``like``, from torch's allocator."""
-    return torch.empty(size, dtype=torch.uint8, device=like.device)
+def launch(name: str, **arguments: Any) -> None:
+    """Run kernel ``name`` on the device of its tensors, with scratch memory from torch's allocator.
+
+    The arguments are those of ``csrc/bindings.cpp``, tensors as they are: volumes are made dense
+    and all are kept alive until the kernel is launched.
+    """
+    volumes, addresses, others = {}, {}, {}
+    for key, value in arguments.items():
+        if not isinstance(value, Tensor):
+            others[key] = value
+        elif value.dim() == 5:
+            volumes[key] = dense(value)
+        else:
+            addresses[key] = value.contiguous()
+    device = next(iter(volumes.values())).device
+    kernels = device_kernels(device.type)
+    call = {key: bridge(value) for key, value in volumes.items()}
+    call |= {key: value.data_ptr() for key, value in addresses.items()}
+    call |= others
+    call["threads"] = torch.get_num_threads()
+    call["device"] = device.index or 0
+    # Asked for at each call: the stream may be another one each time, or one being captured.
+    cuda = device.type == "cuda"
+    call["stream"] = torch.cuda.current_stream(device).cuda_stream if cuda else 0
+    workspace = torch.empty(
+        getattr(kernels, f"{name}_workspace")(**call), dtype=torch.uint8, device=device
+    )
+    getattr(kernels, name)(**call, workspace=workspace.data_ptr())
 
 
 def no_second_derivative(name: str) -> Any:

@@ -9,18 +9,17 @@ from torch import Tensor
 
 from egcnn.errors import InputError
 from egcnn.ops import reference
-from egcnn.ops._backend import kernels, native
+from egcnn.ops._backend import native
 from egcnn.ops._tensors import (
+    DEVICES,
     FLOATS,
     INTEGERS,
-    bridge,
     check_choice,
     check_like,
     check_volume,
-    dense,
     empty_like,
+    launch,
     no_second_derivative,
-    workspace,
 )
 
 
@@ -106,7 +105,7 @@ torch.library.define(
 )
 
 
-def _kernel_arguments(
+def _arguments(
     logits: Tensor,
     target: Tensor,
     seed: Tensor,
@@ -114,24 +113,18 @@ def _kernel_arguments(
     hard: bool,
     activation: str,
     support: str,
-) -> tuple[dict[str, Any], Tensor]:
-    """What forward and backward hand over alike, and the workspace, to be kept alive."""
-    threads = torch.get_num_threads()
-    size = kernels().consistency_workspace(logits.shape[1], *logits.shape[2:], threads)
-    scratch = workspace(size, logits)
-    arguments = {
-        "logits": bridge(logits),
-        "target": bridge(target),
+) -> dict[str, Any]:
+    """What forward and backward hand over alike."""
+    return {
+        "logits": logits,
+        "target": target,
         "shape": logits.shape,
-        "seed": seed.data_ptr(),
+        "seed": seed,
         "tau": tau,
         "hard": hard,
         "softmax": activation == "softmax",
         "both": support == "both",
-        "workspace": scratch.data_ptr(),
-        "threads": threads,
     }
-    return arguments, scratch
 
 
 @torch.library.register_fake("egcnn::gumbel_consistency")
@@ -139,12 +132,10 @@ def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
     return logits.new_empty((), dtype=reference.accumulate_dtype(logits.dtype))
 
 
-@torch.library.impl("egcnn::gumbel_consistency", "CPU")
+@torch.library.impl("egcnn::gumbel_consistency", DEVICES)
 def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
-    logits, target = dense(logits), dense(target)
     loss = logits.new_empty((), dtype=reference.accumulate_dtype(logits.dtype))
-    arguments, _scratch = _kernel_arguments(logits, target, seed, *options)
-    kernels().consistency(**arguments, loss=loss.data_ptr())
+    launch("consistency", **_arguments(logits, target, seed, *options), loss=loss)
     return loss
 
 
@@ -153,13 +144,14 @@ def _(grad: Tensor, logits: Tensor, target: Tensor, seed: Tensor, *options: Any)
     return empty_like(logits)
 
 
-@torch.library.impl("egcnn::gumbel_consistency_backward", "CPU")
+@torch.library.impl("egcnn::gumbel_consistency_backward", DEVICES)
 def _(grad: Tensor, logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
-    logits, target = dense(logits), dense(target)
     grad_logits = empty_like(logits)
-    arguments, _scratch = _kernel_arguments(logits, target, seed, *options)
-    kernels().consistency_backward(
-        **arguments, grad=grad.data_ptr(), grad_logits=bridge(grad_logits)
+    launch(
+        "consistency_backward",
+        **_arguments(logits, target, seed, *options),
+        grad=grad,
+        grad_logits=grad_logits,
     )
     return grad_logits
 

@@ -9,17 +9,16 @@ from torch import Tensor
 
 from egcnn.errors import InputError
 from egcnn.ops import reference
-from egcnn.ops._backend import kernels, native
+from egcnn.ops._backend import native
 from egcnn.ops._tensors import (
+    DEVICES,
     FLOATS,
-    bridge,
     check_choice,
     check_like,
     check_volume,
-    dense,
     empty_like,
+    launch,
     no_second_derivative,
-    workspace,
 )
 
 _ACTIVATIONS = ("relu_sigmoid", "sigmoid")
@@ -80,7 +79,7 @@ def edge_gate(
             )
 
     device = e.device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         e, m = e.to(dtype), m.to(dtype)
     elif e.dtype != m.dtype:
@@ -103,43 +102,35 @@ torch.library.define(
 )
 
 
-def _kernel_arguments(
-    e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
-) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-    """What forward and backward hand over alike, and the tensors behind it, to be kept alive."""
-    e, m = dense(e), dense(m)
-    weight_e, weight_m, bias = weight_e.contiguous(), weight_m.contiguous(), bias.contiguous()
-    arguments = {
-        "e": bridge(e),
-        "m": bridge(m),
-        "weight_e": weight_e.data_ptr(),
-        "weight_m": weight_m.data_ptr(),
-        "bias": bias.data_ptr(),
-        "shape": e.shape,
-        "main_channels": m.shape[1],
-        "gates": bias.shape[0],
-        "relu": relu,
-        "threads": torch.get_num_threads(),
-    }
-    return arguments, (e, m, weight_e, weight_m, bias)
-
-
-def _workspace_sizes(arguments: dict[str, Any]) -> tuple[int, ...]:
-    return (arguments["shape"][1], *(arguments[k] for k in ("main_channels", "gates", "threads")))
-
-
 @torch.library.register_fake("egcnn::edge_gate")
 def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool) -> Tensor:
     return empty_like(e)
 
 
-@torch.library.impl("egcnn::edge_gate", "CPU")
+@torch.library.impl("egcnn::edge_gate", DEVICES)
 def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    arguments, _kept = _kernel_arguments(e, m, weight_e, weight_m, bias, relu)
     out = empty_like(e)
-    scratch = workspace(kernels().edge_gate_workspace(*_workspace_sizes(arguments)), e)
-    kernels().edge_gate(**arguments, out=bridge(out), workspace=scratch.data_ptr())
+    launch("edge_gate", **_arguments(e, m, weight_e, weight_m, bias, relu), out=out)
     return out
+
+
+def _arguments(
+    e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
+) -> dict[str, Any]:
+    """What forward and backward hand over alike."""
+    return {
+        "e": e,
+        "m": m,
+        "weight_e": weight_e,
+        "weight_m": weight_m,
+        "bias": bias,
+        "shape": e.shape,
+        "main_channels": m.shape[1],
+        "gates": bias.shape[0],
+        "relu": relu,
+        # The switch of torch's own float32 products.
+        "tf32": torch.get_float32_matmul_precision() != "highest",
+    }
 
 
 def _empty_gradients(e: Tensor, m: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -152,23 +143,12 @@ def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return _empty_gradients(*inputs[:5])
 
 
-@torch.library.impl("egcnn::edge_gate_backward", "CPU")
+@torch.library.impl("egcnn::edge_gate_backward", DEVICES)
 def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    arguments, _kept = _kernel_arguments(*inputs)
-    grad = dense(grad)
     gradients = _empty_gradients(*inputs[:5])
-    grad_e, grad_m, grad_weight_e, grad_weight_m, grad_bias = gradients
-    scratch = workspace(kernels().edge_gate_backward_workspace(*_workspace_sizes(arguments)), grad)
-    kernels().edge_gate_backward(
-        **arguments,
-        grad=bridge(grad),
-        grad_e=bridge(grad_e),
-        grad_m=bridge(grad_m),
-        grad_weight_e=grad_weight_e.data_ptr(),
-        grad_weight_m=grad_weight_m.data_ptr(),
-        grad_bias=grad_bias.data_ptr(),
-        workspace=scratch.data_ptr(),
-    )
+    names = ("grad_e", "grad_m", "grad_weight_e", "grad_weight_m", "grad_bias")
+    outputs = dict(zip(names, gradients, strict=True))
+    launch("edge_gate_backward", **_arguments(*inputs), grad=grad, **outputs)
     return gradients
 
 

@@ -10,16 +10,15 @@ from torch import Tensor
 
 from egcnn.errors import InputError
 from egcnn.ops import reference
-from egcnn.ops._backend import kernels, native
+from egcnn.ops._backend import native
 from egcnn.ops._tensors import (
+    DEVICES,
     FLOATS,
     INTEGERS,
-    bridge,
     check_volume,
-    dense,
     empty_like,
+    launch,
     no_second_derivative,
-    workspace,
 )
 
 
@@ -101,21 +100,17 @@ def _(labels: Tensor, values: list[int], counts: list[int], threshold: float) ->
     return _empty_edges(labels, counts)
 
 
-@torch.library.impl("egcnn::sobel_edges", "CPU")
+@torch.library.impl("egcnn::sobel_edges", DEVICES)
 def _(labels: Tensor, values: list[int], counts: list[int], threshold: float) -> Tensor:
-    labels = dense(labels)
     edges = _empty_edges(labels, counts)
-    threads = torch.get_num_threads()
-    scratch = workspace(kernels().sobel_edges_workspace(labels.shape[-1], threads), labels)
-    kernels().sobel_edges(
-        labels=bridge(labels),
-        edges=bridge(edges),
+    launch(
+        "sobel_edges",
+        labels=labels,
+        edges=edges,
         shape=edges.shape,
         values=values,
         counts=counts,
         threshold=threshold,
-        workspace=scratch.data_ptr(),
-        threads=threads,
     )
     return edges
 
@@ -125,19 +120,10 @@ def _(x: Tensor) -> Tensor:
     return empty_like(x)
 
 
-@torch.library.impl("egcnn::sobel_magnitude", "CPU")
+@torch.library.impl("egcnn::sobel_magnitude", DEVICES)
 def _(x: Tensor) -> Tensor:
-    x = dense(x)
     out = empty_like(x)
-    threads = torch.get_num_threads()
-    scratch = workspace(kernels().sobel_edges_workspace(x.shape[-1], threads), x)
-    kernels().sobel_magnitude(
-        x=bridge(x),
-        out=bridge(out),
-        shape=x.shape,
-        workspace=scratch.data_ptr(),
-        threads=threads,
-    )
+    launch("sobel_magnitude", x=x, out=out, shape=x.shape)
     return out
 
 
@@ -146,21 +132,10 @@ def _(grad: Tensor, x: Tensor) -> Tensor:
     return empty_like(x)
 
 
-@torch.library.impl("egcnn::sobel_magnitude_backward", "CPU")
+@torch.library.impl("egcnn::sobel_magnitude_backward", DEVICES)
 def _(grad: Tensor, x: Tensor) -> Tensor:
-    x, grad = dense(x), dense(grad)
     grad_x = empty_like(x)
-    threads = torch.get_num_threads()
-    size = kernels().sobel_magnitude_backward_workspace(*x.shape[2:], threads)
-    scratch = workspace(size, x)
-    kernels().sobel_magnitude_backward(
-        grad=bridge(grad),
-        x=bridge(x),
-        grad_x=bridge(grad_x),
-        shape=x.shape,
-        workspace=scratch.data_ptr(),
-        threads=threads,
-    )
+    launch("sobel_magnitude_backward", grad=grad, x=x, grad_x=grad_x, shape=x.shape)
     return grad_x
 
 

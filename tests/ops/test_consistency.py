@@ -16,6 +16,8 @@ from egcnn.ops import reference
 
 from .tolerances import FLOATS, assert_near
 
+pytestmark = pytest.mark.usefixtures("device")
+
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 OPTIONS = list(itertools.product(("softmax", "sigmoid"), ("gt", "both"), (True, False)))
 SIZES = [(1, 1, 1), (1, 1, 9), (3, 5, 7), (6, 2, 67)]
@@ -259,11 +261,11 @@ def test_bad_input(logits: Tensor, target: Tensor, options: dict, message: str) 
         ops.gumbel_consistency(logits, target, **options)
 
 
-def test_real_masks(shared_data) -> None:
+def test_real_masks(shared_data, device: str) -> None:
     import nibabel as nib
 
     path = sorted((shared_data / "hippocampus" / "labelsTr").glob("hippocampus_*.nii.gz"))[0]
-    labels = torch.from_numpy(np.asarray(nib.load(path).dataobj).astype(np.uint8))[None, None]
+    labels = torch.from_numpy(np.asarray(nib.load(path).dataobj).astype(np.uint8))[None, None].to(device)
     logits = torch.randn(1, 3, *labels.shape[2:], dtype=torch.float64)
     for hard in (True, False):
         mine = logits.clone().requires_grad_()

@@ -15,6 +15,8 @@ from egcnn.ops import reference
 
 from .tolerances import FLOATS, assert_near
 
+pytestmark = pytest.mark.usefixtures("device")
+
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 ACTIVATIONS = ("relu_sigmoid", "sigmoid")
 # (B, Ce, Cm, D, H, W): one voxel, primes, more voxels than one block holds.
@@ -140,10 +142,10 @@ def test_compiles_whole() -> None:
     assert torch.equal(compiled(*inputs), ops.edge_gate(*inputs))
 
 
-def test_autocast_takes_mixed_inputs() -> None:
+def test_autocast_takes_mixed_inputs(device: str) -> None:
     e, m, *weights = arguments((1, 3, 2, 3, 4, 5), 3, torch.float32)
     weights = [w.requires_grad_() for w in weights]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         result = ops.edge_gate(e, m.bfloat16(), *weights)
     assert result.dtype == torch.bfloat16
     result.float().sum().backward()

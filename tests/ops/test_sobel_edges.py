@@ -14,6 +14,8 @@ from egcnn.ops import reference
 
 from .tolerances import FLOATS, assert_near
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZES = [(1, 1, 1), (1, 1, 7), (1, 5, 1), (3, 1, 1), (2, 2, 2), (5, 7, 11), (4, 3, 67)]
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
@@ -44,11 +46,11 @@ def test_magnitude_agrees_with_scipy(size: tuple[int, int, int]) -> None:
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     expected = np.zeros(x.shape)
     for index in np.ndindex(2, 3):
-        gradients = [scipy.ndimage.sobel(x[index].numpy(), a, mode="nearest") for a in range(3)]
+        gradients = [scipy.ndimage.sobel(x[index].cpu().numpy(), a, mode="nearest") for a in range(3)]
         expected[index] = np.sqrt(sum(g**2 for g in gradients)) / 16
     for result in (ops.sobel_magnitude(x), reference.sobel_magnitude(x)):
-        np.testing.assert_allclose(result.numpy(), expected, rtol=1e-6, atol=1e-12)
-    single = ops.sobel_magnitude(x.float()).numpy()
+        np.testing.assert_allclose(result.cpu().numpy(), expected, rtol=1e-6, atol=1e-12)
+    single = ops.sobel_magnitude(x.float()).cpu().numpy()
     np.testing.assert_allclose(single, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -223,11 +225,11 @@ def test_magnitude_of_integers_is_refused() -> None:
         ops.sobel_magnitude(torch.zeros(1, 1, 2, 2, 2, dtype=torch.uint8))
 
 
-def test_real_masks(shared_data) -> None:
+def test_real_masks(shared_data, device: str) -> None:
     import nibabel as nib
 
     path = sorted((shared_data / "kits19_masks").rglob("*.nii.gz"))[0]
-    labels = torch.from_numpy(np.asarray(nib.load(path).dataobj).astype(np.uint8))[None, None]
+    labels = torch.from_numpy(np.asarray(nib.load(path).dataobj).astype(np.uint8))[None, None].to(device)
     low, high = labels[0, 0].nonzero().aminmax(dim=0)
     box = tuple(slice(a, b + 2) for a, b in zip(low.tolist(), high.tolist(), strict=True))
     labels = labels[(..., *box)]

@@ -1,0 +1,132 @@
+// What every CUDA launch needs: the device, the grid, and a sentence when it fails.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "../ops.h"
+
+namespace egcnn::cuda {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // leave no error behind for somebody else's check
+  throw std::runtime_error(std::string("egcnn: ") + what + " failed on the GPU: " +
+                           cudaGetErrorString(error));
+}
+
+// Makes a device the current one for as long as the guard lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device == before_) return;
+    check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = true;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+inline int multiprocessors(int device) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "cudaDeviceGetAttribute");
+  return count;
+}
+
+// `threads` to a block, `blocks` in one dimension, `shared` bytes of dynamic_shared().
+// cudaLaunchKernelEx and no <<<>>>: the sources are ordinary C++ to tests/cuda_on_cpu.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, const Resources& resources, int64_t blocks, int threads,
+            size_t shared, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  if (blocks == 0) return;
+  if (blocks > 0x7FFFFFFF) {
+    throw std::runtime_error(std::string("egcnn: the volume is too large for ") + name);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(resources.stream);
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+#ifdef __CUDACC__
+  extern __shared__ uint4 egcnn_dynamic_shared[];
+  return reinterpret_cast<T*>(egcnn_dynamic_shared);
+#else
+  return static_cast<T*>(cuda_on_cpu::dynamic_shared());
+#endif
+}
+
+// --- Elements as the type in which sums are made: double for double, else float ---
+
+template <class T>
+struct AccumulateType {
+  using Type = float;
+};
+template <>
+struct AccumulateType<double> {
+  using Type = double;
+};
+template <class T>
+using Accumulate = typename AccumulateType<T>::Type;
+
+template <class T>
+__device__ __forceinline__ Accumulate<T> widen(T value) {
+  return value;
+}
+__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
+__device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <class T>
+__device__ __forceinline__ T narrow(Accumulate<T> value) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(value);
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(value);
+  } else {
+    return value;
+  }
+}
+
+// Calls body with a null pointer to the element type that `dtype` stands for.
+template <class Body>
+void with_float(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::f64: return body(static_cast<double*>(nullptr));
+    case DType::f32: return body(static_cast<float*>(nullptr));
+    case DType::f16: return body(static_cast<__half*>(nullptr));
+    default: return body(static_cast<__nv_bfloat16*>(nullptr));
+  }
+}
+
+inline bool is_float(DType dtype) { return dtype <= DType::bf16; }
+
+__host__ __device__ inline int64_t offset(const Tensor& tensor, int64_t batch, int64_t channel,
+                                          int64_t voxel) {
+  return batch * tensor.batch_stride + channel * tensor.channel_stride +
+         voxel * tensor.voxel_stride;
+}
+
+template <class Int>
+__host__ __device__ constexpr Int divide_up(Int n, Int by) {
+  return (n + by - 1) / by;
+}
+
+}  // namespace egcnn::cuda

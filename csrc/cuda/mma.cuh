@@ -1,0 +1,102 @@
+// Matrix products that a warp makes together, on tensor cores where there are any.
+#pragma once
+
+#include "edge_gate_tile.cuh"
+
+namespace egcnn::cuda {
+
+// d += a b, where a is 16x8, b 8x8 and d 16x8, spread over the warp as PTX's mma.m16n8k8 asks for.
+// With r = lane / 4 and q = lane % 4 a lane holds
+//   a  at (r, q), (r + 8, q), (r, q + 4), (r + 8, q + 4),
+//   b  at (q, r), (q + 4, r),
+//   d  at (r, 2q), (r, 2q + 1), (r + 8, 2q), (r + 8, 2q + 1).
+template <class Acc>
+__device__ __forceinline__ void mma_by_shuffles(Acc& d0, Acc& d1, Acc& d2, Acc& d3,
+                                                const Acc (&a)[4], const Acc (&b)[2]) {
+  const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;
+#pragma unroll 1  // short code: this is not where speed matters
+  for (int k = 0; k < 4; ++k) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Acc top = __shfl_sync(kAllLanes, a[2 * half], row + k);
+      const Acc bottom = __shfl_sync(kAllLanes, a[2 * half + 1], row + k);
+      const Acc left = __shfl_sync(kAllLanes, b[half], column + k);
+      const Acc right = __shfl_sync(kAllLanes, b[half], column + 4 + k);
+      d0 += top * left;
+      d1 += top * right;
+      d2 += bottom * left;
+      d3 += bottom * right;
+    }
+  }
+}
+
+// The nearest number in TF32, which is float32 with ten bits of mantissa. f16 and bf16 fit in it.
+__device__ __forceinline__ float to_tf32(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+#else
+  const uint32_t bits = __float_as_uint(x);
+  const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
+  return finite ? __uint_as_float((bits + 0x1000u) & 0xFFFFE000u) : x;
+#endif
+}
+
+// One product in TF32: of a and b it reads no bit that TF32 does not have.
+__device__ __forceinline__ void mma(float& d0, float& d1, float& d2, float& d3,
+                                    const float (&a)[4], const float (&b)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#else
+  const auto read = [](float x) { return __uint_as_float(__float_as_uint(x) & 0xFFFFE000u); };
+  mma_by_shuffles(d0, d1, d2, d3, {read(a[0]), read(a[1]), read(a[2]), read(a[3])},
+                  {read(b[0]), read(b[1])});
+#endif
+}
+
+// No tensor core: double is there for gradient checks, not for speed.
+__device__ __forceinline__ void mma(double& d0, double& d1, double& d2, double& d3,
+                                    const double (&a)[4], const double (&b)[2]) {
+  mma_by_shuffles(d0, d1, d2, d3, a, b);
+}
+
+// The same to about the precision of float32. A number that is split is the sum of two that TF32
+// holds; others must be such numbers. What is left out, the product of two remainders, is about as
+// small as what float32 would round off.
+template <bool split_a, bool split_b>
+__device__ __forceinline__ void mma_split(float& d0, float& d1, float& d2, float& d3,
+                                          const float (&a)[4], const float (&b)[2]) {
+  // As to_tf32 in fewer instructions: here a NaN may get lost in `high`, because `low` keeps it.
+  const auto high = [](float x) {
+    return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xFFFFE000u);
+  };
+  float a_high[4], a_low[4], b_high[2], b_low[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    a_high[i] = split_a ? high(a[i]) : a[i];
+    a_low[i] = a[i] - a_high[i];
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    b_high[i] = split_b ? high(b[i]) : b[i];
+    b_low[i] = b[i] - b_high[i];
+  }
+  // The small products first, while the sum is small.
+  if constexpr (split_a) mma(d0, d1, d2, d3, a_low, b_high);
+  if constexpr (split_b) mma(d0, d1, d2, d3, a_high, b_low);
+  mma(d0, d1, d2, d3, a_high, b_high);
+}
+
+// A double is never split.
+template <bool, bool>
+__device__ __forceinline__ void mma_split(double& d0, double& d1, double& d2, double& d3,
+                                          const double (&a)[4], const double (&b)[2]) {
+  mma(d0, d1, d2, d3, a, b);
+}
+
+}  // namespace egcnn::cuda

@@ -1,0 +1,157 @@
+"""Compiles CUDA sources as C++ against the stand-in, once for each content of the sources."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+KERNELS = tuple(sorted((CSRC / "cuda").glob("*.cu")))
+# Nothing that changes a sum, and no assumption about aliasing that nvcc does not make.
+FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
+# Each static array in a section of its own, where shared_arrays.ld finds it.
+FLAGS += ["-fdata-sections", "-Wall", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", f"-I{CSRC}"]
+FAST = ["-O2", "-g0"]
+CHECKED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+STAND_IN = (HERE / "scheduler.cpp", HERE / "runtime.cpp")
+# The stand-in is not instrumented, and tells the sanitizer what it does. It switches stacks in one
+# of two ways, by the processor; the races are looked for over the other one.
+SANITIZERS = {
+    "address,undefined": ["-DCUDA_ON_CPU_ASAN"],
+    "thread": ["-DCUDA_ON_CPU_TSAN", "-DCUDA_ON_CPU_UCONTEXT"],
+}
+
+
+@cache
+def compiler() -> str:
+    """The C++ compiler, from CXX or PATH."""
+    return os.environ.get("CXX") or shutil.which("g++") or "c++"
+
+
+@cache
+def _headers() -> bytes:
+    """A hash of what a source may include, and of the compiler."""
+    version = subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(version)
+    for folder in (HERE, CSRC):
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".h", ".cuh", ".ld"):
+                digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def _cached(name: str, command: list[str], inputs: Sequence[Path]) -> Path:
+    """The file that ``command`` with ``-o`` and its name makes of the inputs, made only once."""
+    digest = hashlib.sha256(_headers())
+    for part in [*command, *map(str, inputs)]:
+        digest.update(part.encode() + b"\0")
+    for path in inputs:
+        digest.update(path.read_bytes())
+    root = Path(tempfile.gettempdir()) / f"egcnn-cuda-on-cpu-{os.getuid()}"
+    output = root / digest.hexdigest()[:24] / name
+    if not output.exists():
+        output.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Under a name of its own, because another process may be making the same file.
+        with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+            made = Path(folder) / name
+            run = subprocess.run(
+                [*command, *map(str, inputs), "-o", str(made)], capture_output=True, text=True
+            )
+            if run.returncode:
+                raise RuntimeError(f"{' '.join(run.args)}\n{run.stderr}")
+            os.replace(made, output)
+    return output
+
+
+def _compile(jobs: Sequence[tuple[Path, list[str]]]) -> list[Path]:
+    def compile_one(job: tuple[Path, list[str]]) -> Path:
+        source, flags = job
+        command = [compiler(), *FLAGS, *flags, "-x", "c++", "-c"]
+        return _cached(f"{source.stem}.o", command, [source])
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_one, jobs))
+
+
+def build_objects(sources: Sequence[Path]) -> list[Path]:
+    """Object files of the sources."""
+    return _compile([(source, FAST) for source in sources])
+
+
+def _link(name: str, objects: Sequence[Path], *flags: str) -> Path:
+    command = [compiler(), "-pthread", *flags, f"-Wl,-T,{HERE / 'shared_arrays.ld'}"]
+    return _cached(name, command, objects)
+
+
+def build_module(sources: Sequence[Path] | None = None) -> Path:
+    """A Python module ``_cuda_on_cpu`` like ``egcnn._C``, its kernels compiled from CUDA sources.
+
+    Its ``cpu`` is its ``cuda``: both are the CUDA kernels, and take pointers to the CPU's memory.
+    """
+    import pybind11
+
+    includes = [sysconfig.get_paths()["include"], pybind11.get_include()]
+    flags = [f"-isystem{path}" for path in includes] + ["-DEGCNN_MODULE=_cuda_on_cpu"]
+    kernels = KERNELS if sources is None else sources
+    own = [HERE / "cpu_kernels.cpp", *STAND_IN]
+    jobs = [(CSRC / "bindings.cpp", [*FAST, *flags])]
+    jobs += [(source, FAST) for source in [*kernels, *own]]
+    name = f"_cuda_on_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return _link(name, _compile(jobs), "-shared")
+
+
+def build_library(sources: Sequence[Path]) -> Path:
+    """A shared library, for ctypes."""
+    return _link(f"{sources[0].stem}.so", build_objects([*sources, *STAND_IN]), "-shared")
+
+
+def build_executable(sources: Sequence[Path], sanitizer: str = "") -> Path:
+    """An executable; ``sanitizer`` is one of :data:`SANITIZERS`, or none."""
+    if not sanitizer:
+        return _link(sources[0].stem, build_objects([*sources, *STAND_IN]))
+    flag = f"-fsanitize={sanitizer}"
+    jobs = [(source, [*CHECKED, flag]) for source in sources]
+    jobs += [(source, [*FAST, *SANITIZERS[sanitizer]]) for source in STAND_IN]
+    return _link(sources[0].stem, _compile(jobs), flag)
+
+
+@cache
+def why_no_sanitizer(sanitizer: str) -> str:
+    """Why executables with this sanitizer cannot be built and run here; empty where they can."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "program"
+        command = [compiler(), f"-fsanitize={sanitizer}", "-x", "c++", "-", "-o", str(program)]
+        made = subprocess.run(command, input="int main() {}", capture_output=True, text=True)
+        if made.returncode:
+            return f"{compiler()} cannot link -fsanitize={sanitizer}"
+        result = run(program)
+        return f"it does not start here: {result.stderr[:200]}" if result.returncode else ""
+
+
+def run(executable: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The finished run of an executable."""
+    command = [str(executable), *arguments]
+    # ThreadSanitizer would sleep for a second at the end, waiting for other threads' reports.
+    environment = os.environ | {"TSAN_OPTIONS": "atexit_sleep_ms=0"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if "unexpected memory mapping" in result.stderr:
+        # Older versions of it cannot start where the kernel scatters addresses so widely.
+        command = ["setarch", "-R", *command]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return result
+
+
+def set_order(library: Path, order: str, seed: int = 0) -> None:
+    """Run blocks and threads of a module or library forward, in reverse or shuffled by a seed."""
+    code = ("forward", "reverse", "shuffled").index(order)
+    ctypes.CDLL(str(library)).cuda_on_cpu_set_order(ctypes.c_int(code), ctypes.c_uint64(seed))

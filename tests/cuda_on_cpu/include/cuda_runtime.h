@@ -1,0 +1,32 @@
+// Stands in for CUDA's header of this name where g++ compiles .cu files as C++, so that tests run
+// the kernels on a CPU. It has what those files use, with CUDA's semantics; add to it what they
+// come to use, and no more than CUDA has.
+//
+// What it asks of the sources beyond what CUDA does:
+//   - launches by cudaLaunchKernelEx; dynamic shared memory by cuda_on_cpu::dynamic_shared() in
+//     place of `extern __shared__`; a plain C++ twin of inline PTX and of warp matrix functions;
+//   - all threads of a block at the same __syncthreads, on the same line; so too all lanes that a
+//     mask names at a warp operation;
+//   - kernels in anonymous namespaces and with names that end in _kernel: their __shared__ arrays
+//     then have AddressSanitizer's redzones and hold garbage at the start of every block.
+#pragma once
+
+#include <memory>  // uses __noinline__ as the name of a GNU attribute, so it has to come first
+
+#include "cuda_on_cpu/arithmetic.h"
+#include "cuda_on_cpu/runtime.h"
+#include "cuda_on_cpu/scheduler.h"
+#include "cuda_on_cpu/threads.h"
+#include "cuda_on_cpu/vectors.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __shared__ static  // one block runs at a time
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __CUDA_ARCH_LIST__ 900  // what nvcc was asked for

@@ -1,0 +1,349 @@
+// Runs every kernel of csrc/ops.h on small volumes, for the sanitizers: all dtypes, formats and
+// options, in buffers of exactly their size. Each case runs with the threads forward, in reverse
+// and shuffled, over other garbage each time. The results have to be the same bits: an element
+// that depends on the order, on the workspace, or that nobody wrote, is not.
+//
+//   kernels_main [EVERY]    every so-many-th case only, for ThreadSanitizer
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
+#include "ops.h"
+
+namespace {
+
+using egcnn::DType;
+using egcnn::Kernel;
+using egcnn::Size;
+using egcnn::Tensor;
+
+constexpr DType kFloats[] = {DType::f64, DType::f32, DType::f16, DType::bf16};
+constexpr DType kIntegers[] = {DType::u8, DType::i8, DType::i16, DType::i32, DType::i64};
+constexpr const char* kNames[] = {"f64", "f32", "f16", "bf16", "u8", "i8", "i16", "i32", "i64"};
+constexpr size_t kBytes[] = {8, 4, 2, 2, 1, 1, 2, 4, 8};
+
+int cases = 0, every = 1, failures = 0;
+
+// Counts up; options are drawn from it, so that each goes with all others sooner or later.
+unsigned draw() {
+  static unsigned state = 1;
+  state = state * 1664525u + 1013904223u;
+  return state >> 16;
+}
+
+// --- Memory ---
+
+class Buffer {
+ public:
+  Buffer() = default;
+  // With `offset` the data start one element behind the alignment that malloc gives.
+  Buffer(int64_t count, size_t element, bool offset)
+      : skip_(offset ? element : 0),
+        bytes_(size_t(count) * element),
+        memory_(new unsigned char[skip_ + bytes_]) {}
+  void* data() const { return memory_.get() + skip_; }
+  void fill(int garbage) const { std::memset(data(), garbage, bytes_); }
+  std::string content() const { return {static_cast<const char*>(data()), bytes_}; }
+
+ private:
+  size_t skip_ = 0, bytes_ = 0;
+  std::unique_ptr<unsigned char[]> memory_;
+};
+
+void set(void* data, DType dtype, int64_t i, double value) {
+  switch (dtype) {
+    case DType::f64: static_cast<double*>(data)[i] = value; break;
+    case DType::f32: static_cast<float*>(data)[i] = float(value); break;
+    case DType::f16: static_cast<__half*>(data)[i] = __float2half_rn(float(value)); break;
+    case DType::bf16:
+      static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(float(value));
+      break;
+    case DType::u8: static_cast<uint8_t*>(data)[i] = uint8_t(value); break;
+    case DType::i8: static_cast<int8_t*>(data)[i] = int8_t(value); break;
+    case DType::i16: static_cast<int16_t*>(data)[i] = int16_t(value); break;
+    case DType::i32: static_cast<int32_t*>(data)[i] = int32_t(value); break;
+    case DType::i64: static_cast<int64_t*>(data)[i] = int64_t(value); break;
+  }
+}
+
+double number(int64_t i) { return double(i * 7919 % 61 - 30) / 16; }
+
+// A tensor with memory of its own.
+struct Volume {
+  Tensor tensor{};
+  Buffer buffer;
+
+  Volume(DType dtype, Size size) {
+    const int64_t voxels = size.voxels(), channels = size.channels;
+    buffer = Buffer(size.batch * channels * voxels, kBytes[int(dtype)], draw() % 3 == 0);
+    tensor = {buffer.data(), dtype, channels * voxels, voxels, 1};
+    if (draw() % 2) {  // channels_last_3d
+      tensor.channel_stride = 1;
+      tensor.voxel_stride = channels;
+    }
+  }
+
+  // value(channel, z, y, x)
+  template <class Value>
+  Volume& fill(Size s, Value&& value) {
+    for (int64_t b = 0; b < s.batch; ++b) {
+      for (int64_t c = 0; c < s.channels; ++c) {
+        for (int64_t v = 0; v < s.voxels(); ++v) {
+          const int64_t i = b * tensor.batch_stride + c * tensor.channel_stride +
+                            v * tensor.voxel_stride;
+          set(tensor.data, tensor.dtype, i,
+              value(b + c, v / s.width / s.height, v / s.width % s.height, v % s.width));
+        }
+      }
+    }
+    return *this;
+  }
+
+  Volume& fill_with_numbers(Size s) {
+    return fill(s, [&](int64_t c, int64_t z, int64_t y, int64_t x) {
+      return number(((c * s.depth + z) * s.height + y) * s.width + x);
+    });
+  }
+
+  // Blocks of the classes 0 to count - 1.
+  Volume& fill_with_classes(Size s, int64_t count) {
+    return fill(s, [&](int64_t c, int64_t z, int64_t y, int64_t x) {
+      return double((c + z / 2 + y / 3 * 5 + x / 9 * 7) % count);
+    });
+  }
+};
+
+Buffer numbers(DType dtype, int64_t count) {
+  Buffer buffer(count, kBytes[int(dtype)], draw() % 2);
+  for (int64_t i = 0; i < count; ++i) set(buffer.data(), dtype, i, number(i));
+  return buffer;
+}
+
+DType accumulate(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+// --- Running ---
+
+struct Way {
+  const char* name;
+  int order;
+  uint64_t seed;
+  int garbage;
+};
+constexpr Way kWays[] = {
+    {"forward", 0, 0, 0xA5}, {"reverse", 1, 0, 0x5A}, {"shuffled", 2, 1, 0xFF}};
+
+bool wanted() { return cases++ % every == 0; }
+
+template <class Params>
+void run(const std::string& what, const Kernel<Params>& kernel, Params params,
+         const std::vector<const Buffer*>& outputs) {
+  std::vector<std::string> first;
+  for (const Way& way : kWays) {
+    params.resources = {nullptr, 1, 0, nullptr};
+    const Buffer workspace(int64_t(kernel.workspace(params)), 1, false);
+    workspace.fill(way.garbage);
+    params.resources.workspace = workspace.data();
+    for (const Buffer* output : outputs) output->fill(way.garbage);
+    cuda_on_cpu_set_order(way.order, way.seed);
+    try {
+      kernel.launch(params);
+    } catch (const std::exception& error) {
+      std::printf("%s, %s: %s\n", what.c_str(), way.name, error.what());
+      ++failures;
+      return;
+    }
+    std::vector<std::string> results;
+    for (const Buffer* output : outputs) results.push_back(output->content());
+    if (first.empty()) first = results;
+    for (size_t i = 0; i < results.size(); ++i) {
+      if (results[i] == first[i]) continue;
+      const auto byte = std::mismatch(first[i].begin(), first[i].end(), results[i].begin()).first;
+      std::printf("%s: output %zu differs between forward and %s at byte %td\n", what.c_str(), i,
+                  way.name, byte - first[i].begin());
+      ++failures;
+      return;
+    }
+  }
+}
+
+std::string text(const char* kernel, DType dtype, const Tensor& tensor, Size s) {
+  std::string words = std::string(kernel) + " " + kNames[int(dtype)];
+  if (tensor.voxel_stride != 1) words += " channels_last_3d";
+  for (int64_t n : {s.batch, s.channels, s.depth, s.height, s.width}) {
+    words += " " + std::to_string(n);
+  }
+  return words;
+}
+
+// --- The kernels ---
+
+void sobel_edges(DType dtype, Size size) {
+  const bool is_float = dtype <= DType::bf16;
+  for (const bool from_labels : {false, true}) {
+    if (from_labels && is_float) continue;
+    for (const double threshold : {0.0, 0.5}) {
+      if (!wanted()) continue;
+      const Size labels_size{size.batch, from_labels ? 1 : size.channels, size.depth, size.height,
+                             size.width};
+      Volume labels(dtype, labels_size), edges(DType::u8, size);
+      labels.fill_with_classes(labels_size, 5);
+      std::vector<int64_t> values, counts;
+      for (int64_t region = 0; region < size.channels; ++region) {  // nested, as for BraTS
+        counts.push_back(1 + region % 3);
+        for (int64_t i = 0; i < counts.back(); ++i) {
+          values.push_back(region % 3 == 2 ? 4 - i : 1 + i);
+        }
+      }
+      egcnn::SobelEdges p{};
+      p.labels = labels.tensor;
+      p.edges = edges.tensor;
+      p.size = size;
+      p.region_values = values.data();
+      p.region_counts = from_labels ? counts.data() : nullptr;
+      p.threshold = threshold;
+      run(text(from_labels ? "sobel_edges of labels" : "sobel_edges", dtype, p.labels, size),
+          egcnn::cuda::kernels().sobel_edges, p, {&edges.buffer});
+    }
+  }
+}
+
+void sobel_magnitude(DType dtype, Size size) {
+  if (!wanted()) return;
+  Volume x(dtype, size), grad(dtype, size), out(dtype, size);
+  x.fill_with_numbers(size);
+  grad.fill_with_numbers(size);
+  egcnn::SobelMagnitude p{};
+  p.x = x.tensor;
+  p.out = out.tensor;
+  p.size = size;
+  run(text("sobel_magnitude", dtype, p.x, size), egcnn::cuda::kernels().sobel_magnitude, p,
+      {&out.buffer});
+  egcnn::SobelMagnitudeBackward q{};
+  q.grad = grad.tensor;
+  q.x = x.tensor;
+  q.grad_x = out.tensor;
+  q.size = size;
+  run(text("sobel_magnitude_backward", dtype, q.x, size),
+      egcnn::cuda::kernels().sobel_magnitude_backward, q, {&out.buffer});
+}
+
+void edge_gate(DType dtype, Size size, int64_t main_channels) {
+  const int64_t channels = size.channels;
+  for (const int64_t gates : {int64_t(1), channels}) {
+    if (!wanted()) continue;
+    Size main_size = size;
+    main_size.channels = main_channels;
+    const DType sums = accumulate(dtype);
+    Volume e(dtype, size), m(dtype, main_size), out(dtype, size);
+    Volume grad(dtype, size), grad_e(dtype, size), grad_m(dtype, main_size);
+    e.fill_with_numbers(size);
+    m.fill_with_numbers(main_size);
+    grad.fill_with_numbers(size);
+    const Buffer weight_e = numbers(sums, gates * channels), bias = numbers(sums, gates);
+    const Buffer weight_m = numbers(sums, gates * main_channels);
+    const bool relu = draw() % 2, tf32 = draw() % 2;
+    egcnn::EdgeGate p{};
+    p.e = e.tensor;
+    p.m = m.tensor;
+    p.weight_e = weight_e.data();
+    p.weight_m = weight_m.data();
+    p.bias = bias.data();
+    p.out = out.tensor;
+    p.size = size;
+    p.main_channels = main_channels;
+    p.gates = gates;
+    p.relu = relu;
+    p.tf32 = tf32;
+    const std::string options =
+        "; m " + std::to_string(main_channels) + ", gates " + std::to_string(gates);
+    run(text("edge_gate", dtype, p.e, size) + options, egcnn::cuda::kernels().edge_gate, p,
+        {&out.buffer});
+    const Buffer grad_weight_e = numbers(sums, gates * channels), grad_bias = numbers(sums, gates);
+    const Buffer grad_weight_m = numbers(sums, gates * main_channels);
+    egcnn::EdgeGateBackward q{};
+    q.grad = grad.tensor;
+    q.e = e.tensor;
+    q.m = m.tensor;
+    q.weight_e = weight_e.data();
+    q.weight_m = weight_m.data();
+    q.bias = bias.data();
+    q.grad_e = grad_e.tensor;
+    q.grad_m = grad_m.tensor;
+    q.grad_weight_e = grad_weight_e.data();
+    q.grad_weight_m = grad_weight_m.data();
+    q.grad_bias = grad_bias.data();
+    q.size = size;
+    q.main_channels = main_channels;
+    q.gates = gates;
+    q.relu = relu;
+    q.tf32 = tf32;
+    run(text("edge_gate_backward", dtype, q.e, size) + options,
+        egcnn::cuda::kernels().edge_gate_backward, q,
+        {&grad_e.buffer, &grad_m.buffer, &grad_weight_e, &grad_weight_m, &grad_bias});
+  }
+}
+
+void consistency(DType dtype, DType target_dtype, Size size) {
+  for (const bool softmax : {true, false}) {
+    for (const bool hard : {true, false}) {
+      if (!wanted()) continue;
+      Size target_size = size;
+      if (softmax) target_size.channels = 1;
+      const DType sums = accumulate(dtype);
+      Volume logits(dtype, size), target(target_dtype, target_size), grad_logits(dtype, size);
+      logits.fill_with_numbers(size);
+      target.fill_with_classes(target_size, softmax ? std::max<int64_t>(size.channels, 1) : 2);
+      const Buffer loss = numbers(sums, 1), grad = numbers(sums, 1);
+      const Buffer seed(1, sizeof(int64_t), false);
+      set(seed.data(), DType::i64, 0, 1234567890123.0);
+      egcnn::Consistency p{};
+      p.logits = logits.tensor;
+      p.target = target.tensor;
+      p.size = size;
+      p.seed = static_cast<const int64_t*>(seed.data());
+      p.tau = 0.5;
+      p.hard = hard;
+      p.softmax = softmax;
+      p.both = draw() % 2;
+      p.loss = loss.data();
+      const std::string options = std::string("; target ") + kNames[int(target_dtype)] +
+                                  (softmax ? ", softmax" : ", sigmoid") + (hard ? ", hard" : "") +
+                                  (p.both ? ", both" : "");
+      run(text("consistency", dtype, p.logits, size) + options,
+          egcnn::cuda::kernels().consistency, p, {&loss});
+      p.loss = nullptr;
+      p.grad = grad.data();
+      p.grad_logits = grad_logits.tensor;
+      run(text("consistency_backward", dtype, p.logits, size) + options,
+          egcnn::cuda::kernels().consistency_backward, p, {&grad_logits.buffer});
+    }
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count > 1) every = std::atoi(arguments[1]);
+  // One voxel, nothing at all, rows shorter and longer than a warp, primes, many channels.
+  const Size sizes[] = {{1, 1, 1, 1, 1}, {0, 2, 3, 4, 5}, {2, 3, 2, 3, 5},  {1, 2, 1, 1, 67},
+                        {2, 1, 7, 5, 3}, {1, 4, 3, 9, 33}, {1, 9, 2, 2, 16}, {1, 32, 2, 3, 40}};
+  for (const Size& size : sizes) {
+    for (const DType dtype : kFloats) {
+      sobel_edges(dtype, size);
+      sobel_magnitude(dtype, size);
+      edge_gate(dtype, size, size.channels);
+      edge_gate(dtype, size, size.channels + 1);
+      consistency(dtype, kIntegers[draw() % 5], size);
+    }
+    for (const DType dtype : kIntegers) sobel_edges(dtype, size);
+  }
+  std::printf("%d cases of %d ran, %d went wrong\n", (cases + every - 1) / every, cases, failures);
+  return failures != 0;
+}

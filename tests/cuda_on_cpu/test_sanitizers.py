@@ -1,0 +1,105 @@
+"""The kernels under AddressSanitizer, UBSan and ThreadSanitizer, and bugs that were planted."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from . import build
+
+MEMORY, RACES = build.SANITIZERS
+ORDERS = ("forward", "reverse", "shuffled:1")
+SMOOTH = build.HERE / "planted" / "smooth.cu"
+# Every so-many-th case only, because ThreadSanitizer slows them so much.
+EVERY = {MEMORY: 1, RACES: 8}
+
+
+def need(sanitizer: str) -> None:
+    if why := sanitizer and build.why_no_sanitizer(sanitizer):
+        pytest.skip(why)
+
+
+@pytest.mark.parametrize("sanitizer", [MEMORY, RACES])
+def test_kernels(sanitizer: str) -> None:
+    need(sanitizer)
+    program = build.build_executable([build.HERE / "kernels_main.cpp", *build.KERNELS], sanitizer)
+    result = build.run(program, str(EVERY[sanitizer]))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^\d+ cases of \d+ ran, 0 went wrong$", result.stdout, re.MULTILINE)
+
+
+def run_smooth(
+    monkeypatch: pytest.MonkeyPatch, sanitizer: str, bug: str, order: str
+) -> subprocess.CompletedProcess[str]:
+    need(sanitizer)
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+    return build.run(build.build_executable([SMOOTH], sanitizer), bug)
+
+
+@pytest.mark.parametrize("sanitizer", ["", MEMORY, RACES])
+@pytest.mark.parametrize("order", ORDERS)
+def test_clean_kernel_is_clean(monkeypatch: pytest.MonkeyPatch, sanitizer: str, order: str) -> None:
+    result = run_smooth(monkeypatch, sanitizer, "none", order)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("bug", "words"),
+    [
+        ("missing_barrier", "results differ from the reference"),
+        ("missing_last_barrier", "results differ from the reference"),
+        (
+            "divergent_barrier",
+            r"__syncthreads in smooth_kernel \(smooth.cu:\d+\), block \(1, 0, 0\), "
+            r"thread .*: thread .* waits for it in __syncthreads in smooth_kernel",
+        ),
+        ("wrong_halo", "results differ from the reference"),
+        ("exited_lanes", "__shfl_down_sync in smooth_kernel .* lane 31, which has left the kernel"),
+        ("unwritten_sum", "results differ from the reference"),
+    ],
+)
+def test_planted_bug_shows(
+    monkeypatch: pytest.MonkeyPatch, order: str, bug: str, words: str
+) -> None:
+    result = run_smooth(monkeypatch, "", bug, order)
+    assert result.returncode == 1
+    assert re.search(words, result.stdout), result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("bug", "sanitizer", "words"),
+    [
+        ("missing_barrier", RACES, r"data race[\s\S]*Location is global '.*tile' of size 264"),
+        ("missing_last_barrier", RACES, r"data race[\s\S]*Location is global '.*tile' of size 264"),
+        ("shared_past_end", MEMORY, r"global-buffer-overflow[\s\S]* global variable 'tile'"),
+        ("global_past_end", MEMORY, r"heap-buffer-overflow[\s\S]*in smooth_kernel"),
+    ],
+)
+def test_planted_bug_is_named(
+    monkeypatch: pytest.MonkeyPatch, bug: str, sanitizer: str, words: str
+) -> None:
+    result = run_smooth(monkeypatch, sanitizer, bug, "forward")
+    assert result.returncode not in (0, 2)
+    assert re.search(words, result.stderr), result.stdout + result.stderr
+
+
+def test_shared_arrays_are_guarded() -> None:
+    """Every one gets garbage, for which shared_arrays.ld finds it by its kernel's name, and
+    redzones, which templates get only in an anonymous namespace.
+    """
+    sources = [*build.KERNELS, SMOOTH]
+    text = "".join(path.read_text() for path in [*sources, *build.CSRC.glob("cuda/*.cuh")])
+    arrays = set(re.findall(r"__shared__[^;[]*?(\w+)\s*[;[]", text))
+    assert arrays >= {"tile", "warp_sums"}
+    objects = build.build_objects(sources)
+    symbols = subprocess.run(["nm", *objects], capture_output=True, text=True, check=True).stdout
+    found = set()
+    for kind, symbol in re.findall(r" (\w) (_ZZ\w+)$", symbols, re.MULTILINE):
+        if name := next((a for a in arrays if symbol.endswith(f"{len(a)}{a}")), None):
+            assert "_kernel" in symbol, f"{symbol} is not in a function whose name ends in _kernel"
+            assert kind == "b", f"{symbol} is not in an anonymous namespace"
+            found.add(name)
+    assert found >= {"tile", "warp_sums"}

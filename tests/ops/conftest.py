@@ -1,0 +1,41 @@
+"""The operator tests run on every kind of kernel: the CPU's, CUDA's and, on machines without a GPU,
+the CUDA sources on the CPU (``tests/cuda_on_cpu``)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+
+from egcnn.ops import _backend
+
+from ..cuda_on_cpu.build import build_module
+
+
+@pytest.fixture(scope="session")
+def cuda_on_cpu() -> ModuleType:
+    """The bindings with the CUDA sources behind them, for CPU tensors."""
+    spec = importlib.util.spec_from_file_location("_cuda_on_cpu", build_module())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["cpu", "cuda_on_cpu", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the test's tensors are made; the kernels to be tested serve them."""
+    if request.param == "cuda_on_cpu":
+        monkeypatch.setattr(_backend, "_C", request.getfixturevalue("cuda_on_cpu"))
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no CUDA device")
+        if why := _backend._why_not_native("cuda"):
+            pytest.skip(why)
+    device = "cuda" if request.param == "cuda" else "cpu"
+    with torch.device(device):
+        yield device
