@@ -90,8 +90,9 @@ def backend_info() -> dict[str, Any]:
     """What was built and what serves each device, as plain data.
 
     Keys: ``built`` (bool), ``reason`` (why not, else ""), ``compiler``, ``cpu`` (instruction set
-    chosen on this machine), ``cuda_kernels`` (bool), ``cuda_toolkit``, ``cuda_architectures``,
-    ``cuda_note`` (why they were skipped), ``cuda_device`` (why they do not run here), ``serves`` (device type -> "native" or "reference").
+    chosen on this machine), ``cuda_kernels`` (bool), ``cuda_note`` (why they were skipped),
+    ``cuda_toolkit``, ``cuda_architectures``, ``cuda_device`` (why they do not run here),
+    ``serves`` (device type -> "native" or "reference").
     """
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     info: dict[str, Any] = {"built": _C is not None, "reason": _missing}

@@ -102,19 +102,17 @@ def launch(name: str, **arguments: Any) -> None:
     The arguments are those of ``csrc/bindings.cpp``, tensors as they are: volumes are made dense
     and all are kept alive until the kernel is launched.
     """
-    volumes, addresses, others = {}, {}, {}
-    for key, value in arguments.items():
-        if not isinstance(value, Tensor):
-            others[key] = value
-        elif value.dim() == 5:
-            volumes[key] = dense(value)
-        else:
-            addresses[key] = value.contiguous()
-    device = next(iter(volumes.values())).device
+    tensors = {
+        key: dense(value) if value.dim() == 5 else value.contiguous()
+        for key, value in arguments.items()
+        if isinstance(value, Tensor)
+    }
+    device = next(iter(tensors.values())).device
     kernels = device_kernels(device.type)
-    call = {key: bridge(value) for key, value in volumes.items()}
-    call |= {key: value.data_ptr() for key, value in addresses.items()}
-    call |= others
+    call = arguments | {
+        key: bridge(value) if value.dim() == 5 else value.data_ptr()
+        for key, value in tensors.items()
+    }
     call["threads"] = torch.get_num_threads()
     call["device"] = device.index or 0
     # Asked for at each call: the stream may be another one each time, or one being captured.

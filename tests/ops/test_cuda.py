@@ -11,9 +11,7 @@ from torch import Tensor
 
 from egcnn import ops
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="torch finds no CUDA device"
-)
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 
 
 def _labels(device: str, size: int = 40) -> Tensor:
