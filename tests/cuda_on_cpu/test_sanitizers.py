@@ -13,7 +13,7 @@ MEMORY, RACES = build.SANITIZERS
 ORDERS = ("forward", "reverse", "shuffled:1")
 SMOOTH = build.HERE / "planted" / "smooth.cu"
 # Every so-many-th case only, because ThreadSanitizer slows them so much.
-EVERY = {MEMORY: 1, RACES: 8}
+EVERY = {MEMORY: 3, RACES: 20}
 
 
 def need(sanitizer: str) -> None:

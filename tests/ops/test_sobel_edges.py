@@ -121,6 +121,57 @@ def test_edges_of_label_maps(dtype: torch.dtype, size: tuple[int, int, int]) -> 
     assert torch.equal(edges, reference.sobel_edges(labels, regions))
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 35, 124])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_edges_wherever_rows_begin(dtype: torch.dtype, width: int) -> None:
+    for shift in range(4):
+        masks = (torch.rand(shift + 2 * 9 * 18 * width) > 0.7).to(dtype)[shift:]
+        masks = masks.view(1, 2, 9, 18, width)
+        assert torch.equal(ops.sobel_edges(masks), reference.sobel_edges(masks))
+
+
+@pytest.mark.parametrize("threshold", [1 / 16, 0.25, 3**0.5 / 16, 0.75, 1.0, 1.5, 2.0])
+def test_edges_above_a_threshold_that_some_magnitudes_equal(threshold: float) -> None:
+    masks = torch.rand(1, 2, 10, 19, 12) > 0.5
+    edges = ops.sobel_edges(masks, threshold=threshold)
+    assert torch.equal(edges, reference.sobel_edges(masks, threshold=threshold))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64])
+def test_edges_of_many_regions_of_a_few_large_objects(dtype: torch.dtype) -> None:
+    labels = torch.zeros(1, 1, 19, 41, 12, dtype=dtype)
+    labels[..., 2:11, 11:30, 1:9] = 1
+    labels[..., 7:16, 13:22, 4:] = 100
+    labels[..., 18, 40, 0] = -7 if dtype.is_signed else 200
+    regions = [(1,), (100,), (1, 100), (0,), (-7,), (200,), (300,), (0, 1, 100), (-7, 1)] * 2
+    edges = ops.sobel_edges(labels, regions)
+    assert torch.equal(edges, reference.sobel_edges(labels, regions))
+
+
+def test_more_labels_in_a_region_than_a_byte_has_values(request: pytest.FixtureRequest) -> None:
+    labels = torch.randint(0, 5_000, (1, 1, 3, 4, 5))
+    regions = [tuple(range(255)), tuple(range(100, 300))]
+    expected = reference.sobel_edges(labels, regions)
+    assert torch.equal(ops.sobel_edges(labels, regions), expected)
+    if "cuda" in request.node.callspec.id:
+        with pytest.raises(RuntimeError, match="region 1 has more than 256 labels"):
+            ops.sobel_edges(labels, [(1,), tuple(range(257))])
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("channels", [2, 17])
+def test_magnitude_and_gradient_of_deep_volumes(
+    memory_format: torch.memory_format, channels: int
+) -> None:
+    x = torch.randn(1, channels, 37, 9, 6, dtype=torch.float64)
+    grad = torch.randn_like(x)
+    expected = x.clone().requires_grad_()
+    reference.sobel_magnitude(expected).backward(grad)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    ops.sobel_magnitude(x).backward(grad)
+    assert_near(x.grad, expected.grad, torch.float64)
+
+
 def test_a_mask_of_255_is_a_mask() -> None:
     mask = torch.rand(1, 1, 4, 5, 6) > 0.5
     assert torch.equal(ops.sobel_edges(mask.byte() * 255), ops.sobel_edges(mask))
