@@ -2,7 +2,9 @@
 
 Environment:
     CXX               the C++ compiler (default: the first of c++, g++, clang++ on PATH)
-    EGCNN_CUDA        auto (default: if nvcc is found), 0 (never), 1 (fail without nvcc)
+    CUDA_HOME         the CUDA toolkit (default: the one whose nvcc is on PATH)
+    EGCNN_CUDA        auto (default: if nvcc is found), 0 (never), 1 (fail without nvcc); where
+                      there is none, build_backend.py may have pip fetch it: 0 spares that
     EGCNN_CUDA_ARCHS  such as "80 90" (default: what this nvcc supports of the list below)
 """
 
@@ -20,6 +22,8 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+from build_backend import COMPILER_PACKAGES, COMPILER_VERSION, driver_version, find_nvcc
 
 ROOT = Path(__file__).resolve().parent
 CUDA_ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
@@ -51,6 +55,11 @@ def find_compiler() -> str:
     raise AssertionError
 
 
+def cuda_version(number: int) -> str:
+    """13000 as 13.0."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 @dataclass(frozen=True)
 class Cuda:
     """The CUDA part of the build; ``nvcc`` is empty where it is skipped, and ``note`` says why."""
@@ -62,19 +71,27 @@ class Cuda:
 
 
 def find_cuda() -> Cuda:
-    """nvcc by EGCNN_CUDA, CUDA_HOME and PATH, and the architectures to compile for."""
+    """nvcc, unless EGCNN_CUDA forbids it, and the architectures to compile for."""
     choice = os.environ.get("EGCNN_CUDA", "auto")
     if choice not in ("auto", "0", "1"):
         stop(f"EGCNN_CUDA is {choice!r}; wanted auto, 0 or 1")
     if choice == "0":
         return Cuda(note="skipped: EGCNN_CUDA=0")
-    home = os.environ.get("CUDA_HOME", "")
-    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin")) if home else None
-    nvcc = nvcc or shutil.which("nvcc")
+    nvcc = find_nvcc()
     if not nvcc:
+        missing = "no nvcc was found in CUDA_HOME/bin, on PATH or among the installed packages"
+        remedy = f"pip install '{COMPILER_PACKAGES}' brings one"
         if choice == "1":
-            stop("EGCNN_CUDA=1 and no nvcc was found in CUDA_HOME/bin or on PATH")
-        return Cuda(note="skipped: no nvcc was found in CUDA_HOME/bin or on PATH")
+            stop(f"EGCNN_CUDA=1 and {missing}; {remedy}")
+        driver = driver_version()
+        if not driver:
+            return Cuda(note=f"skipped: {missing}, and there is no NVIDIA driver")
+        if driver < COMPILER_VERSION:
+            remedy = (
+                f"the NVIDIA driver supports CUDA {cuda_version(driver)}, too old for the compiler "
+                f"that pip would fetch ({cuda_version(COMPILER_VERSION)})"
+            )
+        return Cuda(note=f"skipped: {missing}; {remedy}")
 
     def ask(*arguments: str) -> str:
         return subprocess.run([nvcc, *arguments], check=True, capture_output=True, text=True).stdout
@@ -150,6 +167,34 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
                 )
             )
 
+        link = f"{compiler} -shared -fopenmp -s"
+        if cuda.nvcc:
+            targets = [f"-gencode arch=compute_{a},code=sm_{a}" for a in cuda.architectures]
+            newest = cuda.architectures[-1]
+            targets.append(f"-gencode arch=compute_{newest},code=compute_{newest}")
+            if int(cuda.toolkit.split(".")[0]) >= 13:  # a seventh of the size, at every driver
+                targets.append("--compress-mode=size")
+            ninja.rule(
+                "nvcc",
+                f"{cuda.nvcc} -ccbin {compiler} -std=c++17 -O3 -lineinfo --threads 0 "
+                f"{' '.join(targets)} -Xcompiler -fPIC,-fvisibility=hidden -MD -MF $out.d "
+                "-c $in -o $out",
+                depfile="$out.d",
+                deps="gcc",
+                description="CUDA $out",
+            )
+            # Before the C++ units: these take longest, and ninja starts from the top.
+            for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+                name = source.relative_to(ROOT / "csrc").with_suffix(".cu.o")
+                objects.extend(ninja.build(str(folder / name), "nvcc", str(source)))
+            # nvcc knows where its static runtime lies, also where it is a wrapper far from its
+            # toolkit, but looks in lib64 where the registry's package has lib. The device link
+            # would add an empty image for an architecture that nobody asked for.
+            link = (
+                f"{cuda.nvcc} -ccbin {compiler} -shared --no-device-link -cudart static "
+                f"-L{Path(cuda.nvcc).parents[1] / 'lib'} -Xcompiler -fopenmp,-s"
+            )
+
         compile_cpp(ROOT / "csrc/bindings.cpp")
         for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
             if source.name == "dispatch.cpp":
@@ -158,24 +203,6 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
             for name, flags in INSTRUCTION_SETS.items():
                 compile_cpp(source, f"-DEGCNN_ISA={name} {flags}", f".{name}")
 
-        # nvcc knows where its static runtime lies, also where it is a wrapper far from its toolkit.
-        link = f"{compiler} -shared -fopenmp -s"
-        if cuda.nvcc:
-            targets = [f"-gencode arch=compute_{a},code=sm_{a}" for a in cuda.architectures]
-            newest = cuda.architectures[-1]
-            targets.append(f"-gencode arch=compute_{newest},code=compute_{newest}")
-            ninja.rule(
-                "nvcc",
-                f"{cuda.nvcc} -ccbin {compiler} -std=c++17 -O3 -lineinfo {' '.join(targets)} "
-                "-Xcompiler -fPIC,-fvisibility=hidden -MD -MF $out.d -c $in -o $out",
-                depfile="$out.d",
-                deps="gcc",
-                description="CUDA $out",
-            )
-            for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-                name = source.relative_to(ROOT / "csrc").with_suffix(".cu.o")
-                objects.extend(ninja.build(str(folder / name), "nvcc", str(source)))
-            link = f"{cuda.nvcc} -ccbin {compiler} -shared -cudart static -Xcompiler -fopenmp,-s"
         ninja.rule("link", f"{link} $in -o $out", description="link $out")
         ninja.build(str(output), "link", objects)
 

@@ -4,14 +4,52 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+CXX = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "clang++"
+
+
+def package_file(package: str, name: str) -> str | None:
+    """The file of this name in an installed package."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((str(file.locate()) for file in files if file.name == name), None)
+
+
+without_nvcc = pytest.mark.skipif(
+    package_file("nvidia-cuda-nvcc", "nvcc") is not None,
+    reason="nvidia-cuda-nvcc is installed: there is no taking nvcc away",
+)
+
+
+def driver(folder: Path, version: int) -> dict[str, str]:
+    """An environment whose NVIDIA driver knows nothing but the CUDA version that it supports."""
+    source = folder / "driver.cpp"
+    source.write_text(f'extern "C" int cuDriverGetVersion(int* v) {{ *v = {version}; return 0; }}')
+    library = folder / "libcuda.so.1"
+    subprocess.run([CXX, "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    return {"LD_LIBRARY_PATH": str(folder)}
+
+
+@pytest.fixture
+def cuda_build() -> ModuleType:
+    """The compiled module, which has a CUDA part."""
+    module: ModuleType = pytest.importorskip("egcnn._C")
+    info = module.build_info()
+    if not info["cuda_architectures"]:
+        pytest.skip(f"CUDA {info['cuda_note']}")
+    return module
 
 
 def build(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +79,9 @@ def test_source_distribution_holds_the_kernels(tmp_path: Path) -> None:
     (archive,) = tmp_path.glob("egcnn-*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
-    for wanted in ("csrc/ops.h", "csrc/cpu/edge_gate.cpp", "csrc/math/philox.h", "setup.py"):
+    for wanted in ("csrc/ops.h", "csrc/cpu/edge_gate.cpp", "csrc/math/philox.h"):
+        assert wanted in names
+    for wanted in ("build_backend.py", "setup.py", "csrc/cuda/device.cu"):
         assert wanted in names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
@@ -51,9 +91,10 @@ def test_source_distribution_holds_the_kernels(tmp_path: Path) -> None:
     [
         ({"CXX": "no-such-compiler"}, "no C++ compiler was found on PATH"),
         ({"EGCNN_CUDA": "2"}, "EGCNN_CUDA is '2'; wanted auto, 0 or 1"),
-        (
+        pytest.param(
             {"EGCNN_CUDA": "1", "CUDA_HOME": "/nowhere", "PATH": "/nowhere", "CXX": sys.executable},
             "EGCNN_CUDA=1 and no nvcc was found",
+            marks=without_nvcc,
         ),
     ],
 )
@@ -67,3 +108,184 @@ def test_a_build_that_cannot_succeed_says_why(
     assert len(lines) == 1
     assert sentence in lines[0]
     assert "Traceback" not in result.stderr
+
+
+@without_nvcc
+@pytest.mark.parametrize(
+    ("version", "sentence"),
+    [
+        (0, "packages, and there is no NVIDIA driver"),
+        (12080, "packages; the NVIDIA driver supports CUDA 12.8, too old for the compiler"),
+        (13000, "packages; pip install 'cuda-toolkit"),
+    ],
+)
+def test_a_build_without_cuda_says_why(tmp_path: Path, version: int, sentence: str) -> None:
+    nowhere = {"EGCNN_CUDA": "auto", "CUDA_HOME": "", "PATH": "/nowhere", "CXX": sys.executable}
+    command = ["build_ext", "-t", str(tmp_path), "-b", str(tmp_path)]
+    result = build(command, tmp_path, **nowhere, **driver(tmp_path, version))
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("egcnn:"))
+    assert "CUDA skipped: no nvcc was found in CUDA_HOME/bin, on PATH or among" in line
+    assert sentence in line
+
+
+def ask_backend(expression: str, **environment: str) -> str:
+    """What the build backend answers where no toolkit is but what ``environment`` names."""
+    run = subprocess.run(
+        [sys.executable, "-c", f"import build_backend; print(build_backend.{expression})"],
+        cwd=PROJECT,
+        env={**os.environ, "CUDA_HOME": "", "PATH": "/nowhere", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout.strip()
+
+
+@without_nvcc
+@pytest.mark.parametrize(
+    ("choice", "version", "fetched"),
+    [
+        ("auto", 0, False),
+        ("auto", 12080, False),
+        ("auto", 13000, True),
+        ("auto", 14010, True),
+        ("0", 13000, False),
+        ("1", 0, True),
+    ],
+)
+def test_a_missing_compiler_is_a_build_requirement(
+    tmp_path: Path, choice: str, version: int, fetched: bool
+) -> None:
+    environment = {"EGCNN_CUDA": choice, **driver(tmp_path, version)}
+    asked = ask_backend("get_requires_for_build_wheel()", **environment)
+    assert asked == ("['cuda-toolkit[cccl,nvcc]==13.0.*']" if fetched else "[]")
+
+
+def test_a_toolkit_goes_before_the_registry_and_cuda_home_before_path(tmp_path: Path) -> None:
+    for name in ("home/bin", "path"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "nvcc").touch(mode=0o755)
+    home, path = {"CUDA_HOME": str(tmp_path / "home")}, {"PATH": str(tmp_path / "path")}
+    for environment in (home, path):
+        asked = ask_backend("get_requires_for_build_wheel()", EGCNN_CUDA="1", **environment)
+        assert asked == "[]"
+    assert ask_backend("find_nvcc()", **path) == str(tmp_path / "path/nvcc")
+    assert ask_backend("find_nvcc()", **home, **path) == str(tmp_path / "home/bin/nvcc")
+
+
+def test_the_module_holds_code_for_every_architecture_asked_for(cuda_build: ModuleType) -> None:
+    cuobjdump = package_file("nvidia-cuda-cuobjdump", "cuobjdump") or shutil.which("cuobjdump")
+    if not cuobjdump:
+        pytest.skip("there is no cuobjdump; pip install nvidia-cuda-cuobjdump brings it")
+
+    def images(kind: str) -> dict[str, list[str]]:
+        """Unit -> architectures, from lines such as 'ELF file    1: edge_gate.sm_90.cubin'."""
+        run = subprocess.run(
+            [cuobjdump, f"--list-{kind}", str(cuda_build.__file__)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found = defaultdict(list)
+        for line in run.stdout.splitlines():
+            unit, architecture, _ = line.split()[-1].rsplit(".", 2)
+            found[unit].append(architecture.removeprefix("sm_"))
+        return found
+
+    asked = cuda_build.build_info()["cuda_architectures"].split()
+    elf, ptx = images("elf"), images("ptx")
+    assert elf
+    assert all(sorted(found, key=int) == asked for found in elf.values()), elf
+    assert all(ptx[unit] == asked[-1:] for unit in elf), ptx
+
+
+def test_a_build_tells_of_a_driver_too_old_for_it(cuda_build: ModuleType, tmp_path: Path) -> None:
+    toolkit = int(cuda_build.build_info()["cuda_toolkit"].split(".")[0])
+    package = Path(str(cuda_build.__file__)).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", "from egcnn import _C; print(_C.build_info()['cuda_device'])"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(package),
+            **driver(tmp_path, 1000 * toolkit - 920),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == (
+        f"the NVIDIA driver supports CUDA up to {toolkit - 1}.8, "
+        f"and this build needs a driver for CUDA {toolkit}.0 or later"
+    )
+
+
+# All of the CUDA runtime that device.cu uses, on a machine described by the environment.
+RUNTIME = """
+#include <cstdlib>
+#define __CUDA_ARCH_LIST__ 750, 900
+#define __global__
+enum cudaError_t { cudaSuccess, noDevice, noKernelImage };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
+struct cudaFuncAttributes {};
+inline int said(const char* name) { return std::atoi(std::getenv(name)); }
+inline cudaError_t cudaDriverGetVersion(int* v) { *v = said("DRIVER"); return cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int* v) { *v = 13020; return cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int*) { return said("GPU") ? cudaSuccess : noDevice; }
+inline cudaError_t cudaGetDevice(int*) { return cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr attribute, int) {
+  *v = attribute == cudaDevAttrComputeCapabilityMajor ? said("GPU") / 10 : said("GPU") % 10;
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, void (*)()) {
+  return said("GPU") < 75 ? noKernelImage : cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == noDevice ? "no device is detected" : "no kernel image is available";
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def device_status(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """device.cu as a program of its own, on a make-believe runtime."""
+    folder = tmp_path_factory.mktemp("device")
+    (folder / "cuda_runtime.h").write_text(RUNTIME)
+    (folder / "main.cpp").write_text(
+        f"""#include "{PROJECT}/csrc/cuda/device.cu"
+        #include <cstdio>
+        int main() {{ std::puts(egcnn::cuda::device_status()); }}"""
+    )
+    command = [CXX, "-std=c++17", f"-I{folder}", str(folder / "main.cpp"), "-o"]
+    subprocess.run([*command, str(folder / "status")], check=True)
+    return folder / "status"
+
+
+@pytest.mark.parametrize(
+    ("version", "gpu", "sentence"),
+    [
+        (0, 0, "there is no NVIDIA driver on this machine"),
+        (
+            12080,
+            90,
+            "the NVIDIA driver supports CUDA up to 12.8, and this build needs a driver for CUDA "
+            "13.0 or later",
+        ),
+        (13000, 0, "no device is detected"),
+        (
+            13000,
+            70,
+            "this build holds code for GPU architectures 75 90 and this GPU has 70, "
+            "where the driver says: no kernel image is available",
+        ),
+        (13000, 75, ""),  # the driver of an earlier minor version than the toolkit
+        (14000, 90, ""),
+    ],
+)
+def test_what_a_build_says_of_a_machine(
+    device_status: Path, version: int, gpu: int, sentence: str
+) -> None:
+    environment = {"DRIVER": str(version), "GPU": str(gpu)}
+    run = subprocess.run([device_status], env=environment, capture_output=True, text=True)
+    assert run.stdout.rstrip("\n") == sentence

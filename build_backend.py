@@ -1,0 +1,55 @@
+"""The build backend: setuptools', which asks for a CUDA compiler where one is missing.
+
+With an NVIDIA driver and no CUDA toolkit, the compiler comes as a package from the registry (about
+105 MB, in pip's build environment only). ``EGCNN_CUDA=1`` asks for it without a driver too,
+``EGCNN_CUDA=0`` never does: the way out where the registry cannot be reached.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import shutil
+from typing import Any
+
+from setuptools.build_meta import *  # noqa: F403  # the other hooks of PEP 517
+
+# One minor version for every driver: code that 13.0 compiled runs under each driver of the 13 line
+# and later ones, and so does its PTX, which an older driver than its toolkit's would refuse.
+COMPILER_PACKAGES = "cuda-toolkit[cccl,nvcc]==13.0.*"
+COMPILER_VERSION = 13000
+
+
+def driver_version() -> int:
+    """The newest CUDA that this machine's NVIDIA driver runs, such as 13000; 0 without a driver."""
+    version = ctypes.c_int(0)
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return 0
+    return version.value
+
+
+def find_nvcc() -> str | None:
+    """nvcc of CUDA_HOME, else on PATH, else of the registry's package where that is installed."""
+    home = os.environ.get("CUDA_HOME")
+    if found := (home and shutil.which("nvcc", path=os.path.join(home, "bin"))):
+        return found
+    if found := shutil.which("nvcc"):
+        return found
+    try:
+        files = importlib.metadata.files("nvidia-cuda-nvcc") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((str(file.locate()) for file in files if file.name == "nvcc"), None)
+
+
+def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
+    """The compiler's packages, where the CUDA part is wanted and there is no nvcc."""
+    choice = os.environ.get("EGCNN_CUDA", "auto")
+    wanted = choice == "1" or (choice == "auto" and driver_version() >= COMPILER_VERSION)
+    return [COMPILER_PACKAGES] if wanted and not find_nvcc() else []
+
+
+get_requires_for_build_editable = get_requires_for_build_wheel
