@@ -15,6 +15,7 @@
 
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
+#include "cuda_runtime.h"
 #include "ops.h"
 
 namespace {
@@ -40,21 +41,44 @@ unsigned draw() {
 
 // --- Memory ---
 
+void must(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::printf("CUDA says: %s\n", cudaGetErrorString(error));
+  std::exit(2);
+}
+
+// Memory of the GPU. The host writes and reads it through copies of its own.
 class Buffer {
  public:
   Buffer() = default;
-  // With `offset` the data start one element behind the alignment that malloc gives.
+  // With `offset` the data start one element behind the alignment that the allocator gives.
   Buffer(int64_t count, size_t element, bool offset)
-      : skip_(offset ? element : 0),
-        bytes_(size_t(count) * element),
-        memory_(new unsigned char[skip_ + bytes_]) {}
+      : skip_(offset ? element : 0), bytes_(size_t(count) * element) {
+    void* memory = nullptr;
+    must(cudaMalloc(&memory, skip_ + bytes_));
+    memory_.reset(static_cast<unsigned char*>(memory));
+  }
   void* data() const { return memory_.get() + skip_; }
-  void fill(int garbage) const { std::memset(data(), garbage, bytes_); }
-  std::string content() const { return {static_cast<const char*>(data()), bytes_}; }
+  // fill(address) sets elements of zeros.
+  template <class Fill>
+  void write(Fill&& fill) const {
+    std::string host(bytes_, '\0');
+    fill(static_cast<void*>(host.data()));
+    must(cudaMemcpy(data(), host.data(), bytes_, cudaMemcpyHostToDevice));
+  }
+  void fill(int garbage) const { must(cudaMemset(data(), garbage, bytes_)); }
+  std::string content() const {
+    std::string host(bytes_, '\0');
+    must(cudaMemcpy(host.data(), data(), bytes_, cudaMemcpyDeviceToHost));
+    return host;
+  }
 
  private:
+  struct Free {
+    void operator()(unsigned char* memory) const { cudaFree(memory); }
+  };
   size_t skip_ = 0, bytes_ = 0;
-  std::unique_ptr<unsigned char[]> memory_;
+  std::unique_ptr<unsigned char, Free> memory_;
 };
 
 void set(void* data, DType dtype, int64_t i, double value) {
@@ -93,16 +117,18 @@ struct Volume {
   // value(channel, z, y, x)
   template <class Value>
   Volume& fill(Size s, Value&& value) {
-    for (int64_t b = 0; b < s.batch; ++b) {
-      for (int64_t c = 0; c < s.channels; ++c) {
-        for (int64_t v = 0; v < s.voxels(); ++v) {
-          const int64_t i = b * tensor.batch_stride + c * tensor.channel_stride +
-                            v * tensor.voxel_stride;
-          set(tensor.data, tensor.dtype, i,
-              value(b + c, v / s.width / s.height, v / s.width % s.height, v % s.width));
+    buffer.write([&](void* data) {
+      for (int64_t b = 0; b < s.batch; ++b) {
+        for (int64_t c = 0; c < s.channels; ++c) {
+          for (int64_t v = 0; v < s.voxels(); ++v) {
+            const int64_t i = b * tensor.batch_stride + c * tensor.channel_stride +
+                              v * tensor.voxel_stride;
+            set(data, tensor.dtype, i,
+                value(b + c, v / s.width / s.height, v / s.width % s.height, v % s.width));
+          }
         }
       }
-    }
+    });
     return *this;
   }
 
@@ -122,7 +148,9 @@ struct Volume {
 
 Buffer numbers(DType dtype, int64_t count) {
   Buffer buffer(count, kBytes[int(dtype)], draw() % 2);
-  for (int64_t i = 0; i < count; ++i) set(buffer.data(), dtype, i, number(i));
+  buffer.write([&](void* data) {
+    for (int64_t i = 0; i < count; ++i) set(data, dtype, i, number(i));
+  });
   return buffer;
 }
 
@@ -151,7 +179,9 @@ void run(const std::string& what, const Kernel<Params>& kernel, Params params,
     workspace.fill(way.garbage);
     params.resources.workspace = workspace.data();
     for (const Buffer* output : outputs) output->fill(way.garbage);
+#ifndef __NVCC__  // a GPU has an order of its own
     cuda_on_cpu_set_order(way.order, way.seed);
+#endif
     try {
       kernel.launch(params);
     } catch (const std::exception& error) {
@@ -302,7 +332,7 @@ void consistency(DType dtype, DType target_dtype, Size size) {
       target.fill_with_classes(target_size, softmax ? std::max<int64_t>(size.channels, 1) : 2);
       const Buffer loss = numbers(sums, 1), grad = numbers(sums, 1);
       const Buffer seed(1, sizeof(int64_t), false);
-      set(seed.data(), DType::i64, 0, 1234567890123.0);
+      seed.write([](void* data) { set(data, DType::i64, 0, 1234567890123.0); });
       egcnn::Consistency p{};
       p.logits = logits.tensor;
       p.target = target.tensor;

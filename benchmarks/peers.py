@@ -1,0 +1,369 @@
+"""The operators as others would write them: what ours are measured against.
+
+Each function takes the arguments of its operator in ``egcnn.ops`` and computes the same, with the
+operator's default options. ``PEERS`` lists the forms that are worth measuring, among them the
+strongest known for ``torch.compile``. Nothing here measures.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from egcnn.ops import reference
+
+Regions = Sequence[Sequence[int]]
+
+# --- Sobel edges and magnitude -------------------------------------------------------------------
+
+
+def _inside(labels: Tensor, regions: Regions | None) -> Tensor:
+    """Which voxels each region holds, ``(B, R, D, H, W)`` int8."""
+    if regions is None:
+        return (labels != 0).to(torch.int8)
+    label = labels[:, 0]
+    masks = [functools.reduce(torch.logical_or, [label == v for v in r]) for r in regions]
+    return torch.stack(masks, 1).to(torch.int8)
+
+
+def _padded(x: Tensor) -> Tensor:
+    """One voxel more on all sides of a volume, like its border; a copy of its own when compiled."""
+    for dim in (-1, -2, -3):
+        size = x.shape[dim]
+        x = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, size - 1, 1)], dim)
+    return x
+
+
+def _padded_by_index(x: Tensor) -> Tensor:
+    """The same, but clamped indices and no copy when compiled; has a slow gradient."""
+    z, y, x_ = (
+        torch.arange(-1, size + 1, device=x.device).clamp(0, size - 1) for size in x.shape[-3:]
+    )
+    return x[..., z[:, None, None], y[:, None], x_]
+
+
+def _three(padded: Tensor, dim: int) -> list[Tensor]:
+    """The values before, at and after each voxel along ``dim``."""
+    size = padded.shape[dim] - 2
+    return [padded.narrow(dim, start, size) for start in range(3)]
+
+
+def _smooth(padded: Tensor, dim: int) -> Tensor:
+    before, at, after = _three(padded, dim)
+    return before + 2 * at + after
+
+
+def _difference(padded: Tensor, dim: int) -> Tensor:
+    before, _, after = _three(padded, dim)
+    return after - before
+
+
+def _gradients(padded: Tensor) -> list[Tensor]:
+    """16 times the gradient along z, y and x, in the volume's own type."""
+    smooth_z = _smooth(padded, -3)
+    return [
+        _smooth(_smooth(_difference(padded, -3), -2), -1),
+        _smooth(_difference(smooth_z, -2), -1),
+        _difference(_smooth(smooth_z, -2), -1),
+    ]
+
+
+def _any_edge(gradients: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.bitwise_or, gradients).ne(0).to(torch.uint8)
+
+
+def edges_slices(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """Shifted slices in bytes, exact since no gradient of a binary region exceeds 16."""
+    return _any_edge(_gradients(_padded(_inside(labels, regions))))
+
+
+def edges_gather(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """The same with clamped indices: one kernel when compiled, with 27 reads a voxel."""
+    return _any_edge(_gradients(_padded_by_index(_inside(labels, regions))))
+
+
+def _stencils(like: Tensor) -> Tensor:
+    """The three Sobel stencils, ``(3, 1, 3, 3, 3)``."""
+    smooth, difference = like.new_tensor([1, 2, 1]), like.new_tensor([-1, 0, 1])
+    axes = [[difference if a == axis else smooth for a in range(3)] for axis in range(3)]
+    return torch.stack([torch.einsum("i,j,k->ijk", *axis) for axis in axes])[:, None]
+
+
+def _convolved(x: Tensor) -> Tensor:
+    """16 times the gradients of ``(B, C, D, H, W)`` along a new dimension 1 of three."""
+    volumes = F.pad(x.flatten(0, 1)[:, None], (1,) * 6, mode="replicate")
+    return F.conv3d(volumes, _stencils(x))
+
+
+def edges_conv3d(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """One convolution with three output channels, in 16 bits where the GPU has fast ones."""
+    inside = _inside(labels, regions)
+    gradients = _convolved(inside.to(torch.float16 if inside.is_cuda else torch.float32))
+    return gradients.ne(0).any(1).view(inside.shape).to(torch.uint8)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Square root with slope 0 at 0."""
+    slanted = squares > 0
+    return torch.where(slanted, torch.where(slanted, squares, 1).sqrt(), 0)
+
+
+def magnitude_slices(x: Tensor) -> Tensor:
+    """Shifted slices."""
+    gz, gy, gx = _gradients(_padded(x))
+    return _root((gz * gz + gy * gy + gx * gx) / 256)
+
+
+def magnitude_conv3d(x: Tensor) -> Tensor:
+    """One convolution with three output channels."""
+    return _root(_convolved(x).square().sum(1) / 256).view(x.shape)
+
+
+def _ndimage(x: Tensor, array_library: Any, ndimage: Any, combine: Callable[..., Any]) -> Any:
+    """``combine(gz, gy, gx)`` of each volume of ``x``, by scipy's or CuPy's ndimage."""
+    shape = x.shape
+    volumes = array_library.from_dlpack(x.detach().flatten(0, 1).contiguous())
+    results = []
+    for volume in volumes:
+        values = volume.astype("float32")
+        results.append(combine(*(ndimage.sobel(values, a, mode="nearest") for a in range(3))))
+    return array_library.stack(results).reshape(shape)
+
+
+def _nonzero(gz: Any, gy: Any, gx: Any) -> Any:
+    return ((gz != 0) | (gy != 0) | (gx != 0)).astype("uint8")
+
+
+def _norm(gz: Any, gy: Any, gx: Any) -> Any:
+    return (gz * gz + gy * gy + gx * gx) ** 0.5 / 16
+
+
+def edges_scipy(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """``scipy.ndimage.sobel`` along each axis, one region after the other."""
+    return torch.from_dlpack(_ndimage(_inside(labels, regions), np, scipy.ndimage, _nonzero))
+
+
+def magnitude_scipy(x: Tensor) -> Tensor:
+    """``scipy.ndimage.sobel`` along each axis, one channel after the other."""
+    return torch.from_dlpack(_ndimage(x, np, scipy.ndimage, _norm))
+
+
+def _on_cupy(x: Tensor, combine: Callable[..., Any]) -> Tensor:
+    import cupy
+    import cupyx.scipy.ndimage
+
+    with cupy.cuda.ExternalStream(torch.cuda.current_stream(x.device).cuda_stream):
+        return torch.from_dlpack(_ndimage(x, cupy, cupyx.scipy.ndimage, combine))
+
+
+def edges_cupy(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """``cupyx.scipy.ndimage.sobel`` along each axis, one region after the other."""
+    return _on_cupy(_inside(labels, regions), _nonzero)
+
+
+def magnitude_cupy(x: Tensor) -> Tensor:
+    """``cupyx.scipy.ndimage.sobel`` along each axis, one channel after the other."""
+    return _on_cupy(x, _norm)
+
+
+# --- Edge gate -----------------------------------------------------------------------------------
+
+
+def _gated(e: Tensor, gate: Tensor) -> Tensor:
+    dtype = reference.accumulate_dtype(e.dtype)
+    e_ = e.to(dtype)
+    return (e_ * gate.to(dtype).relu().sigmoid() + e_).to(e.dtype)
+
+
+def gate_sum(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor) -> Tensor:
+    """One attention value as sums of products over the channels, which Inductor fuses."""
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        return (x.to(weight.dtype) * weight.view(1, -1, 1, 1, 1)).sum(1, keepdim=True)
+
+    return _gated(e, product(e, weight_e) + product(m, weight_m) + bias)
+
+
+def gate_matmul(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor) -> Tensor:
+    """Two matrix products in the type of ``e``, in the layout that the tensors have."""
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        weight = weight.to(x.dtype)
+        if x.is_contiguous():
+            return (weight @ x.flatten(2)).unflatten(2, x.shape[2:])
+        rows = x.movedim(1, -1)
+        return (rows.reshape(-1, x.shape[1]) @ weight.T).view(*rows.shape[:-1], -1).movedim(-1, 1)
+
+    return _gated(e, product(e, weight_e) + product(m, weight_m) + bias.view(1, -1, 1, 1, 1))
+
+
+def gate_conv3d(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor) -> Tensor:
+    """Two 1x1x1 convolutions in the type of ``e``, as most would write it."""
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.conv3d(x, weight.to(x.dtype)[:, :, None, None, None], bias)
+
+    return _gated(e, product(e, weight_e, bias.to(e.dtype)) + product(m, weight_m))
+
+
+# --- Gumbel-softmax consistency ------------------------------------------------------------------
+
+
+def _uniforms(seed: Tensor, voxel: Tensor, channels: int) -> Tensor:
+    """Rows ``voxel`` (flat indices) of :func:`egcnn.ops.reference.philox_uniforms`."""
+    mask = 0xFFFFFFFF
+    block = torch.arange((channels + 3) // 4, device=voxel.device)
+    counter = (voxel[:, None] & mask, voxel[:, None] >> 32, block, torch.zeros_like(block))
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    k0, k1 = seed & mask, (seed >> 32) & mask
+    for _ in range(10):
+        product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1 = ((product1 >> 32) & mask) ^ c1 ^ k0, product1 & mask
+        c2, c3 = ((product0 >> 32) & mask) ^ c3 ^ k1, product0 & mask
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    words = torch.stack([c0, c1, c2, c3], -1).flatten(1)[:, :channels]
+    return ((words >> 9).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def mixed_voxels(labels: Tensor) -> Tensor:
+    """Whether the 3x3x3 neighbourhood of a voxel holds more than one label: the edge voxels."""
+    low = high = _padded(labels)
+    for dim in (-1, -2, -3):
+        low = functools.reduce(torch.minimum, _three(low, dim))
+        high = functools.reduce(torch.maximum, _three(high, dim))
+    return low != high
+
+
+def _neighbourhood(voxel: Tensor, size: Sequence[int]) -> Tensor:
+    """Flat indices of the 27 voxels around each of ``voxel``, clamped at borders, ``(N, 27)``."""
+    depth, height, width = size
+    shift = torch.arange(-1, 2, device=voxel.device)
+    x = (voxel[:, None] % width + shift).clamp(0, width - 1)
+    y = (voxel[:, None] // width % height + shift).clamp(0, height - 1)
+    z = (voxel[:, None] // (width * height) % depth + shift).clamp(0, depth - 1)
+    start = voxel[:, None, None, None] // (depth * height * width) * depth
+    plane = start + z[:, :, None, None]
+    return ((plane * height + y[:, None, :, None]) * width + x[:, None, None, :]).flatten(1)
+
+
+def consistency_sparse(logits: Tensor, target: Tensor, seed: Tensor, tau: float = 0.5) -> Tensor:
+    """Softmax, straight-through, over true edges: noise and sample only in the band around them."""
+    batch, channels, *size = logits.shape
+    voxels = math.prod(size)
+    edge = mixed_voxels(target).flatten().nonzero()[:, 0]
+    around = _neighbourhood(edge, size)
+    # Marking and counting costs less than sorting does in torch.unique.
+    mark = torch.zeros(batch * voxels, dtype=torch.bool, device=target.device)
+    mark[around.flatten()] = True
+    band = mark.nonzero()[:, 0]
+    slot = torch.empty(batch * voxels, dtype=torch.int32, device=target.device)
+    slot[band] = torch.arange(len(band), dtype=torch.int32, device=target.device)
+
+    classes = torch.arange(channels, device=target.device)
+    first = band // voxels * (channels * voxels) + band % voxels
+    index = first[:, None] + voxels * classes
+    # index_select has a cheaper backward than indexing has.
+    z = logits.reshape(-1).index_select(0, index.flatten()).view(-1, channels)
+    z = z.to(reference.accumulate_dtype(logits.dtype))
+    uniforms = _uniforms(seed, band, channels).to(z.dtype)
+    noisy = z - (-uniforms.log()).log()
+    soft = (noisy / tau).softmax(1)
+    one_hot = (noisy.argmax(1, keepdim=True) == classes).to(z.dtype)
+    sample = (soft - soft.detach()) + one_hot
+
+    stencils = _stencils(z).view(3, 27)
+    around_sample = sample.index_select(0, slot[around.flatten()]).view(-1, 27, channels)
+    around_truth = (target.flatten()[around][:, :, None] == classes).to(z.dtype)
+    magnitude, truth = (
+        _root((stencils @ values).square().sum(1) / 256) for values in (around_sample, around_truth)
+    )
+    edges = truth > 0
+    mismatch = torch.where(edges, (magnitude - truth).abs(), 0)
+    sample_of_batch = edge // voxels
+    total = z.new_zeros(batch, channels).index_add(0, sample_of_batch, mismatch)
+    count = z.new_zeros(batch, channels).index_add(0, sample_of_batch, edges.to(z.dtype))
+    return (total / count.clamp(min=1)).mean()
+
+
+# --- Which forms to measure ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to compute what an operator computes.
+
+    Attributes:
+        name: as it stands in tables.
+        function: takes the operator's arguments.
+        compiled: to be run under ``torch.compile``.
+        autotuned: with ``mode="max-autotune-no-cudagraphs"``, which takes long to compile.
+        differentiable: whether autograd goes through it.
+        devices: where it runs.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    compiled: bool = False
+    autotuned: bool = False
+    differentiable: bool = True
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def build(self, backend: str = "inductor") -> Callable[..., Tensor]:
+        """The function to call, compiled by ``backend`` where it is to be compiled."""
+        if not self.compiled:
+            return self.function
+        mode = "max-autotune-no-cudagraphs" if self.autotuned and backend == "inductor" else None
+        return torch.compile(self.function, backend=backend, mode=mode)
+
+
+def _ndimage_peers(on_cpu: Callable[..., Tensor], on_cuda: Callable[..., Tensor]) -> list[Peer]:
+    peers = [Peer("scipy", on_cpu, differentiable=False, devices=("cpu",))]
+    if importlib.util.find_spec("cupy"):
+        peers.append(Peer("cupy", on_cuda, differentiable=False, devices=("cuda",)))
+    return peers
+
+
+PEERS = {
+    "sobel_edges": [
+        Peer("eager reference", reference.sobel_edges),
+        Peer("eager conv3d", edges_conv3d),
+        *_ndimage_peers(edges_scipy, edges_cupy),
+        Peer("compiled slices", edges_slices, compiled=True),
+        Peer("compiled gather", edges_gather, compiled=True),
+    ],
+    "sobel_magnitude": [
+        Peer("eager reference", reference.sobel_magnitude),
+        Peer("eager conv3d", magnitude_conv3d),
+        *_ndimage_peers(magnitude_scipy, magnitude_cupy),
+        Peer("compiled slices", magnitude_slices, compiled=True),
+        Peer("compiled reference", reference.sobel_magnitude, compiled=True),
+    ],
+    "voxel_gate": [
+        Peer("eager reference", reference.edge_gate),
+        Peer("eager conv3d", gate_conv3d),
+        Peer("compiled sum", gate_sum, compiled=True),
+    ],
+    "channel_gate": [
+        Peer("eager reference", reference.edge_gate),
+        Peer("eager conv3d", gate_conv3d),
+        Peer("compiled matmul", gate_matmul, compiled=True),
+        Peer("compiled conv3d", gate_conv3d, compiled=True),
+        Peer("autotuned matmul", gate_matmul, compiled=True, autotuned=True),
+    ],
+    "gumbel_consistency": [
+        Peer("eager reference", reference.gumbel_consistency),
+        Peer("eager sparse", consistency_sparse),
+        Peer("compiled reference", reference.gumbel_consistency, compiled=True),
+        Peer("compiled sparse", consistency_sparse, compiled=True),
+    ],
+}

@@ -1,0 +1,171 @@
+"""The benchmarks' peers compute what the operators compute, and the GPU command runs to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from egcnn.ops import reference
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+from peers import PEERS, Peer  # noqa: E402
+
+REGIONS = [(1, 2, 4), (1, 4), (4,)]
+SHAPES = [(2, 3, 5, 7, 6), (1, 1, 1, 4, 9), (1, 2, 1, 1, 1)]
+FORMATS = [torch.contiguous_format, torch.channels_last_3d]
+
+
+def peers_of(operator: str) -> Any:
+    """Each function once: whether it is also to be compiled makes no difference here."""
+    functions = {peer.function: peer for peer in PEERS[operator]}
+    return pytest.mark.parametrize("peer", functions.values(), ids=lambda peer: peer.name)
+
+
+def device_of(peer: Peer) -> str:
+    if "cpu" in peer.devices:
+        return "cpu"
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    return "cuda"
+
+
+@peers_of("sobel_edges")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sobel_edges(peer: Peer, shape: tuple[int, ...]) -> None:
+    device = device_of(peer)
+    masks = ((torch.rand(shape) > 0.6).to(torch.uint8) * 3).to(device)
+    assert torch.equal(peer.function(masks), reference.sobel_edges(masks))
+    labels = torch.randint(0, 5, (shape[0], 1, *shape[2:]), dtype=torch.uint8).to(device)
+    assert torch.equal(peer.function(labels, REGIONS), reference.sobel_edges(labels, REGIONS))
+
+
+@peers_of("sobel_magnitude")
+@pytest.mark.parametrize("shape", SHAPES[:2])  # where nothing changes, conv3d leaves 1e-7 behind
+def test_sobel_magnitude(peer: Peer, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, device=device_of(peer), requires_grad=True)
+    compare(peer, (x,), (x,), reference.sobel_magnitude, 1e-5)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("gates", "peer"),
+    [(1, peer) for peer in PEERS["voxel_gate"]] + [(6, peer) for peer in PEERS["channel_gate"]],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_edge_gate(
+    peer: Peer, gates: int, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    e, m = (torch.randn(2, 6, 5, 4, 7).to(dtype, memory_format=memory_format) for _ in range(2))
+    weights = [torch.randn(gates, 6), torch.randn(gates, 6), torch.randn(gates)]
+    inputs = tuple(tensor.requires_grad_() for tensor in (e, m, *weights))
+    if dtype == torch.bfloat16:  # whose rounding turns some slopes of the ReLU
+        inputs = tuple(tensor.detach() for tensor in inputs)
+        tolerance = 1e-2
+    else:
+        tolerance = 1e-5
+    compare(peer, inputs, inputs if dtype == torch.float32 else (), reference.edge_gate, tolerance)
+
+
+@peers_of("gumbel_consistency")
+@pytest.mark.parametrize("shape", [(2, 4, 6, 9, 7), (1, 3, 1, 4, 9), (2, 5, 8, 8, 8)])
+def test_gumbel_consistency(peer: Peer, shape: tuple[int, ...]) -> None:
+    target = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.uint8)
+    target[..., 1:4] = 1
+    target[:1, :, :, 2:5, 2:6] = 2
+    logits = torch.randn(shape, requires_grad=True)
+    seed = torch.tensor(2**40 + 5)
+    compare(peer, (logits, target, seed), (logits,), reference.gumbel_consistency, 1e-4)
+
+
+def compare(
+    peer: Peer,
+    arguments: tuple[Tensor, ...],
+    leaves: tuple[Tensor, ...],
+    specification: Any,
+    tolerance: float,
+) -> None:
+    """Values, and the gradients where the peer has any, relative to the largest expected one."""
+    result, expected = peer.function(*arguments), specification(*arguments)
+    assert result.dtype == expected.dtype
+    assert result.shape == expected.shape
+    pairs = [(result.detach(), expected.detach())]
+    if peer.differentiable and leaves:
+        grad = torch.randn_like(expected)
+        mine, theirs = (torch.autograd.grad(out, leaves, grad) for out in (result, expected))
+        pairs += zip(mine, theirs, strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.abs().max().item() + 1e-12)
+
+
+def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_gpu_script_without_a_gpu(tmp_path: Path) -> None:
+    """All that it does on a GPU but the clock, at tiny sizes, peers traced and not compiled."""
+    log = tmp_path / "tests.log"
+    log.write_text("collected 3 items\nE  assert 1 == 2\n1 failed, 2 passed in 0.1s\n")
+    steps = tmp_path / "steps"
+    steps.write_text(f"build\t0\t31\t{os.devnull}\ntests\t1\t2\t{log}\n")
+    arguments = ["--device", "cpu", "--quick", "--backend", "eager", "--steps", steps]
+    result = run(sys.executable, BENCHMARKS / "gpu.py", *arguments, "--output", tmp_path / "out")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+    (path,) = (tmp_path / "out").glob("*.json")
+    data = json.loads(path.read_text())
+    for key in ("stamp", "device", "driver", "cuda", "torch", "egcnn", "commit", "build"):
+        assert key in data
+    assert data["complete"]
+    assert data["steps"][0]["passed"]
+    assert data["steps"][1]["summary"] == "1 failed, 2 passed in 0.1s"
+    assert "E  assert 1 == 2" in data["steps"][1]["log"]
+    assert {"ms", "peak_mb", "first_loss"} <= set(data["training"]["fused"])
+    losses = [data["training"][kind]["first_loss"] for kind in ("fused", "reference")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+    assert not [row["note"] for row in data["rows"] if "note" in row]
+    for row in data["rows"]:
+        assert {"case", "what", "provider", "ms", "floor_ms", "share_of_copy"} <= set(row)
+        assert len(row["copy_gb_s"]) == 2
+        assert row["difference"] < (0.2 if "bf16" in row["case"] else 1e-3), row
+    measured = {row["provider"] for row in data["rows"]}
+    everyone = {p.name for peers in PEERS.values() for p in peers if "cpu" in p.devices}
+    assert measured == {"egcnn", *everyone}
+    ours = [row for row in data["rows"] if row["provider"] == "egcnn"]
+    assert all(row["best_peer"] in everyone and row["ratio"] > 0 for row in ours)
+    assert {row["target"] for row in ours if "target" in row} == {
+        *("80% of copy", "70% of copy", "45 µs", "230 µs")
+    }
+
+    markdown = path.with_suffix(".md").read_text()
+    assert "- tests: FAILED in 2 s: 1 failed, 2 passed in 0.1s" in markdown
+    assert markdown.count("| egcnn |") == len(ours)
+
+
+@pytest.mark.parametrize("script", ["gpu.sh", "gpu.py"])
+def test_gpu_command_says_so_where_no_gpu_is(script: str, tmp_path: Path) -> None:
+    command = [sys.executable] if script == "gpu.py" else ["bash"]
+    output = ["--output", tmp_path] if script == "gpu.py" else [tmp_path]
+    result = run(
+        *command, BENCHMARKS / script, *output, CUDA_VISIBLE_DEVICES="", PYTHON=sys.executable
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\n") == 1
+    assert "so there is nothing to measure." in result.stdout
+    assert not list(tmp_path.iterdir())
