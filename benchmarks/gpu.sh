@@ -66,7 +66,7 @@ sanitize() {
 
 export -f build build_sanitized sanitize
 export python capability work
-step build 90 bash -euc build
+step build 120 bash -euc build
 step tests 120 "$python" -m pytest tests/ops -k "cuda and not cuda_on_cpu" -p no:cacheprovider
 step sanitizer-build 40 bash -euc build_sanitized
 step memcheck 50 bash -euc 'sanitize memcheck'

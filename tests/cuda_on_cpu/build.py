@@ -22,7 +22,7 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fn
 # Each static array in a section of its own, where shared_arrays.ld finds it.
 FLAGS += ["-fdata-sections", "-Wall", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", f"-I{CSRC}"]
 FAST = ["-O2", "-g0"]
-CHECKED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+CHECKED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 STAND_IN = (HERE / "scheduler.cpp", HERE / "runtime.cpp")
 # The stand-in is not instrumented, and tells the sanitizer what it does. It switches stacks in one
 # of two ways, by the processor; the races are looked for over the other one.

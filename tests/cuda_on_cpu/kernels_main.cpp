@@ -1,9 +1,10 @@
 // Runs every kernel of csrc/ops.h on small volumes, for the sanitizers: all dtypes, formats and
 // options, in buffers of exactly their size. Each case runs with the threads forward, in reverse
 // and shuffled, over other garbage each time. The results have to be the same bits: an element
-// that depends on the order, on the workspace, or that nobody wrote, is not.
+// that depends on the order, on the workspace, or that nobody wrote, is not. benchmarks/gpu.sh
+// compiles the same program by nvcc, for compute-sanitizer on a GPU.
 //
-//   kernels_main [EVERY]    every so-many-th case only, for ThreadSanitizer
+//   kernels_main [EVERY]    every so-many-th case only, for tools that look for races
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
