@@ -1,7 +1,7 @@
 // The edge-gated layer (Eqs. 1 and 2). Warps stay and walk over the tiles of all volumes. Backward,
-// each sums the gradients of weights and bias in a row of `partials` of its own, and a second kernel
-// adds up the rows in order: how many there are depends on the sizes and on the number of the
-// device's multiprocessors, so the same device gives the same bits.
+// each warp or block sums the gradients of weights and bias in a row of `partials` of its own, and a
+// second kernel adds up the rows in order. How many there are depends on the sizes and on the number
+// of the device's multiprocessors, so the same device gives the same bits.
 #include <algorithm>
 
 #include "edge_gate_channel.cuh"
@@ -58,11 +58,11 @@ struct ChannelColumns : WeightGradients<Acc> {
       return column < this->gates ? this->bias + column : nullptr;
     }
     const int64_t pair = column / kFragments, chunk = pair % chunks;
-    const int64_t gate = pair / chunks * kChunk + product_gate(column % kFragments);
+    const int64_t gate = pair / chunks * kChunk + product_gate(int(column % kFragments));
     const bool of_e = chunk < e_chunks;
     const int64_t channels = of_e ? this->e_channels : this->m_channels;
     const int64_t channel =
-        (of_e ? chunk : chunk - e_chunks) * kChunk + product_channel(column % kFragments);
+        (of_e ? chunk : chunk - e_chunks) * kChunk + product_channel(int(column % kFragments));
     if (gate >= this->gates || channel >= channels) return nullptr;
     return (of_e ? this->weight_e : this->weight_m) + gate * channels + channel;
   }
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(1024)
 
 // --- Launches ---
 
-// Enough for all tiles, but no more than the device's multiprocessors hold at a time.
+// Enough blocks for all tiles, but no more than the device's multiprocessors hold at a time.
 template <class Params>
 int64_t block_count(const Params& p, int warps, int64_t blocks_to_multiprocessor) {
   const int64_t tiles = p.size.batch * divide_up<int64_t>(p.size.voxels(), kTile);
@@ -108,10 +108,10 @@ void with_tf32(const Params& p, Body&& body) {
 }
 
 template <bool tf32, class T>
-void pack_weights(const ChannelGate<T>& gate, const Resources& resources, int64_t count) {
+void pack_weights(const ChannelGate<T>& gate, const Resources& resources, bool transposed_too) {
+  const int64_t count = gate.packed_count(transposed_too);
   launch("edge_gate: packing weights", resources, divide_up<int64_t>(count, 256), 256, 0,
-         pack_weights_kernel<tf32, T>, gate, static_cast<Accumulate<T>*>(resources.workspace),
-         count);
+         pack_weights_kernel<tf32, T>, gate, count);
 }
 
 template <class T>
@@ -121,56 +121,60 @@ void forward(const EdgeGate& p) {
     return launch("edge_gate", p.resources, block_count(p, kWarps, kVoxelBlocks<T>), kThreads, 0,
                   voxel_gate_kernel<T>, Gate<T>(p), out);
   }
-  const ChannelGate<T> gate(p);
   with_tf32<T>(p, [&](auto tf32) {
-    pack_weights<tf32>(gate, p.resources, gate.packed());
+    const ChannelGate<T> gate(p);
+    pack_weights<tf32>(gate, p.resources, false);
     launch("edge_gate", p.resources, block_count(p, kWarps, kChannelBlocks<T>), kThreads, 0,
            channel_gate_kernel<tf32, T>, gate, out);
   });
 }
 
-// The workspace holds the packed weights, then the partials. Of these there are at most 128 MB,
-// which is less than one row for each warp only for layers with hundreds of channels.
+// The workspace holds the packed weights, then the partials. Of these there are at most 128 MB; only
+// for layers with hundreds of channels is that less than a row for each block.
 template <class T>
 struct Backward {
   using Acc = Accumulate<T>;
   const EdgeGateBackward& p;
-  int warps;
-  int64_t packed, columns, blocks;
+  const bool channel, many;  // as the kernels' names and parameters say
+  int64_t packed, columns, blocks, rows;
 
-  explicit Backward(const EdgeGateBackward& p) : p(p) {
-    const bool channel = p.gates != 1;
-    warps = channel ? kBackwardWarps<T> : kWarps;
-    packed = channel ? 2 * ChannelGate<T>(p).packed() : 0;
+  explicit Backward(const EdgeGateBackward& p)
+      : p(p),
+        channel(p.gates != 1),
+        many(std::is_same_v<T, double> || p.size.channels > kChunk || p.main_channels > kChunk ||
+             p.main_channels == 0) {
+    packed = channel ? ChannelGate<T>(p).packed_count(true) : 0;
     columns = channel ? ChannelColumns<Acc>(p).count() : VoxelColumns<Acc>(p).count();
-    const int64_t most = (int64_t(128) << 20) / (warps * columns * int64_t(sizeof(Acc)));
-    blocks = std::min(block_count(p, warps, channel ? kChannelBackwardBlocks : kVoxelBlocks<T>),
-                      std::max<int64_t>(most, 1));
+    blocks = !channel ? block_count(p, kWarps, kVoxelBlocks<T>)
+             : many   ? block_count(p, kBackwardWarps<T>, kChannelBackwardBlocks<true, T>)
+                      : block_count(p, kBackwardWarps<T>, kChannelBackwardBlocks<false, T>);
+    const int64_t rows_to_block = channel ? 1 : kWarps;
+    const int64_t most = (int64_t(128) << 20) / (rows_to_block * columns * int64_t(sizeof(Acc)));
+    blocks = std::min(blocks, std::max<int64_t>(most, 1));
+    rows = blocks * rows_to_block;
   }
 
-  size_t workspace() const { return size_t(packed + blocks * warps * columns) * sizeof(Acc); }
+  size_t workspace() const { return size_t(packed + rows * columns) * sizeof(Acc); }
 
   void launch_all() const {
-    const int64_t voxels = p.size.voxels();
-    const View<T> grad(p.grad, p.size.channels, voxels), grad_e(p.grad_e, p.size.channels, voxels);
-    const View<T> grad_m(p.grad_m, p.main_channels, voxels);
+    const View<T> grad(p.grad, p.size.channels, p.size.voxels());
+    const View<T> grad_e(p.grad_e, p.size.channels, p.size.voxels());
+    const View<T> grad_m(p.grad_m, p.main_channels, p.size.voxels());
     Acc* partials = static_cast<Acc*>(p.resources.workspace) + packed;
-    if (p.gates == 1) {
-      launch("edge_gate_backward", p.resources, blocks, 32 * warps, 0,
-             voxel_gate_backward_kernel<T>, Gate<T>(p), grad, grad_e, grad_m, partials);
+    if (!channel) {
+      launch("edge_gate_backward", p.resources, blocks, kThreads, 0, voxel_gate_backward_kernel<T>,
+             Gate<T>(p), grad, grad_e, grad_m, partials);
       return sum_partials(partials, VoxelColumns<Acc>(p));
     }
-    const ChannelGate<T> gate(p);
     with_tf32<T>(p, [&](auto tf32) {
-      pack_weights<tf32>(gate, p.resources, packed);
+      const ChannelGate<T> gate(p);
+      pack_weights<tf32>(gate, p.resources, true);
       auto kernel = channel_gate_backward_kernel<tf32, true, T>;
-      if constexpr (!std::is_same_v<T, double>) {
-        if (gate.e.chunks() == 1 && gate.m.chunks() == 1) {
-          kernel = channel_gate_backward_kernel<tf32, false, T>;
-        }
+      if constexpr (!std::is_same_v<T, double>) {  // to which speed is no matter
+        if (!many) kernel = channel_gate_backward_kernel<tf32, false, T>;
       }
-      launch("edge_gate_backward", p.resources, blocks, 32 * warps, 0, kernel, gate, grad, grad_e,
-             grad_m, partials);
+      launch("edge_gate_backward", p.resources, blocks, 32 * kBackwardWarps<T>, 0, kernel, gate,
+             grad, grad_e, grad_m, partials);
     });
     sum_partials(partials, ChannelColumns<Acc>(p));
   }
@@ -178,7 +182,7 @@ struct Backward {
   template <class Columns>
   void sum_partials(const Acc* partials, const Columns& to) const {
     launch("edge_gate_backward: sums", p.resources, divide_up<int64_t>(columns, 32), 1024, 0,
-           sum_partials_kernel<Acc, Columns>, partials, blocks * warps, to);
+           sum_partials_kernel<Acc, Columns>, partials, rows, to);
   }
 };
 
@@ -188,7 +192,7 @@ size_t edge_gate_workspace(const EdgeGate& p) {
   size_t bytes = 0;
   with_float(p.e.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if (p.gates != 1) bytes = ChannelGate<T>(p).packed() * sizeof(Accumulate<T>);
+    if (p.gates != 1) bytes = ChannelGate<T>(p).packed_count(false) * sizeof(Accumulate<T>);
   });
   return bytes;
 }

@@ -15,7 +15,8 @@ namespace {
 // To a multiprocessor, as registers allow.
 template <class T>
 constexpr int kChannelBlocks = sizeof(T) == 2 ? 3 : 2;
-constexpr int kChannelBackwardBlocks = 2;
+template <bool many, class T>
+constexpr int kChannelBackwardBlocks = sizeof(T) == 2 && !many ? 3 : 2;
 
 // --- Weights as operand b ---
 
@@ -45,37 +46,43 @@ __device__ __forceinline__ Accumulate<T> factor(T x) {
   }
 }
 
+// What a gate reads in the workspace: the bias, padded to whole chunks, and fragments for the sums
+// and, backward, for the gradients of e and m, whose product is with the transposed weights.
 template <class T>
 struct ChannelGate : Gate<T> {
   using Acc = Accumulate<T>;
-  const Acc* fragments;
+  Acc* packed;
 
   template <class Params>
   explicit ChannelGate(const Params& p)
-      : Gate<T>(p), fragments(static_cast<const Acc*>(p.resources.workspace)) {}
+      : Gate<T>(p), packed(static_cast<Acc*>(p.resources.workspace)) {}
 
-  __host__ __device__ int64_t gate_chunks() const { return divide_up<int64_t>(this->gates, kChunk); }
-  __host__ __device__ int64_t chunks() const { return this->e.chunks() + this->m.chunks(); }
-
-  // Numbers of one order of the weights; forward needs one, backward both.
-  int64_t packed() const { return gate_chunks() * chunks() * kFragments; }
-
-  // Gates times channels: the operand of the sums.
-  __device__ const Acc* sum_fragments(int64_t gates, int64_t chunk) const {
-    return fragments + (gates * chunks() + chunk) * kFragments;
+  // Gates are as many as channels of e.
+  __host__ __device__ int64_t gate_chunks() const { return this->e_chunks(); }
+  __host__ __device__ int64_t chunks() const { return this->e_chunks() + this->m_chunks(); }
+  int64_t packed_count(bool transposed_too) const {
+    return gate_chunks() * (kChunk + (transposed_too ? 2 : 1) * chunks() * kFragments);
   }
-  // Channels times gates: that of the gradients of e and m.
+
+  __device__ const Acc* sum_fragments(int64_t gates, int64_t chunk) const {
+    return packed + gate_chunks() * kChunk + (gates * chunks() + chunk) * kFragments;
+  }
   __device__ const Acc* grad_fragments(int64_t gates, int64_t chunk) const {
     return sum_fragments(gate_chunks() + gates, chunk);
   }
 };
 
 template <bool tf32, class T>
-__global__ void __launch_bounds__(256) pack_weights_kernel(ChannelGate<T> gate, Accumulate<T>* to,
-                                                           int64_t count) {
+__global__ void __launch_bounds__(256) pack_weights_kernel(ChannelGate<T> gate, int64_t count) {
   using Acc = Accumulate<T>;
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
+  Acc* const to = gate.packed + i;
+  if (i < gate.gate_chunks() * kChunk) {
+    *to = i < gate.gates ? gate.bias[i] : Acc(0);
+    return;
+  }
+  i -= gate.gate_chunks() * kChunk;
   const int lane = i / 4 % 32, u = i / 128 % 2 * 2 + i / 2 % 2, s = i / 256 % kSteps;
   const int summed = lane % 4 * 8 + 2 * s + i % 2, other = lane / 8 * 8 + 2 * u + lane / 4 % 2;
   int64_t block = i / kFragments;
@@ -83,14 +90,14 @@ __global__ void __launch_bounds__(256) pack_weights_kernel(ChannelGate<T> gate, 
   block /= gate.chunks();
   const bool transposed = block >= gate.gate_chunks();
   const int64_t row = block % gate.gate_chunks() * kChunk + (transposed ? summed : other);
-  const bool of_e = chunk < gate.e.chunks();
-  const int64_t channels = of_e ? gate.e.channels : gate.m.channels;
+  const bool of_e = chunk < gate.e_chunks();
+  const int64_t channels = of_e ? gate.e_channels : gate.m_channels;
   const int64_t channel =
-      (of_e ? chunk : chunk - gate.e.chunks()) * kChunk + (transposed ? other : summed);
+      (of_e ? chunk : chunk - gate.e_chunks()) * kChunk + (transposed ? other : summed);
   const Acc* weights = of_e ? gate.weight_e : gate.weight_m;
   const bool there = row < gate.gates && channel < channels;
   const Acc weight = there ? weights[row * channels + channel] : Acc(0);
-  to[i] = transposed ? factor<kSplit<tf32, T>>(weight) : factor<kSplitSums<tf32, T>>(weight);
+  *to = transposed ? factor<kSplit<tf32, T>>(weight) : factor<kSplitSums<tf32, T>>(weight);
 }
 
 // --- Products ---
@@ -102,8 +109,8 @@ struct alignas(n * sizeof(Acc) < 16 ? n * sizeof(Acc) : 16) Numbers {
 
 // sums += x times the weights of `fragments`.
 template <bool split_x, bool split_weights, class Acc>
-__device__ __forceinline__ void multiply(const Values<Acc>& x, const Acc* fragments,
-                                         Values<Acc>& sums) {
+__device__ __forceinline__ void multiply(const Sums<Acc>& x, const Acc* fragments,
+                                         Sums<Acc>& sums) {
   const auto* b = reinterpret_cast<const Numbers<Acc, 4>*>(fragments) + lane_index();
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
@@ -123,42 +130,45 @@ __device__ __forceinline__ void multiply(const Values<Acc>& x, const Acc* fragme
 
 template <bool tf32, class T>
 __device__ __forceinline__ void add_chunk(const Values<T>& x, const Accumulate<T>* fragments,
-                                          Values<Accumulate<T>>& sums) {
-  Values<Accumulate<T>> factors;
+                                          Sums<Accumulate<T>>& sums) {
+  Sums<Accumulate<T>> factors;
 #pragma unroll
   for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) factors[c][v] = factor<kSplit<tf32, T>>(x[c][v]);
+    for (int v = 0; v < kLaneVoxels; ++v) factors[c][v] = factor<kSplit<tf32, T>>(x.rows[c][v]);
   }
   multiply<kSplit<tf32, T>, kSplitSums<tf32, T>>(factors, fragments, sums);
 }
 
-// What a chunk's number stands for: chunks of e come first, then those of m.
+// Chunks are counted through: those of e come first, then those of m.
 template <class T>
-__device__ __forceinline__ View<T> chosen(bool first, const View<T>& e, const View<T>& m) {
-  View<T> view = e;
-  if (!first) view = m;
-  return view;
+__device__ __forceinline__ void load_chunk(const ChannelGate<T>& gate, const Place& place,
+                                           int64_t gate_chunks, int64_t chunk, Values<T>& x) {
+  const bool of_e = chunk < gate_chunks;
+  View<T> view = gate.e;
+  if (!of_e) view = gate.m;
+  load(view, of_e ? gate.e_channels : gate.m_channels, place, of_e ? chunk : chunk - gate_chunks,
+       x);
 }
 
 // The argument of the activation, for a chunk of gates. `e` is the same chunk of e.
-template <bool tf32, class T>
+template <bool tf32, bool many, class T>
 __device__ __forceinline__ void gate_sums(const ChannelGate<T>& gate, const Place& place,
                                           int64_t gates, int64_t gate_chunks, int64_t chunks,
-                                          const Values<T>& e, Values<Accumulate<T>>& sums) {
+                                          const Values<T>& e, Sums<Accumulate<T>>& sums) {
   using Acc = Accumulate<T>;
+  const auto* bias =
+      reinterpret_cast<const Numbers<Acc, 4>*>(gate.packed + gates * kChunk + lane_channel());
 #pragma unroll
   for (int c = 0; c < kLaneChannels; ++c) {
-    const int64_t row = gates * kChunk + lane_channel() + c;
-    const Acc bias = row < gate.gates ? gate.bias[row] : Acc(0);
 #pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) sums[c][v] = bias;
+    for (int v = 0; v < kLaneVoxels; ++v) sums[c][v] = bias[c / 4].x[c % 4];
   }
+#pragma unroll(many ? 1 : 2)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     if (chunk == gates) continue;
-    const bool of_e = chunk < gate_chunks;
     Values<T> x;
-    load(chosen(of_e, gate.e, gate.m), place, of_e ? chunk : chunk - gate_chunks, x);
+    load_chunk(gate, place, gate_chunks, chunk, x);
     add_chunk<tf32>(x, gate.sum_fragments(gates, chunk), sums);
   }
   add_chunk<tf32>(e, gate.sum_fragments(gates, gates), sums);
@@ -168,191 +178,209 @@ template <bool tf32, class T>
 __global__ void __launch_bounds__(kThreads, kChannelBlocks<T>)
     channel_gate_kernel(ChannelGate<T> gate, View<T> out) {
   using Acc = Accumulate<T>;
-  for (int64_t tile = warp_index(); tile < gate.tiles; tile += warp_count()) {
-    const Place place(tile, gate.voxels);
+  for (uint32_t tile = warp_index(); tile < gate.tiles; tile += warp_count()) {
+    const Place place(gate, tile);
     for (int64_t gates = 0; gates < gate.gate_chunks(); ++gates) {
       Values<T> e;
-      load(gate.e, place, gates, e);
-      Values<Acc> sums;
-      gate_sums<tf32>(gate, place, gates, gate.gate_chunks(), gate.chunks(), e, sums);
+      load(gate.e, gate.e_channels, place, gates, e);
+      Sums<Acc> sums;
+      gate_sums<tf32, true>(gate, place, gates, gate.gate_chunks(), gate.chunks(), e, sums);
 #pragma unroll
       for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
         for (int v = 0; v < kLaneVoxels; ++v) {
-          const Acc x = widen(e[c][v]);
+          const Acc x = e(c, v);
           sums[c][v] = x * math::gate(sums[c][v], gate.relu) + x;
         }
       }
-      store(out, place, gates, sums);
+      store(out, gate.e_channels, place, gates, sums);
     }
   }
 }
 
 // --- Backward ---
 
-// A chunk's values of a tile in shared memory, for a product that is summed over the voxels. The
-// rows of operand a are pairs of channels, so that four numbers in a row make one lane's operand;
-// those of b are single channels. Row 4 i + q has the i-th of a lane's. The pitches keep lanes that
-// read together in different banks.
-template <class Acc>
+// A tile in shared memory, for products that are summed over its voxels: values of a chunk of
+// channels as operand a, slopes of a chunk of gates as operand b. Row 4 i + q holds what is the i-th
+// of a lane 4 r + q: of its pairs of channels, so that four values in a row make one lane's operand,
+// or of its gates. The voxels are in the order that lets lanes write pairs side by side.
+template <class T>
 struct Staging {
-  alignas(16) Acc a[kChunk / 2][2 * kTile + 16];
-  alignas(16) Acc b[kChunk][kTile + 8];
+  using Acc = Accumulate<T>;
+  alignas(16) T values[kChunk / 2][2 * kTile];
+  alignas(16) Acc slopes[kChunk][kTile + 8];  // pairs that are read together are in all banks
+  Acc bias[kChunk];                           // the slopes' sums over the tile
 
-  __device__ __forceinline__ void store_a(const Values<Acc>& x) {
+  // The pair of voxels v and v + 1 of a lane.
+  static __device__ __forceinline__ int pair(int v) { return v / 2 * 8 + lane_index() / 4; }
+
+  // Where a row of values has a pair of voxels: such that those of other rows which are written or
+  // read together are in other banks, for values of two and of four bytes.
+  static __device__ __forceinline__ int column(int row, int pair) {
+    return 4 * (pair ^ (row % 4 * 4 + row / 2 % 2 * 2));
+  }
+
+  __device__ __forceinline__ void store_values(const Values<T>& x) {
 #pragma unroll
     for (int c = 0; c < kLaneChannels; c += 2) {
-      auto* to = reinterpret_cast<Numbers<Acc, 4>*>(
-          &a[2 * c + lane_index() % 4][2 * lane_voxel()]);
-      to[0] = {x[c][0], x[c + 1][0], x[c][1], x[c + 1][1]};
-      to[1] = {x[c][2], x[c + 1][2], x[c][3], x[c + 1][3]};
+      const int row = 2 * c + lane_index() % 4;
+#pragma unroll
+      for (int v = 0; v < kLaneVoxels; v += 2) {
+        Four<T> four;
+        four.set({x.rows[c][v], x.rows[c + 1][v], x.rows[c][v + 1], x.rows[c + 1][v + 1]});
+        *reinterpret_cast<Four<T>*>(&values[row][column(row, pair(v))]) = four;
+      }
     }
   }
-  template <bool split, class T>
-  __device__ __forceinline__ void store_b(const Values<T>& x) {
+
+  __device__ __forceinline__ void store_slopes(const Sums<Acc>& x) {
 #pragma unroll
     for (int c = 0; c < kLaneChannels; ++c) {
-      *reinterpret_cast<Numbers<Acc, 4>*>(&b[4 * c + lane_index() % 4][lane_voxel()]) = {
-          factor<split>(x[c][0]), factor<split>(x[c][1]), factor<split>(x[c][2]),
-          factor<split>(x[c][3])};
+#pragma unroll
+      for (int v = 0; v < kLaneVoxels; v += 2) {
+        *reinterpret_cast<Numbers<Acc, 2>*>(&slopes[4 * c + lane_index() % 4][2 * pair(v)]) = {
+            x[c][v], x[c][v + 1]};
+      }
     }
   }
 };
 
-// A lane's numbers of a product of 32 by 32.
-template <class Acc>
-using Product = Acc[2][kSteps][4];
-constexpr int kProduct = 32;
-
-// products += a b'.
-template <bool split, class Acc>
-__device__ __forceinline__ void multiply_staged(const Staging<Acc>& staging,
-                                                Product<Acc>& products) {
-  const int row = lane_index() / 4, column = lane_index() % 4;
-  // Tensor cores round towards zero. So as not to lose more with every tile, each tile starts at
-  // zero and is added as a whole.
-  Product<Acc> sums = {};
-#pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
-    Numbers<Acc, 4> a[2];
-#pragma unroll
-    for (int t = 0; t < 2; ++t) {
-      a[t] = *reinterpret_cast<const Numbers<Acc, 4>*>(
-          &staging.a[8 * t + row][16 * s + 4 * column]);
-    }
-#pragma unroll
-    for (int u = 0; u < kSteps; ++u) {
-      const auto b = *reinterpret_cast<const Numbers<Acc, 2>*>(
-          &staging.b[8 * u + row][8 * s + 2 * column]);
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        Acc* d = sums[t][u];
-        mma_split<split, split>(d[0], d[1], d[2], d[3], a[t].x, b.x);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kProduct; ++i) (&products[0][0][0])[i] += (&sums[0][0][0])[i];
-}
-
-// The gate and the channel, within their chunks, of number i of a Product of all lanes: number
-// i / 32 of lane i % 32.
-__host__ __device__ inline int product_gate(int i) {
-  const int row = i / 512 * 8 + i % 32 / 4;  // of Staging::a
-  return row % 4 * kLaneChannels + row / 4 * 2 + i / 64 % 2;
-}
-__host__ __device__ inline int product_channel(int i) {
-  const int row = i / 128 % kSteps * 8 + i % 4 * 2 + i / 32 % 2;  // of Staging::b
-  return row % 4 * kLaneChannels + row / 4;
-}
-
-// Moves products to where a warp adds them up.
-template <class Acc>
-__device__ __forceinline__ void add_products(Product<Acc>& products, Acc* partial) {
-  Acc* to = partial + lane_index();
-#pragma unroll
-  for (int i = 0; i < kProduct; ++i) {
-    Acc& product = (&products[0][0][0])[i];
-    to[i * 32] += product;
-    product = 0;
-  }
-}
-
-// To a block, as 48 KB of shared memory allow.
+// Tiles, and warps, of a block: as many as 48 KB of shared memory hold.
 template <class T>
 constexpr int kBackwardWarps = sizeof(T) == 8 ? 2 : 4;
 
+// The product of a chunk of values and one of slopes is summed over the voxels. It is made in
+// quarters of 16 rows and 16 columns, and its number i is of the quarter i / 256 and of lane
+// i / 4 % 32, which has numbers as mma's d has them. This is its channel and its gate, in their chunks.
+__host__ __device__ inline int product_channel(int i) {
+  const int row = i / 256 % 2 * 8 + i / 4 % 32 / 4;  // of Staging::values
+  return row % 4 * kLaneChannels + row / 4 * 2 + i / 2 % 2;
+}
+__host__ __device__ inline int product_gate(int i) {
+  const int row = i / 512 * 16 + i / 128 % 2 * 8 + i / 4 % 4 * 2 + i % 2;  // of Staging::slopes
+  return row % 4 * kLaneChannels + row / 4;
+}
+
+// product += a quarter of the values times the slopes of a block's tiles.
+template <bool split, int tiles, class T, class Acc = Accumulate<T>>
+__device__ __forceinline__ void add_quarter(const Staging<T> (&stagings)[tiles], int quarter,
+                                            Acc* product) {
+  const int row = lane_index() / 4, pair = lane_index() % 4;
+  const int a_row = quarter % 2 * 8 + row, b_row = quarter / 2 * 16 + row;
+  // Tensor cores round towards zero. So as not to lose more with every tile, these sums start at
+  // zero and are added as a whole. Two of each keep more products under way.
+  Acc sums[2][2][4] = {};
+#pragma unroll
+  for (int tile = 0; tile < tiles; ++tile) {
+    const Staging<T>& staging = stagings[tile];
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const auto a = *reinterpret_cast<const Four<T>*>(
+          &staging.values[a_row][Staging<T>::column(a_row, 4 * s + pair)]);
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const auto b = *reinterpret_cast<const Numbers<Acc, 2>*>(
+            &staging.slopes[b_row + 8 * u][2 * (4 * s + pair)]);
+        Acc* d = sums[s % 2][u];
+        mma_split<split, split>(d[0], d[1], d[2], d[3],
+                                {factor<split>(a[0]), factor<split>(a[1]), factor<split>(a[2]),
+                                 factor<split>(a[3])},
+                                b.x);
+      }
+    }
+  }
+  auto* to = reinterpret_cast<Numbers<Acc, 4>*>(product) + quarter * 64 + lane_index();
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+    Numbers<Acc, 4> sum = to[32 * u];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum.x[i] += sums[0][u][i] + sums[1][u][i];
+    to[32 * u] = sum;
+  }
+}
+
 // `many` is for more than one chunk of e or of m. With one of each, which is what most networks have
-// where their volumes are large, the gradients of the weights stay in registers; else they are
-// added to this warp's `partials` after each tile. With more than one chunk of gates, their slopes
-// are computed anew for each chunk of results: slow, but free of limits.
+// where their volumes are large, the gradients of the weights are summed in shared memory; else in
+// the block's row of `partials`. With more than one chunk of gates, their slopes are computed anew
+// for each chunk of results: slow, but free of limits.
 template <bool tf32, bool many, class T>
-__global__ void __launch_bounds__(32 * kBackwardWarps<T>, kChannelBackwardBlocks)
+__global__ void __launch_bounds__(32 * kBackwardWarps<T>, kChannelBackwardBlocks<many, T>)
     channel_gate_backward_kernel(ChannelGate<T> gate, View<T> grad, View<T> grad_e,
                                  View<T> grad_m, Accumulate<T>* partials) {
   using Acc = Accumulate<T>;
-  __shared__ Staging<Acc> stagings[kBackwardWarps<T>];
-  Staging<Acc>& staging = stagings[threadIdx.x / 32];
+  constexpr int warps = kBackwardWarps<T>;
+  constexpr bool split = kSplit<tf32, T>;
+  __shared__ Staging<T> stagings[warps];
+  __shared__ __align__(16) Acc shared_products[many ? 4 : 2 * kFragments];
+  const int warp = threadIdx.x / 32;
+  Staging<T>& staging = stagings[warp];
   const int64_t gate_chunks = many ? gate.gate_chunks() : 1, chunks = many ? gate.chunks() : 2;
   const int64_t weights = gate_chunks * chunks * kFragments;
-  Acc* partial = partials + warp_index() * (weights + gate_chunks * kChunk);
-  for (int64_t i = lane_index(); i < weights + gate_chunks * kChunk; i += 32) partial[i] = 0;
-  __syncwarp();
-  Product<Acc> products[many ? 1 : 2] = {};
+  Acc* partial = partials + blockIdx.x * (weights + gate_chunks * kChunk);
+  Acc* const products = many ? partial : shared_products;
+  for (int64_t i = threadIdx.x; i < weights; i += blockDim.x) products[i] = 0;
+  for (int64_t i = threadIdx.x; i < gate_chunks * kChunk; i += blockDim.x) partial[weights + i] = 0;
+  __syncthreads();
 
-  for (int64_t tile = warp_index(); tile < gate.tiles; tile += warp_count()) {
-    const Place place(tile, gate.voxels);
-    Values<Acc> slopes;  // of the loss in the arguments of the gates' activations
+  for (uint32_t first = blockIdx.x * warps; first < gate.tiles; first += gridDim.x * warps) {
+    const Place place(gate, first + warp);
+    Sums<Acc> slopes;  // of the loss in the arguments of the gates' activations
 #pragma unroll(many ? 1 : 2)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const bool of_e = chunk < gate_chunks;
-      Values<Acc> result = {};
+      Sums<Acc> result = {};
       for (int64_t gates = 0; gates < gate_chunks; ++gates) {
         Values<T> x;
-        if (chunk == 0 || gate_chunks > 1) {
+        const bool new_slopes = chunk == 0 || gate_chunks > 1;
+        if (new_slopes) {
           Values<T> g;
-          load(gate.e, place, gates, x);
-          load(grad, place, gates, g);
-          gate_sums<tf32>(gate, place, gates, gate_chunks, chunks, x, slopes);
+          load(gate.e, gate.e_channels, place, gates, x);
+          if (!many) load(grad, gate.e_channels, place, gates, g);
+          gate_sums<tf32, many>(gate, place, gates, gate_chunks, chunks, x, slopes);
+          if (many) load(grad, gate.e_channels, place, gates, g);  // there registers are short
           Acc grad_bias[kLaneChannels] = {};
 #pragma unroll
           for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
             for (int v = 0; v < kLaneVoxels; ++v) {
-              const Acc y = widen(g[c][v]), alpha = math::gate(slopes[c][v], gate.relu);
+              const Acc y = g(c, v), alpha = math::gate(slopes[c][v], gate.relu);
               const Acc slope = math::gate_slope(slopes[c][v], alpha, gate.relu);
-              const Acc d = y * widen(x[c][v]) * slope;
-              if (chunk == gates) result[c][v] += y * alpha + y;
-              slopes[c][v] = factor<kSplit<tf32, T>>(d);
+              const Acc d = y * x(c, v) * slope;
+              if (chunk == gates) result[c][v] = y * alpha + (many ? y + result[c][v] : y);
+              slopes[c][v] = factor<split>(d);
               grad_bias[c] += d;
             }
           }
-          staging.store_a(slopes);
-          if (chunk == 0) {
-            const Acc sum = sum_over_voxels(grad_bias);
-            partial[weights + gates * kChunk + lane_channel() + lane_index() / 4] += sum;
-          }
+          staging.store_slopes(slopes);
+          staging.bias[lane_channel() + lane_index() / 4] = sum_over_voxels(grad_bias);
         }
-        if (chunk != gates) {
-          load(chosen(of_e, gate.e, gate.m), place, of_e ? chunk : chunk - gate_chunks, x);
-        }
-        multiply<kSplit<tf32, T>, kSplit<tf32, T>>(slopes, gate.grad_fragments(gates, chunk), result);
+        if (chunk != gates) load_chunk(gate, place, gate_chunks, chunk, x);
+        multiply<split, split>(slopes, gate.grad_fragments(gates, chunk), result);
         if (gates == gate_chunks - 1) {
-          store(chosen(of_e, grad_e, grad_m), place, of_e ? chunk : chunk - gate_chunks, result);
+          const bool of_e = chunk < gate_chunks;
+          View<T> view = grad_e;
+          if (!of_e) view = grad_m;
+          store(view, of_e ? gate.e_channels : gate.m_channels, place,
+                of_e ? chunk : chunk - gate_chunks, result);
         }
-        staging.template store_b<kSplit<tf32, T>>(x);
-        __syncwarp();
-        multiply_staged<kSplit<tf32, T>>(staging, products[many ? 0 : chunk]);
-        __syncwarp();
-        if constexpr (many) {
-          add_products(products[0], partial + (gates * chunks + chunk) * kFragments);
+        staging.store_values(x);
+        __syncthreads();
+        if (chunk == 0 && warp == 0) {
+          Acc sum = 0;
+#pragma unroll
+          for (int i = 0; i < warps; ++i) sum += stagings[i].bias[lane_index()];
+          partial[weights + gates * kChunk + lane_index()] += sum;
         }
+#pragma unroll
+        for (int quarter = 0; quarter < 4; quarter += warps) {
+          add_quarter<split>(stagings, quarter + warp,
+                             products + (gates * chunks + chunk) * kFragments);
+        }
+        __syncthreads();
       }
     }
   }
-  if constexpr (!many) {
-    add_products(products[0], partial);
-    add_products(products[1], partial + kFragments);
+  if (!many) {
+    for (int i = threadIdx.x; i < weights; i += blockDim.x) partial[i] = products[i];
   }
 }
 

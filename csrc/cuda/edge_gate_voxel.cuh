@@ -9,7 +9,7 @@ namespace {
 
 // To a multiprocessor, as registers allow.
 template <class T>
-constexpr int kVoxelBlocks = sizeof(T) == 2 ? 4 : 2;
+constexpr int kVoxelBlocks = sizeof(T) == 2 ? 3 : 2;
 
 // The weights of a lane's channels of a chunk.
 template <class Acc>
@@ -31,7 +31,7 @@ __device__ __forceinline__ void add_products(const Acc* weights, int64_t channel
 #pragma unroll
   for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) sums[v] += w[c] * widen(x[c][v]);
+    for (int v = 0; v < kLaneVoxels; ++v) sums[v] += w[c] * x(c, v);
   }
 }
 
@@ -42,7 +42,7 @@ __device__ __forceinline__ void add_products(const Values<T>& x, const Values<T>
 #pragma unroll
   for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) sums[v] += widen(x[c][v]) * widen(y[c][v]);
+    for (int v = 0; v < kLaneVoxels; ++v) sums[v] += x(c, v) * y(c, v);
   }
 }
 
@@ -59,39 +59,39 @@ __device__ __forceinline__ void sum_over_channels(Acc (&sums)[kLaneVoxels]) {
 template <class T>
 __global__ void __launch_bounds__(kThreads, kVoxelBlocks<T>) voxel_gate_kernel(Gate<T> gate, View<T> out) {
   using Acc = Accumulate<T>;
-  for (int64_t tile = warp_index(); tile < gate.tiles; tile += warp_count()) {
-    const Place place(tile, gate.voxels);
+  for (uint32_t tile = warp_index(); tile < gate.tiles; tile += warp_count()) {
+    const Place place(gate, tile);
     Values<T> e;  // the first chunk, which is mostly the only one, is read but once
-    load(gate.e, place, 0, e);
+    load(gate.e, gate.e_channels, place, 0, e);
     Acc sums[kLaneVoxels] = {};
-    for (int64_t chunk = 0; chunk < gate.m.chunks(); ++chunk) {
+    for (int64_t chunk = 0; chunk < gate.m_chunks(); ++chunk) {
       Values<T> m;
-      load(gate.m, place, chunk, m);
-      add_products(gate.weight_m, gate.m.channels, chunk, m, sums);
+      load(gate.m, gate.m_channels, place, chunk, m);
+      add_products(gate.weight_m, gate.m_channels, chunk, m, sums);
     }
-    add_products(gate.weight_e, gate.e.channels, 0, e, sums);
-    for (int64_t chunk = 1; chunk < gate.e.chunks(); ++chunk) {
+    add_products(gate.weight_e, gate.e_channels, 0, e, sums);
+    for (int64_t chunk = 1; chunk < gate.e_chunks(); ++chunk) {
       Values<T> x;
-      load(gate.e, place, chunk, x);
-      add_products(gate.weight_e, gate.e.channels, chunk, x, sums);
+      load(gate.e, gate.e_channels, place, chunk, x);
+      add_products(gate.weight_e, gate.e_channels, chunk, x, sums);
     }
     sum_over_channels(sums);
     Acc alpha[kLaneVoxels];
 #pragma unroll
     for (int v = 0; v < kLaneVoxels; ++v) alpha[v] = math::gate(sums[v] + *gate.bias, gate.relu);
 
-    for (int64_t chunk = 0; chunk < gate.e.chunks(); ++chunk) {
-      if (chunk > 0) load(gate.e, place, chunk, e);
-      Values<Acc> gated;
+    for (int64_t chunk = 0; chunk < gate.e_chunks(); ++chunk) {
+      if (chunk > 0) load(gate.e, gate.e_channels, place, chunk, e);
+      Sums<Acc> gated;
 #pragma unroll
       for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
         for (int v = 0; v < kLaneVoxels; ++v) {
-          const Acc x = widen(e[c][v]);
+          const Acc x = e(c, v);
           gated[c][v] = x * alpha[v] + x;
         }
       }
-      store(out, place, chunk, gated);
+      store(out, gate.e_channels, place, chunk, gated);
     }
   }
 }
@@ -106,7 +106,7 @@ __device__ __forceinline__ void add_weight_gradients(const Acc (&slopes)[kLaneVo
   for (int c = 0; c < kLaneChannels; ++c) {
     sums[c] = 0;
 #pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) sums[c] += slopes[v] * widen(x[c][v]);
+    for (int v = 0; v < kLaneVoxels; ++v) sums[c] += slopes[v] * x(c, v);
   }
   const Acc sum = sum_over_voxels(sums);
   const int64_t channel = chunk * kChunk + lane_channel() + lane_index() / 4;
@@ -119,32 +119,32 @@ __global__ void __launch_bounds__(kThreads, kVoxelBlocks<T>)
     voxel_gate_backward_kernel(Gate<T> gate, View<T> grad, View<T> grad_e, View<T> grad_m,
                                Accumulate<T>* partials) {
   using Acc = Accumulate<T>;
-  const int64_t ce = gate.e.channels, cm = gate.m.channels;
+  const int64_t ce = gate.e_channels, cm = gate.m_channels;
   Acc* partial = partials + warp_index() * (ce + cm + 1);
   for (int64_t i = lane_index(); i < ce + cm; i += 32) partial[i] = 0;
   __syncwarp();
   Acc grad_bias = 0;
 
-  for (int64_t tile = warp_index(); tile < gate.tiles; tile += warp_count()) {
-    const Place place(tile, gate.voxels);
+  for (uint32_t tile = warp_index(); tile < gate.tiles; tile += warp_count()) {
+    const Place place(gate, tile);
     Values<T> e, g, m;  // the first chunks, as in the forward kernel
-    load(gate.e, place, 0, e);
-    load(grad, place, 0, g);
-    if (cm > 0) load(gate.m, place, 0, m);
+    load(gate.e, ce, place, 0, e);
+    load(grad, ce, place, 0, g);
+    if (cm > 0) load(gate.m, cm, place, 0, m);
     Acc sums[kLaneVoxels] = {}, slopes[kLaneVoxels] = {};
     add_products(gate.weight_e, ce, 0, e, sums);
     add_products(g, e, slopes);  // d out / d alpha = e
-    for (int64_t chunk = 1; chunk < gate.e.chunks(); ++chunk) {
+    for (int64_t chunk = 1; chunk < gate.e_chunks(); ++chunk) {
       Values<T> x, y;
-      load(gate.e, place, chunk, x);
-      load(grad, place, chunk, y);
+      load(gate.e, ce, place, chunk, x);
+      load(grad, ce, place, chunk, y);
       add_products(gate.weight_e, ce, chunk, x, sums);
       add_products(y, x, slopes);
     }
     if (cm > 0) add_products(gate.weight_m, cm, 0, m, sums);
-    for (int64_t chunk = 1; chunk < gate.m.chunks(); ++chunk) {
+    for (int64_t chunk = 1; chunk < gate.m_chunks(); ++chunk) {
       Values<T> x;
-      load(gate.m, place, chunk, x);
+      load(gate.m, cm, place, chunk, x);
       add_products(gate.weight_m, cm, chunk, x, sums);
     }
     sum_over_channels(sums);
@@ -158,37 +158,37 @@ __global__ void __launch_bounds__(kThreads, kVoxelBlocks<T>)
       grad_bias += slopes[v];
     }
 
-    for (int64_t chunk = 0; chunk < gate.e.chunks(); ++chunk) {
+    for (int64_t chunk = 0; chunk < gate.e_chunks(); ++chunk) {
       if (chunk > 0) {
-        load(gate.e, place, chunk, e);
-        load(grad, place, chunk, g);
+        load(gate.e, ce, place, chunk, e);
+        load(grad, ce, place, chunk, g);
       }
       add_weight_gradients(slopes, e, ce, chunk, partial);
       Acc w[kLaneChannels];
       load_weights(gate.weight_e, ce, chunk, w);
-      Values<Acc> result;
+      Sums<Acc> result;
 #pragma unroll
       for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
         for (int v = 0; v < kLaneVoxels; ++v) {
-          const Acc y = widen(g[c][v]);
+          const Acc y = g(c, v);
           result[c][v] = y + y * alpha[v] + w[c] * slopes[v];
         }
       }
-      store(grad_e, place, chunk, result);
+      store(grad_e, ce, place, chunk, result);
     }
-    for (int64_t chunk = 0; chunk < gate.m.chunks(); ++chunk) {
-      if (chunk > 0) load(gate.m, place, chunk, m);
+    for (int64_t chunk = 0; chunk < gate.m_chunks(); ++chunk) {
+      if (chunk > 0) load(gate.m, cm, place, chunk, m);
       add_weight_gradients(slopes, m, cm, chunk, partial + ce);
       Acc w[kLaneChannels];
       load_weights(gate.weight_m, cm, chunk, w);
-      Values<Acc> result;
+      Sums<Acc> result;
 #pragma unroll
       for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
         for (int v = 0; v < kLaneVoxels; ++v) result[c][v] = w[c] * slopes[v];
       }
-      store(grad_m, place, chunk, result);
+      store(grad_m, cm, place, chunk, result);
     }
   }
 

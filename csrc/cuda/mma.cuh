@@ -30,18 +30,10 @@ __device__ __forceinline__ void mma_by_shuffles(Acc& d0, Acc& d1, Acc& d2, Acc& 
   }
 }
 
-// The nearest number in TF32, which is float32 with ten bits of mantissa. f16 and bf16 fit in it.
-__device__ __forceinline__ float to_tf32(float x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return __uint_as_float(bits);
-#else
-  const uint32_t bits = __float_as_uint(x);
-  const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
-  return finite ? __uint_as_float((bits + 0x1000u) & 0xFFFFE000u) : x;
-#endif
-}
+// The nearest number in TF32, which is float32 with ten bits of mantissa; f16 and bf16 fit in it. The
+// first product has no room for the last 13 bits of x, and the second, which is exact, takes all
+// that is not x away again. Beyond 4e34 it overflows.
+__device__ __forceinline__ float to_tf32(float x) { return fmaf(-8192.0f, x, 8193.0f * x); }
 
 // One product in TF32: of a and b it reads no bit that TF32 does not have.
 __device__ __forceinline__ void mma(float& d0, float& d1, float& d2, float& d3,
@@ -71,19 +63,15 @@ __device__ __forceinline__ void mma(double& d0, double& d1, double& d2, double& 
 template <bool split_a, bool split_b>
 __device__ __forceinline__ void mma_split(float& d0, float& d1, float& d2, float& d3,
                                           const float (&a)[4], const float (&b)[2]) {
-  // As to_tf32 in fewer instructions: here a NaN may get lost in `high`, because `low` keeps it.
-  const auto high = [](float x) {
-    return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xFFFFE000u);
-  };
   float a_high[4], a_low[4], b_high[2], b_low[2];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    a_high[i] = split_a ? high(a[i]) : a[i];
+    a_high[i] = split_a ? to_tf32(a[i]) : a[i];
     a_low[i] = a[i] - a_high[i];
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    b_high[i] = split_b ? high(b[i]) : b[i];
+    b_high[i] = split_b ? to_tf32(b[i]) : b[i];
     b_low[i] = b[i] - b_high[i];
   }
   // The small products first, while the sum is small.
