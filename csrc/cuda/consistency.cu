@@ -1,14 +1,16 @@
 // The consistency loss (Eqs. 7 and 8). Only edge voxels count and only their 3x3x3 neighbourhoods
-// are looked at, so noise and softmax are computed in that band alone:
-//   mark      reads the target once: one bit a voxel, whether its neighbourhood is not constant (no
-//             other voxel is an edge), and a list of the tiles that hold such candidates
-//   compare   in those tiles: edges, samples in their band, | ‖∇p‖ - ‖∇y‖ |, sums over all edges;
-//             ahead of backward it only counts the edges
-//   backward  in all tiles: zeros, and in the band what the edges around give to each logit
-// Support "both" draws the hard sample everywhere, so there every voxel is a candidate.
+// are looked at, so noise and softmax are computed in that band alone. Each block has a tile of the
+// volume:
+//   mark      candidates: voxels whose neighbourhood is not constant; no other is an edge
+//   draw      the sample in their band
+//   compare   at each edge: | ‖∇p‖ - ‖∇y‖ |
+// Support "both" draws the hard sample everywhere, so there every voxel is a candidate. Backward
+// marks and counts the edges first. Then, in tiles of its own, it draws and
+//   scatter   the gradient of each edge's term to its neighbourhood
+//   finish    through the softmax to the logits; zeros elsewhere
 //
-// Sums are made of integers, by atomics: their order does not matter, the result is the same to the
-// bit. So lists may be in any order too.
+// Sums are of integers, by atomics: their order does not matter, the result is the same to the bit.
+// So lists may be in any order, too.
 #include "../math/gumbel.h"
 #include "../math/sobel.h"
 #include "launch.cuh"
@@ -23,68 +25,50 @@ namespace {
 constexpr int kThreads = 256;
 constexpr unsigned kWarp = 0xFFFFFFFFu;  // all its lanes
 
-// Classes are bytes in shared memory. In the sigmoid form each region is a volume of its own, and
-// inside is its only class.
-constexpr uint8_t kInside = 0, kNone = 255;
-
 // The part of a volume that a block holds in shared memory: a core of kWidth x kHeight x kDepth
-// voxels and kHalo voxels around, rows padded by a word on either side, so that words lie as they
-// do in global memory. Coordinates count from the core's first voxel.
+// voxels and kHalo voxels around, in rows padded by a word on either side, so that words lie as
+// they do in global memory. Coordinates count from the core's first voxel.
 template <class Word_, int kWidth_, int kHeight_, int kHalo_>
 struct Box {
   using Word = Word_;
   static constexpr int kWidth = kWidth_, kHeight = kHeight_, kDepth = 8, kHalo = kHalo_;
   static constexpr int kPad = sizeof(Word), kPitch = kWidth + 2 * kPad;
-  static constexpr int kRowsHigh = kHeight + 2 * kHalo;
-  static constexpr int kRows = kRowsHigh * (kDepth + 2 * kHalo), kBytes = kRows * kPitch;
-  static_assert(kRows <= kThreads, "there is a thread for each row");
+  static constexpr int kHigh = kHeight + 2 * kHalo, kDeep = kDepth + 2 * kHalo;
+  static constexpr int kRows = kDeep * kHigh, kBytes = kRows * kPitch;
 
-  // How many lie in the core and `halo` around.
-  static __host__ __device__ constexpr int voxels(int halo) {
-    return (kWidth + 2 * halo) * (kHeight + 2 * halo) * (kDepth + 2 * halo);
-  }
+  static __device__ int row(int z, int y) { return (z + kHalo) * kHigh + y + kHalo; }
+  static __device__ int row_z(int row) { return row / kHigh - kHalo; }
+  static __device__ int row_y(int row) { return row % kHigh - kHalo; }
   // From one voxel to its neighbour.
-  static __device__ constexpr int step(int z, int y, int x) {
-    return (z * kRowsHigh + y) * kPitch + x;
-  }
-  static __device__ int row(int z, int y) { return (z + kHalo) * kRowsHigh + y + kHalo; }
-  static __device__ int row_z(int row) { return row / kRowsHigh - kHalo; }
-  static __device__ int row_y(int row) { return row % kRowsHigh - kHalo; }
-  // Whether a row of the box lies in the core or at most `halo` from it.
-  static __device__ bool near(int z, int y, int halo) {
-    return z >= -halo && z < kDepth + halo && y >= -halo && y < kHeight + halo;
-  }
+  static __device__ constexpr int step(int z, int y, int x) { return (z * kHigh + y) * kPitch + x; }
+
+  // A set of voxels has 128 bits a row, of which the first is for x = -32, and one row more around.
+  static constexpr int kSetHigh = kHigh + 2, kSetRows = (kDeep + 2) * kSetHigh;
+  static_assert(kWidth <= 64 && kSetRows <= kThreads, "there is a thread for each row");
+  static __device__ int set_row(int z, int y) { return (z + kHalo + 1) * kSetHigh + y + kHalo + 1; }
 };
 
-// The tiles of each kernel. One of MarkBox is four of CompareBox side by side.
-using MarkBox = Box<uint4, 128, 16, 1>;
-using CompareBox = Box<uint32_t, 32, 16, 1>;
+// Wide tiles read the target well; narrow ones have room for the gradients of some classes.
+using CompareBox = Box<uint4, 64, 16, 1>;
 using BackwardBox = Box<uint32_t, 32, 8, 2>;
-
-struct Counters {
-  int tiles;    // in the list
-  int next;     // to be taken from it
-  int done;     // blocks that are
-  int invalid;  // whether a mismatch was not a number
-};
 
 // What the kernels share: the call, and the workspace.
 struct Task {
   Consistency p;
   bool forward;
   int classes;  // of one volume, which is a sample or, in the sigmoid form, a region of it
-  int64_t volumes, voxels, plane;
-  int64_t words;   // of candidate bits to a row
-  int64_t blocks;  // that are resident and keep soft samples
-  int unit;        // mismatches are summed in 2^-unit
+  int code;     // of the first class, see below
+  int64_t voxels;
+  int64_t words;  // of candidates to a row
+  int unit;       // mismatches are summed in 2^-unit
+  int rows, width;  // of a window, see below
   double inverse_tau;
   bool target_vectors;  // the target can be read, the gradient written, 16 bytes at a time
   bool grad_vectors;
 
-  Counters* counters;
   unsigned long long* totals;  // (B, C, 2) the count of edges and the sum of their mismatches
+  int* invalid;                // whether a mismatch was not a number
   void* scales;                // (B, C) from the gradient of such a sum to that of the loss
-  int* tiles;                  // of CompareBox
   uint32_t* candidates;        // (volumes, D, H, words)
   void* soft;                  // (blocks, classes, kBytes) samples
 };
@@ -105,10 +89,11 @@ __device__ Range range(int64_t start, int64_t size, int length) {
 }
 
 struct Tile {
-  int64_t batch, channel;        // channel 0, or the region
+  int64_t region;
+  int64_t pair, index;           // of the volume: its first (sample, class), its first voxel,
+  int64_t target, logits, grad;  // its first elements,
+  int64_t row;                   // its first row of candidates
   int64_t z0, y0, x0;            // the core's first voxel
-  int64_t target, logits, grad;  // the volume's first element
-  int64_t row;                   // and its first row of candidate bits
   Range z, y, x;
 };
 
@@ -120,23 +105,25 @@ __device__ Tile tile_at(const Task& t, unsigned index) {
   const unsigned deep = unsigned(divide_up<int64_t>(s.depth, B::kDepth));
   const unsigned column = index / across, layer = column / down, volume = layer / deep;
   const unsigned regions = t.p.softmax ? 1 : unsigned(s.channels);
+  const int64_t batch = volume / regions;
   Tile tile;
-  tile.batch = volume / regions;
-  tile.channel = volume % regions;
+  tile.region = volume % regions;
+  tile.pair = batch * s.channels + tile.region;
+  tile.index = batch * t.voxels;
+  tile.target = offset(t.p.target, batch, tile.region, 0);
+  tile.logits = offset(t.p.logits, batch, tile.region, 0);
+  tile.grad = offset(t.p.grad_logits, batch, tile.region, 0);
+  tile.row = volume * s.depth * s.height;
   tile.z0 = int64_t(layer % deep) * B::kDepth;
   tile.y0 = int64_t(column % down) * B::kHeight;
   tile.x0 = int64_t(index % across) * B::kWidth;
-  tile.target = offset(t.p.target, tile.batch, tile.channel, 0);
-  tile.logits = offset(t.p.logits, tile.batch, tile.channel, 0);
-  tile.grad = offset(t.p.grad_logits, tile.batch, tile.channel, 0);
-  tile.row = volume * s.depth * s.height;
   tile.z = range(tile.z0, s.depth, B::kDepth);
   tile.y = range(tile.y0, s.height, B::kHeight);
   tile.x = range(tile.x0, s.width, B::kWidth);
   return tile;
 }
 
-// Fills `rows` with each row's voxel at x = 0, counted in the volume; borders are replicated.
+// Each row's voxel at x = 0, counted in the volume; borders are replicated.
 template <class B>
 __device__ void find_rows(const Task& t, const Tile& tile, int64_t* rows) {
   const int row = threadIdx.x;
@@ -148,81 +135,96 @@ __device__ void find_rows(const Task& t, const Tile& tile, int64_t* rows) {
 
 // --- Target ---
 
-// The highest bit of each byte that is not 0.
+// Classes have a byte in shared memory, their number and kNoClass, or, in the sigmoid form, where
+// each region is a volume of its own with one class, kInside and 0.
+constexpr int kInside = 0x80, kNoClass = 255;
+
+// kInside in each byte that is not 0.
 __device__ uint32_t nonzero_bytes(uint32_t word) {
   return (((word & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) | word) & 0x80808080u;
 }
 
-// Four bytes of a target as classes. A byte that is no class may stay as it is: it equals none.
-__device__ uint32_t classes(const Task& t, uint32_t word) {
-  return t.p.softmax ? word : (nonzero_bytes(word) >> 7 ^ 0x01010101u) * (kNone ^ kInside);
+// A word of a target as classes. Numbers beyond the last class may stay: they equal none.
+template <bool kSoftmax>
+__device__ uint32_t codes(uint32_t word) {
+  return kSoftmax ? word : nonzero_bytes(word);
 }
-__device__ uint4 classes(const Task& t, uint4 word) {
-  return {classes(t, word.x), classes(t, word.y), classes(t, word.z), classes(t, word.w)};
-}
-
-// What replicates a border: its word's last or first byte.
-__device__ uint32_t repeat(uint32_t word, bool last) {
-  return __byte_perm(word, 0, last ? 0x3333 : 0x0000);
-}
-__device__ uint4 repeat(uint4 word, bool last) {
-  const uint32_t bytes = repeat(last ? word.w : word.x, last);
-  return {bytes, bytes, bytes, bytes};
+template <bool kSoftmax>
+__device__ uint4 codes(uint4 word) {
+  return {codes<kSoftmax>(word.x), codes<kSoftmax>(word.y), codes<kSoftmax>(word.z),
+          codes<kSoftmax>(word.w)};
 }
 
-__device__ bool differ(uint32_t word, uint32_t other) { return word != other; }
-__device__ bool differ(uint4 word, uint32_t other) {
+__device__ bool differs(uint32_t word, uint32_t other) { return word != other; }
+__device__ bool differs(uint4 word, uint32_t other) {
   return ((word.x ^ other) | (word.y ^ other) | (word.z ^ other) | (word.w ^ other)) != 0;
 }
 
-// Fills a box with classes, borders replicated, from bytes in rows that are aligned. Returns
-// whether any of this thread's differs from that of the core's first voxel.
-template <class B>
+// Fills a box with classes, from bytes in aligned rows. Returns whether any of this thread's
+// differs from that of the core's first voxel.
+template <class B, bool kSoftmax>
 __device__ bool load_bytes(const Task& t, const Tile& tile, const int64_t* rows, uint8_t* box) {
   using Word = typename B::Word;
   constexpr int kWords = B::kPitch / B::kPad, kRowsAtOnce = kThreads / kWords;
+  constexpr int kPasses = divide_up(B::kRows, kRowsAtOnce);
   const uint8_t* target = static_cast<const uint8_t*>(t.p.target.data) + tile.target;
-  const uint32_t first = classes(t, target[rows[B::row(0, 0)]] * 0x01010101u);
-  const int wanted = threadIdx.x % kWords * B::kPad - B::kPad;
-  const int x = min(max(wanted, tile.x.first), tile.x.last + 1 - B::kPad);
-  bool differs = false;
-  if (threadIdx.x >= kWords * kRowsAtOnce) return false;
-#pragma unroll 4
-  for (int row = threadIdx.x / kWords; row < B::kRows; row += kRowsAtOnce) {
-    Word word = *reinterpret_cast<const Word*>(target + rows[row] + x);
-    if (wanted != x) word = repeat(word, wanted > x);
-    word = classes(t, word);
-    *reinterpret_cast<Word*>(box + row * B::kPitch + B::kPad + wanted) = word;
-    differs |= differ(word, first);
+  const uint32_t first = codes<kSoftmax>(target[rows[B::row(0, 0)]] * 0x01010101u);
+  const int column = threadIdx.x % kWords, row = threadIdx.x / kWords;
+  if (row >= kRowsAtOnce) return false;
+  target += min(max((column - 1) * B::kPad, tile.x.first), tile.x.last + 1 - B::kPad);
+  Word words[kPasses];
+#pragma unroll
+  for (int k = 0; k < kPasses; ++k) {
+    const int at = min(row + k * kRowsAtOnce, B::kRows - 1);
+    words[k] = *reinterpret_cast<const Word*>(target + rows[at]);
   }
-  return differs;
+  bool any = false;
+#pragma unroll
+  for (int k = 0; k < kPasses; ++k) {
+    const int at = row + k * kRowsAtOnce;
+    const Word word = codes<kSoftmax>(words[k]);
+    if (at < B::kRows) reinterpret_cast<Word*>(box)[at * kWords + column] = word;
+    any |= differs(word, first);
+  }
+  return any;
 }
 
 // The same from any integers.
 template <class B, class Label>
 __device__ bool load_labels(const Task& t, const Tile& tile, const int64_t* rows, uint8_t* box) {
-  constexpr int kColumns = B::kWidth + 2 * B::kHalo;
+  constexpr int kColumns = B::kWidth + 2 * B::kHalo, kCount = B::kRows * kColumns, kBatch = 4;
   const Label* target = static_cast<const Label*>(t.p.target.data) + tile.target;
-  const auto label = [&](int row, int x) -> uint8_t {
-    const int64_t value = target[(rows[row] + x) * t.p.target.voxel_stride];
-    if (!t.p.softmax) return value != 0 ? kInside : kNone;
-    return uint64_t(value) < uint64_t(t.classes) ? value : kNone;
+  const auto code = [&](Label label) -> uint8_t {
+    if (!t.p.softmax) return label != 0 ? kInside : 0;
+    return uint64_t(label) < uint64_t(t.classes) ? label : kNoClass;
   };
-  const uint8_t first = label(B::row(0, 0), 0);
-  bool differs = false;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < B::kRows * kColumns; i += kThreads) {
-    const int row = i / kColumns, x = i % kColumns - B::kHalo;
-    const uint8_t value = label(row, tile.x.clamp(x));
-    box[row * B::kPitch + B::kPad + x] = value;
-    differs |= value != first;
+  const uint8_t first = code(target[rows[B::row(0, 0)] * t.p.target.voxel_stride]);
+  bool any = false;
+  for (int start = threadIdx.x; start < kCount; start += kBatch * kThreads) {
+    // All fetched before any is stored: for all the compiler knows, a store may change the rest.
+    Label labels[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int i = min(start + k * kThreads, kCount - 1);
+      const int64_t voxel = rows[i / kColumns] + tile.x.clamp(i % kColumns - B::kHalo);
+      labels[k] = target[voxel * t.p.target.voxel_stride];
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int i = start + k * kThreads;
+      if (i >= kCount) break;
+      const uint8_t label = code(labels[k]);
+      box[i / kColumns * B::kPitch + B::kPad + i % kColumns - B::kHalo] = label;
+      any |= label != first;
+    }
   }
-  return differs;
+  return any;
 }
 
 template <class B>
 __device__ bool load_target(const Task& t, const Tile& tile, const int64_t* rows, uint8_t* box) {
-  if (t.target_vectors) return load_bytes<B>(t, tile, rows, box);
+  if (t.target_vectors && t.p.softmax) return load_bytes<B, true>(t, tile, rows, box);
+  if (t.target_vectors) return load_bytes<B, false>(t, tile, rows, box);
   switch (t.p.target.dtype) {
     case DType::u8: return load_labels<B, uint8_t>(t, tile, rows, box);
     case DType::i8: return load_labels<B, int8_t>(t, tile, rows, box);
@@ -230,6 +232,38 @@ __device__ bool load_target(const Task& t, const Tile& tile, const int64_t* rows
     case DType::i32: return load_labels<B, int32_t>(t, tile, rows, box);
     default: return load_labels<B, int64_t>(t, tile, rows, box);
   }
+}
+
+// Replicates a box's borders by one voxel, along one axis after the other, for corners. All threads
+// of the block come here together.
+template <class B, class V>
+__device__ void replicate(const Tile& tile, V* box) {
+  constexpr int kPlane = B::step(1, 0, 0);
+  const int i = threadIdx.x;
+  const auto copy = [](V* to, const V* from) {
+#pragma unroll 1
+    for (int k = 0; k < B::kPitch; ++k) to[k] = from[k];
+  };
+  if (i < B::kRows) {
+    V* row = box + i * B::kPitch + B::kPad;
+    if (tile.x.first == 0) row[-1] = row[0];
+    if (tile.x.last < B::kWidth + B::kHalo - 1) row[tile.x.last + 1] = row[tile.x.last];
+  }
+  __syncthreads();
+  if (i < B::kDeep) {
+    V* row = box + i * kPlane + B::kHalo * B::kPitch;
+    V* last = row + tile.y.last * B::kPitch;
+    if (tile.y.first == 0) copy(row - B::kPitch, row);
+    if (tile.y.last < B::kHeight + B::kHalo - 1) copy(last + B::kPitch, last);
+  }
+  __syncthreads();
+  if (i < B::kHigh) {
+    V* row = box + B::kHalo * kPlane + i * B::kPitch;
+    V* last = row + tile.z.last * kPlane;
+    if (tile.z.first == 0) copy(row - kPlane, row);
+    if (tile.z.last < B::kDepth + B::kHalo - 1) copy(last + kPlane, last);
+  }
+  __syncthreads();
 }
 
 // --- Candidates ---
@@ -248,27 +282,17 @@ __device__ uint32_t differing(const uint4 a[2], const uint4 b[2]) {
   return bits;
 }
 
-__global__ void __launch_bounds__(kThreads) mark_kernel(const __grid_constant__ Task t) {
-  using B = MarkBox;
-  constexpr int kWords = B::kWidth / 32;
-  alignas(16) __shared__ uint8_t box[B::kBytes];
-  // Of each voxel: whether it differs from those beside it in x, from the next in y, in z.
-  __shared__ uint32_t in_x[kWords][B::kRows], in_y[kWords][B::kRows], in_z[kWords][B::kRows];
-  __shared__ int64_t rows[B::kRows];
-  __shared__ Tile tile;
-  __shared__ unsigned active;
-  if (threadIdx.x == 0) {
-    tile = tile_at<B>(t, blockIdx.x);
-    active = 0;
-  }
-  __syncthreads();
-  find_rows<B>(t, tile, rows);
-  __syncthreads();
-  const bool varies = !t.p.both && __syncthreads_or(load_target<B>(t, tile, rows, box));
-  if (varies) {
-    for (int i = threadIdx.x; i < B::kRows * kWords; i += kThreads) {
-      const int word = i / B::kRows, row = i % B::kRows;
-      const uint8_t* at = box + row * B::kPitch + B::kPad + word * 32;
+// Of each voxel, whether it differs from those beside it in x, from the next in y, in z.
+template <class B>
+struct Differences {
+  static constexpr int kColumns = B::kWidth / 32;
+  uint32_t x[kColumns][B::kRows], y[kColumns][B::kRows], z[kColumns][B::kRows];
+
+  __device__ void find(const uint8_t* box) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kColumns * B::kRows; i += kThreads) {
+      const int column = i / B::kRows, row = i % B::kRows;
+      const uint8_t* at = box + row * B::kPitch + B::kPad + column * 32;
       const auto load = [at](int step, uint4 bytes[2]) {
         bytes[0] = reinterpret_cast<const uint4*>(at + step)[0];
         bytes[1] = reinterpret_cast<const uint4*>(at + step)[1];
@@ -281,93 +305,61 @@ __global__ void __launch_bounds__(kThreads) mark_kernel(const __grid_constant__ 
       other[1] = {shift(own[1].x, own[1].y), shift(own[1].y, own[1].z),
                   shift(own[1].z, own[1].w), shift(own[1].w, at[32])};
       const uint32_t next = differing(own, other);
-      in_x[word][row] = next | next << 1 | uint32_t(at[-1] != at[0]);
-      if (row % B::kRowsHigh < B::kRowsHigh - 1) {
+      x[column][row] = next | next << 1 | uint32_t(at[-1] != at[0]);
+      if (row % B::kHigh < B::kHigh - 1) {
         load(B::step(0, 1, 0), other);
-        in_y[word][row] = differing(own, other);
+        y[column][row] = differing(own, other);
       }
-      if (row < B::kRows - B::kRowsHigh) {
+      if (row < B::kRows - B::kHigh) {
         load(B::step(1, 0, 0), other);
-        in_z[word][row] = differing(own, other);
+        z[column][row] = differing(own, other);
       }
     }
   }
-  __syncthreads();
 
-  for (int i = threadIdx.x; i < B::kHeight * B::kDepth * kWords; i += kThreads) {
-    const int word = i % kWords, y = i / kWords % B::kHeight, z = i / kWords / B::kHeight;
-    const int inside = tile.x.last + 1 - word * 32;
-    if (z > tile.z.last || y > tile.y.last || inside <= 0) continue;
-    uint32_t bits = t.p.both ? ~0u : 0;
-    if (varies) {
-      // A neighbourhood is constant if its nine rows are, and their middle voxels are the same.
-      const int row = B::row(z, y);
-      for (int k = row - B::kRowsHigh; k <= row + B::kRowsHigh; k += B::kRowsHigh) {
-        bits |= in_x[word][k - 1] | in_x[word][k] | in_x[word][k + 1] | in_y[word][k - 1] |
-                in_y[word][k];
-      }
-      bits |= in_z[word][row - B::kRowsHigh] | in_z[word][row];
+  // The voxels of a row of the core whose neighbourhood is not constant. It is if its nine rows
+  // are, and their middle voxels are the same.
+  __device__ uint32_t near(int column, int row) const {
+    uint32_t bits = z[column][row - B::kHigh] | z[column][row];
+    for (int k = row - B::kHigh; k <= row + B::kHigh; k += B::kHigh) {
+      bits |= x[column][k - 1] | x[column][k] | x[column][k + 1] | y[column][k - 1] | y[column][k];
     }
-    if (inside < 32) bits &= (1u << inside) - 1;
-    const int64_t row = tile.row + (tile.z0 + z) * t.p.size.height + tile.y0 + y;
-    t.candidates[row * t.words + tile.x0 / 32 + word] = bits;
-    if (bits != 0) atomicOr(&active, 1u << word);
+    return bits;
   }
-  __syncthreads();
-  if (threadIdx.x < kWords && (active >> threadIdx.x & 1)) {
-    const unsigned across = unsigned(divide_up<int64_t>(t.p.size.width, B::kWidth));
-    const unsigned narrow = unsigned(divide_up<int64_t>(t.p.size.width, CompareBox::kWidth));
-    t.tiles[atomicAdd(&t.counters->tiles, 1)] =
-        int(blockIdx.x / across * narrow + blockIdx.x % across * kWords + threadIdx.x);
-  }
+};
+
+// The bits of those among 32 voxels from x on that lie in a range.
+__device__ uint32_t bits_inside(const Range& in, int x) {
+  const int first = max(in.first - x, 0), last = min(in.last - x, 31);
+  return first > last ? 0 : ~0u >> (31 - last) & ~0u << first;
 }
 
-// The candidates of each row of the box that is less than the halo away from the core; bit i stands
-// for x = i - kHalo. Returns whether this thread met any.
+// The voxels of a row that have a member of the set in their neighbourhood.
 template <class B>
-__device__ bool load_candidates(const Task& t, const Tile& tile, uint64_t* candidates) {
-  const int row = threadIdx.x;
-  if (row >= B::kRows) return false;
-  const int z = B::row_z(row), y = B::row_y(row);
-  uint64_t bits = 0;
-  if (B::near(z, y, B::kHalo - 1) && tile.z.contains(z) && tile.y.contains(y)) {
-    const int64_t word = tile.x0 / 32;
-    const uint32_t* at =
-        t.candidates +
-        (tile.row + (tile.z0 + z) * t.p.size.height + tile.y0 + y) * t.words + word;
-    bits = uint64_t(at[0]) << B::kHalo;
-    if (B::kHalo == 2) {
-      if (word > 0) bits |= uint64_t(at[-1] >> 31) << 1;
-      if (word + 1 < t.words) bits |= uint64_t(at[1] & 1) << (B::kWidth + 2);
+__device__ uint4 band(const Tile& tile, const uint4* set, int z, int y) {
+  if (!tile.z.contains(z) || !tile.y.contains(y)) return {};
+  uint4 near{};
+  for (int i = z - 1; i <= z + 1; ++i) {
+    for (int j = y - 1; j <= y + 1; ++j) {
+      const uint4 row = set[B::set_row(i, j)];
+      near = {near.x | row.x, near.y | row.y, near.z | row.z, near.w | row.w};
     }
   }
-  candidates[row] = bits;
-  return bits != 0;
+  const Range reach{max(tile.x.first, -B::kHalo), min(tile.x.last, B::kWidth + B::kHalo - 1)};
+  const auto spread = [&](uint32_t before, uint32_t at, uint32_t after, int x) {
+    return (at | at << 1 | at >> 1 | before >> 31 | after << 31) & bits_inside(reach, x);
+  };
+  return {spread(0, near.x, near.y, -32), spread(near.x, near.y, near.z, 0),
+          spread(near.y, near.z, near.w, 32), spread(near.z, near.w, 0, 64)};
 }
 
-// The voxels of a row that have a candidate in their neighbourhood.
-template <class B>
-__device__ uint64_t band(const Tile& tile, const uint64_t* candidates, int row) {
-  const int z = B::row_z(row), y = B::row_y(row);
-  if (!tile.z.contains(z) || !tile.y.contains(y)) return 0;
-  uint64_t bits = 0;
-  for (int i = -1; i <= 1; ++i) {
-    for (int j = -1; j <= 1; ++j) {
-      if (B::near(z + i, y + j, B::kHalo)) bits |= candidates[row + i * B::kRowsHigh + j];
-    }
-  }
-  bits |= bits << 1 | bits >> 1;
-  const int first = max(tile.x.first, -B::kHalo) + B::kHalo;
-  const int last = min(tile.x.last, B::kWidth + B::kHalo - 1) + B::kHalo;
-  return bits & ((uint64_t(2) << last) - (uint64_t(1) << first));
-}
+// --- Lists of voxels ---
 
-// Lists hold voxels as 64 row + i, in any order. Appends those that this thread's row has set.
-__device__ void append(uint16_t* list, int* count, int row, uint64_t bits) {
-  if (bits == 0) return;
-  int at = atomicAdd(count, __popcll(bits));
-  for (; bits != 0; bits &= bits - 1) list[at++] = uint16_t(row << 6 | (__ffsll(bits) - 1));
-}
+struct List {
+  static constexpr int kRoom = 3000;
+  uint16_t entries[kRoom];  // 128 row + x + 32
+  int count, end;
+};
 
 struct Place {
   int row, x, index;  // index in the box
@@ -375,37 +367,85 @@ struct Place {
 
 template <class B>
 __device__ Place place(int entry) {
-  const int row = entry >> 6, x = (entry & 63) - B::kHalo;
+  const int row = entry / 128, x = entry % 128 - 32;
   return {row, x, row * B::kPitch + B::kPad + x};
+}
+
+// visit(count) is called for lists of all voxels that bits_of(z, y) names, each with as many rows
+// as there is room for. All threads of the block come here together.
+template <class B, class Bits, class Visit>
+__device__ void for_voxels(List& list, Bits&& bits_of, Visit&& visit) {
+  const int row = threadIdx.x;
+  bool waits = row < B::kRows;
+  do {
+    if (threadIdx.x == 0) {
+      list.count = 0;
+      list.end = List::kRoom;
+    }
+    __syncthreads();
+    if (waits) {
+      const uint4 bits = bits_of(B::row_z(row), B::row_y(row));
+      const int count = __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
+      int at = count > 0 ? atomicAdd(&list.count, count) : 0;
+      waits = at + count > List::kRoom;
+      const auto append = [&](uint32_t word, int x) {
+#pragma unroll 1
+        for (; word != 0; word &= word - 1) {
+          list.entries[at++] = uint16_t(row * 128 + x + __ffs(int(word)) - 1);
+        }
+      };
+      if (waits) {
+        atomicMin(&list.end, at);  // what comes later finds no room either
+      } else {
+        append(bits.x, 0);
+        append(bits.y, 32);
+        append(bits.z, 64);
+        append(bits.w, 96);
+      }
+    }
+    __syncthreads();
+    visit(min(list.count, list.end));
+  } while (__syncthreads_or(waits));
 }
 
 // --- Samples ---
 
-// log of a positive normal float; what logf does beyond that costs as much again.
-__device__ float log_of_normal(float x) {
-  const int bits = __float_as_int(x), exponent = (bits - 0x3F2AAAAB) & int(0xFF800000);
-  const float f = __int_as_float(bits - exponent) - 1.0f;  // in [-1/3, 1/3)
-  // log(1 + f) = f + f^2 p(f), with p fitted to the least relative error: 1e-7.
-  float p = 0.140263632f;
-  p = p * f - 0.153885469f;
-  p = p * f + 0.139958069f;
-  p = p * f - 0.164159596f;
-  p = p * f + 0.200111687f;
-  p = p * f - 0.250078201f;
-  p = p * f + 0.333331972f;
-  p = p * f - 0.499999374f;
-  return float(exponent) * (0.693147181f * 0x1p-23f) + (f * p * f + f);
-}
-
-// log2 of a positive normal float, to 2^-22 of the result or of 1, whichever is larger.
-__device__ float fast_log2(float x) {
+// For float, a few units in the last place do; correct rounding costs branches, calls and registers.
 #ifdef __CUDA_ARCH__
+__device__ float fast_log2(float x) {  // to 2^-22 of the result or of 1, whichever is larger
   float result;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
+}
+__device__ float root(float x) {
+  float result;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
 #else
-  return log2f(x);
+__device__ float fast_log2(float x) { return log2f(x); }
+__device__ float root(float x) { return sqrtf(x); }
 #endif
+__device__ double root(double x) { return sqrt(x); }
+__device__ float divide(float a, float b) { return __fdividef(a, b); }
+__device__ double divide(double a, double b) { return a / b; }
+
+template <class Acc>
+__device__ Acc sigmoid(Acc x) {
+  return divide(Acc(1), Acc(1) + math::exp(-x));
+}
+
+// -log(u) to 4e-7 of itself, for u from uniform(). 1 - u is exact, and has all the bits near 1,
+// where the logarithm's error would be large; the polynomial is fitted to 4e-8.
+__device__ float minus_log(float u) {
+  const float w = 1.0f - u;
+  float p = 0.3398001f;
+  p = p * w + 0.14391336f;
+  p = p * w + 0.2577998f;
+  p = p * w + 0.3328566f;
+  p = p * w + 0.5000105f;
+  p = p * w + 0.99999994f;
+  return w < 0.25f ? w * p : -0.69314718f * fast_log2(u);
 }
 
 // math::uniform to the bit, without a conversion: the word becomes the mantissa of a number in
@@ -414,59 +454,63 @@ __device__ float uniform(uint32_t word) {
   return __uint_as_float(word >> 9 | 0x3F800000u) - 0x1.FFFFFEp-1f;
 }
 
-// Gumbel noise. The inner logarithm has to be accurate where u is near 1; the outer one does not.
 __device__ float gumbel(uint32_t word, float) {
-  return -0.693147181f * fast_log2(-log_of_normal(uniform(word)));
+  return -0.69314718f * fast_log2(minus_log(uniform(word)));
 }
 __device__ double gumbel(uint32_t word, double) {
   return math::gumbel(math::uniform<double>(word));
 }
 
-// Logistic noise; 1 - u is exact in float.
 __device__ float logistic(uint32_t word, float) {
   const float u = uniform(word);
-  return log_of_normal(u) - log_of_normal(1.0f - u);
+  return minus_log(1.0f - u) - minus_log(u);
 }
 __device__ double logistic(uint32_t word, double) {
   return math::logistic(math::uniform<double>(word));
 }
 
+__device__ void find_keys(const Task& t, uint32_t keys[math::kPhiloxKeys]) {
+  const int i = threadIdx.x;
+  if (i < math::kPhiloxKeys) keys[i] = math::philox_key(uint64_t(*t.p.seed), i);
+}
+
 // A voxel whose sample is wanted.
 template <class T>
 struct Voxel {
-  const T* logits;  // of the first class
-  uint64_t index;   // in the batch
+  const T* logit;  // of the next class
+  uint64_t index;  // in the batch
 };
 
 template <class T>
 __device__ Voxel<T> voxel(const Task& t, const Tile& tile, const int64_t* rows, const Place& at) {
   const int64_t voxel = rows[at.row] + at.x;
   return {static_cast<const T*>(t.p.logits.data) + tile.logits + voxel * t.p.logits.voxel_stride,
-          uint64_t(tile.batch * t.voxels + voxel)};
+          uint64_t(tile.index + voxel)};
 }
 
-// The logits of classes `first` to `first` + 3 with their noise; of those beyond the last, lowest.
+// The logits of the next four classes, from `first` on, with their noise; beyond the last, lowest.
 template <class T>
-__device__ void noisy_classes(const Task& t, const Voxel<T>& voxel, int first,
+__device__ void noisy_classes(const Task& t, const uint32_t* keys, Voxel<T>& voxel, int first,
                               Accumulate<T> z[4]) {
   using Acc = Accumulate<T>;
-  const T* logit = voxel.logits + first * t.p.logits.channel_stride;
   for (int k = 0; k < 4; ++k) {
-    z[k] = first + k < t.classes ? widen(*logit) : -Acc(INFINITY);
-    logit += t.p.logits.channel_stride;
+    z[k] = first + k < t.classes ? widen(*voxel.logit) : -Acc(INFINITY);
+    voxel.logit += t.p.logits.channel_stride;
   }
-  const math::Words words = math::philox(uint64_t(*t.p.seed), voxel.index, uint32_t(first / 4));
+  const math::Words words = math::philox(keys, voxel.index, uint32_t(first / 4));
   for (int k = 0; k < 4; ++k) {
     if (first + k < t.classes) z[k] += gumbel(words.word[k], Acc());
   }
 }
 
 template <class T>
-__device__ Accumulate<T> noisy_region(const Task& t, const Voxel<T>& voxel, int64_t region) {
-  const math::Words words = math::philox(uint64_t(*t.p.seed), voxel.index, uint32_t(region / 4));
+__device__ Accumulate<T> noisy_region(const uint32_t* keys, const Voxel<T>& voxel,
+                                      int64_t region) {
+  const math::Words words = math::philox(keys, voxel.index, uint32_t(region / 4));
   const int k = int(region % 4);
-  const uint32_t word = k < 2 ? words.word[k == 0 ? 0 : 1] : words.word[k == 2 ? 2 : 3];
-  return widen(*voxel.logits) + logistic(word, Accumulate<T>());
+  const uint32_t even = k < 2 ? words.word[0] : words.word[2];
+  const uint32_t odd = k < 2 ? words.word[1] : words.word[3];
+  return widen(*voxel.logit) + logistic(k % 2 == 0 ? even : odd, Accumulate<T>());
 }
 
 // A voxel's soft sample: exp((z - highest) / tau), its weight, over the sum of all classes'.
@@ -490,96 +534,100 @@ struct Softmax {
   }
 };
 
-// Draws a voxel's hard sample and, where `soft` is not null, its soft one.
 template <class T, class B>
-__device__ void draw(const Task& t, const Tile& tile, const int64_t* rows, const Place& at,
-                     uint8_t* hard, Accumulate<T>* soft) {
-  using Acc = Accumulate<T>;
-  const Voxel<T> voxel_at = voxel<T>(t, tile, rows, at);
-  Softmax<Acc> softmax{Acc(t.inverse_tau)};
+__device__ void draw_hard(const Task& t, const Tile& tile, const int64_t* rows,
+                          const uint32_t* keys, const Place& at, uint8_t* hard) {
+  Voxel<T> next = voxel<T>(t, tile, rows, at);
   if (!t.p.softmax) {
-    const Acc z = noisy_region(t, voxel_at, tile.channel);
-    hard[at.index] = z > 0 ? kInside : kNone;
-    if (soft) soft[at.index] = math::sigmoid(z * softmax.inverse_tau);
+    hard[at.index] = noisy_region(keys, next, tile.region) > 0 ? kInside : 0;
     return;
   }
-  Acc z[4], weights[4], highest = 0;
+  Accumulate<T> z[4], highest = 0;
   int best = 0;
   for (int first = 0; first < t.classes; first += 4) {
-    noisy_classes(t, voxel_at, first, z);
+    noisy_classes(t, keys, next, first, z);
     for (int k = 0; k < 4; ++k) {
       if (first + k == 0 || z[k] > highest) {
         highest = z[k];
         best = first + k;
       }
     }
-    if (soft) softmax.add(z, weights);
   }
   hard[at.index] = uint8_t(best);
-  if (!soft) return;
+}
+
+template <class T, class B>
+__device__ void draw_soft(const Task& t, const Tile& tile, const int64_t* rows,
+                          const uint32_t* keys, const Place& at, Accumulate<T>* soft) {
+  using Acc = Accumulate<T>;
+  Voxel<T> next = voxel<T>(t, tile, rows, at);
+  Softmax<Acc> softmax{Acc(t.inverse_tau)};
+  if (!t.p.softmax) {
+    soft[at.index] = sigmoid(noisy_region(keys, next, tile.region) * softmax.inverse_tau);
+    return;
+  }
+  Acc z[4], weights[4];
+  for (int first = 0; first < t.classes; first += 4) {
+    noisy_classes(t, keys, next, first, z);
+    softmax.add(z, weights);
+  }
+  next = voxel<T>(t, tile, rows, at);
   for (int first = 0; first < t.classes; first += 4) {
     if (t.classes > 4) {
-      noisy_classes(t, voxel_at, first, z);
+      noisy_classes(t, keys, next, first, z);
       softmax.weigh(z, weights);
     }
     for (int k = 0; k < 4 && first + k < t.classes; ++k) {
-      soft[(first + k) * B::kBytes + at.index] = weights[k] / softmax.sum;
+      soft[(first + k) * B::kBytes + at.index] = divide(weights[k], softmax.sum);
     }
   }
 }
 
-// Replicates the borders of `boxes` boxes of samples, one axis after the other, for corners. All
-// threads of the block come here.
-template <class B, class V>
-__device__ __noinline__ void replicate(const Tile& tile, V* box, int boxes) {
-  const auto along = [&](const Range& in, int length, int step, auto&& start, int lines) {
-    const bool before = in.first == 0, after = in.last < length + B::kHalo - 1;
-    if (!before && !after) return;
-    for (int i = threadIdx.x; i < lines * boxes; i += kThreads) {
-      V* line = box + i / lines * B::kBytes + start(i % lines);
-      if (before) line[-step] = line[0];
-      if (after) line[(in.last + 1) * step] = line[in.last * step];
-    }
-    __syncthreads();
-  };
-  const auto row = [](int i) { return i * B::kPitch + B::kPad; };
-  along(tile.x, B::kWidth, 1, row, B::kRows);
-  constexpr int kPlane = B::step(1, 0, 0);
-  const auto column = [](int i) { return i / B::kPitch * kPlane + B::kHalo * B::kPitch + i % B::kPitch; };
-  along(tile.y, B::kHeight, B::kPitch, column, B::kRows / B::kRowsHigh * B::kPitch);
-  const auto pillar = [](int i) { return B::kHalo * kPlane + i; };
-  along(tile.z, B::kDepth, kPlane, pillar, kPlane);
+// Draws the samples of the band around the candidates, soft ones if `soft` is not null.
+template <class T, class B>
+__device__ void draw(const Task& t, const Tile& tile, const int64_t* rows, const uint32_t* keys,
+                     const uint4* candidates, List& list, bool hard_too, uint8_t* hard,
+                     Accumulate<T>* soft) {
+  for_voxels<B>(
+      list, [&](int z, int y) { return band<B>(tile, candidates, z, y); },
+      [&](int count) {
+        for (int k = threadIdx.x; hard_too && k < count; k += kThreads) {
+          draw_hard<T, B>(t, tile, rows, keys, place<B>(list.entries[k]), hard);
+        }
+        for (int k = threadIdx.x; soft && k < count; k += kThreads) {
+          draw_soft<T, B>(t, tile, rows, keys, place<B>(list.entries[k]), soft);
+        }
+      });
+  if (hard_too) replicate<B>(tile, hard);
+  for (int c = 0; soft && c < t.classes; ++c) replicate<B>(tile, soft + c * B::kBytes);
 }
 
 // --- Gradients ---
 
-// An indicator's gradient, unscaled.
-struct Gradient {
-  int z, y, x;
-  __device__ int squared() const { return z * z + y * y + x * x; }
-};
-
-// The gradients of four classes' indicators, in bytes of three words. They are from -16 to 16; the
-// bias keeps each byte from borrowing from the next.
+// The unscaled gradients of four classes' indicators, from -16 to 16: a byte each of three words.
 struct Gradients {
-  static constexpr uint32_t kBias = 0x20202020u;
-  uint32_t z = kBias, y = kBias, x = kBias;
+  uint32_t z = 0, y = 0, x = 0;
 
   // The bytes that are not 0 tell which gradients are not.
-  __device__ uint32_t nonzero() const { return (z ^ kBias) | (y ^ kBias) | (x ^ kBias); }
-  __device__ Gradient of(int k) const {
-    return {int(z >> 8 * k & 0xFF) - 32, int(y >> 8 * k & 0xFF) - 32, int(x >> 8 * k & 0xFF) - 32};
+  __device__ uint32_t nonzero() const { return z | y | x; }
+  __device__ int z_of(int k) const { return int8_t(z >> 8 * k); }
+  __device__ int y_of(int k) const { return int8_t(y >> 8 * k); }
+  __device__ int x_of(int k) const { return int8_t(x >> 8 * k); }
+  __device__ int squared(int k) const {
+    return z_of(k) * z_of(k) + y_of(k) * y_of(k) + x_of(k) * x_of(k);
   }
 };
 
+// Those of the classes whose codes times 8 are `shift`, `shift` + 8 and so on.
 template <class B>
-__device__ Gradients gradients(const uint8_t* at, int first) {
-  // The byte of the voxel's class is 1; a shift by 32 or more leaves none.
-  const auto indicators = [first](uint8_t code) {
-    return __funnelshift_lc(0, 1, code * 8u - unsigned(first) * 8u);
+__device__ Gradients gradients(const uint8_t* at, uint32_t shift) {
+  // Of four bytes, that of the voxel's class is 1; a shift by 32 or more leaves none.
+  const auto indicators = [shift](uint8_t code) {
+    return __funnelshift_lc(0, 1, code * 8u - shift);
   };
-  constexpr uint32_t smooth[3] = {1, 2, 1}, differ[3] = {~0u, 0, 1};
-  Gradients g;
+  constexpr uint32_t kSmooth[3] = {1, 2, 1}, kDiffer[3] = {~0u, 0, 1};
+  constexpr uint32_t kBias = 0x80808080u;  // keeps each byte from borrowing from the next
+  uint32_t z = kBias, y = kBias, x = kBias;
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
 #pragma unroll
@@ -587,12 +635,12 @@ __device__ Gradients gradients(const uint8_t* at, int first) {
       const uint8_t* row = at + B::step(i - 1, j - 1, 0);
       const uint32_t before = indicators(row[-1]), after = indicators(row[1]);
       const uint32_t sum = before + 2 * indicators(row[0]) + after;
-      g.z += differ[i] * smooth[j] * sum;
-      g.y += smooth[i] * differ[j] * sum;
-      g.x += smooth[i] * smooth[j] * (after - before);
+      z += kDiffer[i] * kSmooth[j] * sum;
+      y += kSmooth[i] * kDiffer[j] * sum;
+      x += kSmooth[i] * kSmooth[j] * (after - before);
     }
   }
-  return g;
+  return {z ^ kBias, y ^ kBias, x ^ kBias};
 }
 
 // Which groups of four classes, modulo 32, a neighbourhood holds.
@@ -614,14 +662,16 @@ struct Term {
   Acc z = 0, y = 0, x = 0, magnitude, mismatch;
 };
 
-// From the sample of one class: the hard one's gradient or, where it is not null, the soft one.
+// Of class k: from the soft sample at `at` or, where that is null, the hard one.
 template <class B, class Acc>
-__device__ Term<Acc> term(const Gradient& truth, const Gradient& hard, const Acc* soft) {
+__device__ Term<Acc> term(const Gradients& truth, const Gradients& hard, int k, const Acc* soft,
+                          int64_t at) {
   Term<Acc> term;
   if (soft) {
+#pragma unroll 1
     for (int i = -1; i <= 1; ++i) {
       for (int j = -1; j <= 1; ++j) {
-        const Acc* row = soft + B::step(i, j, 0);
+        const Acc* row = soft + at + B::step(i, j, 0);
         const Acc sum = math::smooth(row[-1], row[0], row[1]);
         const Acc smooth_z = Acc(2 - i * i), smooth_y = Acc(2 - j * j);
         term.z += Acc(i) * smooth_y * sum;
@@ -630,47 +680,47 @@ __device__ Term<Acc> term(const Gradient& truth, const Gradient& hard, const Acc
       }
     }
   } else {
-    term.z = Acc(hard.z);
-    term.y = Acc(hard.y);
-    term.x = Acc(hard.x);
+    term.z = Acc(hard.z_of(k));
+    term.y = Acc(hard.y_of(k));
+    term.x = Acc(hard.x_of(k));
   }
-  term.magnitude = math::sobel_magnitude(term.z, term.y, term.x);
-  term.mismatch = term.magnitude - math::sqrt(Acc(truth.squared())) * Acc(1.0 / 16);
+  const Acc squared = term.z * term.z + term.y * term.y + term.x * term.x;
+  term.magnitude = root(squared) * Acc(1.0 / 16);
+  term.mismatch = term.magnitude - root(Acc(truth.squared(k))) * Acc(1.0 / 16);
   return term;
 }
 
-// visit(place, class, edge, gradient of the truth, gradient of the hard sample) for each listed voxel
-// and class that is an edge, together with all lanes of its warp; `edge` tells which are. `hard` is
-// null where the hard sample is not wanted.
+// visit(place, class, lanes, k, truth, sample) for each listed voxel and class that is an edge, by
+// all lanes of a warp together, of which `lanes` are at one. Its gradients are those of k in `truth`
+// and, with `hard_too`, in `sample`.
 template <class B, class Visit>
-__device__ void for_edges(const Task& t, const uint8_t* truth, const uint8_t* hard,
-                          const uint16_t* list, int count, Visit&& visit) {
+__device__ void for_edges(const Task& t, const uint8_t* truth, bool hard_too, const uint8_t* hard,
+                          const List& list, int count, Visit&& visit) {
   const int lane = threadIdx.x % 32;
   for (int base = threadIdx.x - lane; base < count; base += kThreads) {
     const bool listed = base + lane < count;
-    const Place at = place<B>(list[listed ? base + lane : base]);
-    uint32_t groups = ~0u;
+    const Place at = place<B>(list.entries[listed ? base + lane : base]);
+    uint32_t groups = ~0u, shift = 8 * t.code;
     if (t.classes > 4) {
       groups = groups_near<B>(truth + at.index);
       if (t.p.both) groups |= groups_near<B>(hard + at.index);
     }
 #pragma unroll 1
-    for (int first = 0; first < t.classes; first += 4) {
+    for (int first = 0; first < t.classes; first += 4, shift += 32) {
       if (!__any_sync(kWarp, groups >> (first / 4 & 31) & 1)) continue;
-      const Gradients g = gradients<B>(truth + at.index, first);
-      Gradients h;
-      if (hard) h = gradients<B>(hard + at.index, first);
-      const uint32_t edges = t.p.both ? g.nonzero() | h.nonzero() : g.nonzero();
+      const Gradients g = gradients<B>(truth + at.index, shift);
+      const Gradients h = hard_too ? gradients<B>(hard + at.index, shift) : Gradients{};
+      uint32_t edges = listed ? g.nonzero() | (t.p.both ? h.nonzero() : 0) : 0;
 #pragma unroll 1
-      for (int k = 0; k < 4; ++k) {
-        const bool edge = listed && (edges >> 8 * k & 0xFF) != 0;
-        if (__any_sync(kWarp, edge)) visit(at, first + k, edge, g.of(k), h.of(k));
+      for (int k = 0; k < 4; ++k, edges >>= 8) {
+        const unsigned lanes = __ballot_sync(kWarp, (edges & 0xFF) != 0);
+        if (lanes != 0) visit(at, first + k, lanes, k, g, h);
       }
     }
   }
 }
 
-// --- Sums ---
+// --- Forward, and the counts for backward ---
 
 // A mismatch, at most the root of 3, as an integer. 32 lanes' floats sum up without overflow.
 constexpr int kFloatUnit = 26;
@@ -681,110 +731,120 @@ __device__ unsigned long long fixed(double mismatch, int unit) {
   return (unsigned long long)(llrint(ldexp(mismatch, unit)));
 }
 
-template <class T>
-__device__ T warp_sum(T value) {
+template <class V>
+__device__ V warp_sum(V value) {
   for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(kWarp, value, lane);
   return value;
 }
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+__device__ unsigned warp_sum(unsigned value) { return __reduce_add_sync(kWarp, value); }
+#endif
 
-// One warp's work, when all edges are summed up: the loss or, ahead of backward, the scales.
-template <class Acc>
-__device__ void finish_sums(const Task& t) {
-  const int64_t pairs = t.p.size.batch * t.p.size.channels;
-  double total = 0;
-#pragma unroll 1
-  for (int64_t i = threadIdx.x; i < pairs; i += 32) {
-    // Read by atomics, as they were made by atomics of other blocks.
-    const unsigned long long count = atomicAdd(&t.totals[2 * i], 0ull);
-    const double share = count == 0 ? 0 : 1 / (double(pairs) * double(count));
-    if (t.forward) {
-      total += ldexp(double(atomicAdd(&t.totals[2 * i + 1], 0ull)), -t.unit) * share;
-    } else {
-      static_cast<Acc*>(t.scales)[i] = Acc(double(*static_cast<const Acc*>(t.p.grad)) * share);
+// Marks the candidates in a tile's core. Returns whether there are any.
+template <class B>
+__device__ bool mark(const Task& t, const Tile& tile, const int64_t* rows, uint8_t* truth,
+                     Differences<B>& differences, uint4* candidates) {
+  constexpr int kColumns = B::kWidth / 32;
+  static_assert(kColumns * B::kHeight * B::kDepth == kThreads, "there is a thread for each word");
+  if (threadIdx.x < B::kSetRows) candidates[threadIdx.x] = {};
+  const bool constant = !__syncthreads_or(load_target<B>(t, tile, rows, truth));
+  if (constant && t.forward && !t.p.both) return false;
+  replicate<B>(tile, truth);
+  differences.find(truth);
+  __syncthreads();
+  const int column = threadIdx.x % kColumns, y = threadIdx.x / kColumns % B::kHeight;
+  const int z = threadIdx.x / kColumns / B::kHeight, x = 32 * column;
+  uint32_t bits = 0;
+  if (z <= tile.z.last && y <= tile.y.last && x <= tile.x.last) {
+    bits = t.p.both ? ~0u : differences.near(column, B::row(z, y));
+    bits &= bits_inside(tile.x, x);
+    reinterpret_cast<uint32_t*>(candidates + B::set_row(z, y))[column + 1] = bits;
+    if (!t.forward) {
+      const int64_t row = tile.row + (tile.z0 + z) * t.p.size.height + tile.y0 + y;
+      t.candidates[row * t.words + (tile.x0 + x) / 32] = bits;
     }
   }
-  total = warp_sum(total);
-  if (t.forward && threadIdx.x == 0) {
-    *static_cast<Acc*>(t.p.loss) = atomicAdd(&t.counters->invalid, 0) ? Acc(NAN) : Acc(total);
-  }
+  return __syncthreads_or(bits != 0);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4) compare_kernel(const __grid_constant__ Task t) {
+__global__ void __launch_bounds__(kThreads, 4)
+    compare_kernel(const __grid_constant__ Task t, unsigned first_tile) {
   using Acc = Accumulate<T>;
   using B = CompareBox;
   alignas(16) __shared__ uint8_t truth[B::kBytes], hard[B::kBytes];
-  __shared__ uint16_t list[B::voxels(B::kHalo)];
-  __shared__ uint64_t candidates[B::kRows];
+  __shared__ union {
+    Differences<B> differences;
+    List list;
+  } memory;
+  __shared__ uint4 candidates[B::kSetRows];
   __shared__ int64_t rows[B::kRows];
+  alignas(16) __shared__ uint32_t keys[math::kPhiloxKeys];
   __shared__ Tile tile;
-  __shared__ int next, samples, edges;
-  const bool hard_wanted = t.p.both || (t.forward && t.p.hard);
-  const bool soft_wanted = t.forward && !t.p.hard;
-  const int row = threadIdx.x, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) tile = tile_at<B>(t, first_tile + blockIdx.x);
+  __syncthreads();
+  find_rows<B>(t, tile, rows);
+  __syncthreads();
+  if (!mark<B>(t, tile, rows, truth, memory.differences, candidates)) return;
+
+  const bool hard_too = t.p.both || (t.forward && t.p.hard);
   Acc* soft = nullptr;
-  if (soft_wanted) soft = static_cast<Acc*>(t.soft) + blockIdx.x * int64_t(t.classes) * B::kBytes;
-
-  for (;;) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      next = atomicAdd(&t.counters->next, 1);
-      if (next < t.counters->tiles) tile = tile_at<B>(t, unsigned(t.tiles[next]));
-      samples = edges = 0;
-    }
-    __syncthreads();
-    if (next >= t.counters->tiles) break;
-    find_rows<B>(t, tile, rows);
-    load_candidates<B>(t, tile, candidates);
-    __syncthreads();
-    load_target<B>(t, tile, rows, truth);
-    if (hard_wanted || soft_wanted) {
-      if (row < B::kRows) append(list, &samples, row, band<B>(tile, candidates, row));
-      __syncthreads();
-      for (int i = threadIdx.x; i < samples; i += kThreads) {
-        draw<T, B>(t, tile, rows, place<B>(list[i]), hard, soft);
-      }
-      __syncthreads();
-      if (hard_wanted) replicate<B>(tile, hard, 1);
-      if (soft_wanted) replicate<B>(tile, soft, t.classes);
-    }
-    if (row < B::kRows) append(list, &edges, row, candidates[row]);
-    __syncthreads();
-    for_edges<B>(t, truth, hard_wanted ? hard : nullptr, list, edges,
-                 [&](const Place& at, int c, bool edge, const Gradient& of_truth,
-                     const Gradient& of_hard) {
-                   decltype(fixed(Acc(), 0)) amount = 0;
-                   if (t.forward && edge) {
-                     const Acc mismatch =
-                         term<B>(of_truth, of_hard, soft ? soft + c * B::kBytes + at.index : nullptr)
-                             .mismatch;
-                     if (mismatch == mismatch) {
-                       amount = fixed(mismatch < 0 ? -mismatch : mismatch, t.unit);
-                     } else {
-                       t.counters->invalid = 1;
-                     }
-                   }
-                   if (t.forward) amount = warp_sum(amount);
-                   const int count = __popc(__ballot_sync(kWarp, edge));
-                   if (lane < 2) {
-                     const int64_t pair = tile.batch * t.p.size.channels + tile.channel + c;
-                     atomicAdd(&t.totals[2 * pair + lane],
-                               (unsigned long long)(lane == 0 ? count : amount));
-                   }
-                 });
+  if (t.forward && !t.p.hard) {
+    soft = static_cast<Acc*>(t.soft) + blockIdx.x * int64_t(t.classes) * B::kBytes;
   }
+  List& list = memory.list;
+  find_keys(t, keys);
+  if (hard_too || soft) {
+    draw<T, B>(t, tile, rows, keys, candidates, list, hard_too, hard, soft);
+  }
+  const int lane = threadIdx.x % 32;
+  unsigned long long* totals = t.totals + 2 * tile.pair + lane;
+  for_voxels<B>(
+      list, [&](int z, int y) { return candidates[B::set_row(z, y)]; },
+      [&](int count) {
+        for_edges<B>(t, truth, hard_too, hard, list, count,
+                     [&](const Place& at, int c, unsigned lanes, int k, const Gradients& of_truth,
+                         const Gradients& of_hard) {
+          decltype(fixed(Acc(), 0)) amount = 0;
+          if (t.forward && (lanes >> lane & 1)) {
+            const Acc mismatch =
+                term<B>(of_truth, of_hard, k, soft, c * B::kBytes + at.index).mismatch;
+            if (mismatch == mismatch) {
+              amount = fixed(mismatch < 0 ? -mismatch : mismatch, t.unit);
+            } else {
+              atomicExch(t.invalid, 1);
+            }
+          }
+          if (t.forward) amount = warp_sum(amount);
+          if (lane < 2) {
+            atomicAdd(totals + 2 * c, (unsigned long long)(lane == 0 ? __popc(lanes) : amount));
+          }
+        });
+      });
+}
 
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) next = atomicAdd(&t.counters->done, 1);
-  __syncthreads();
-  if (next == int(gridDim.x) - 1 && threadIdx.x < 32) finish_sums<Acc>(t);
+// One warp: the loss or, for backward, the scales.
+template <class Acc>
+__global__ void finish_sums_kernel(const __grid_constant__ Task t) {
+  const int64_t pairs = t.p.size.batch * t.p.size.channels;
+  double loss = 0;
+  for (int64_t i = threadIdx.x; i < pairs; i += 32) {
+    const double count = double(t.totals[2 * i]), sum = double(t.totals[2 * i + 1]);
+    const double share = count > 0 ? 1 / (double(pairs) * count) : 0;
+    loss += ldexp(sum, -t.unit) * share;
+    if (!t.forward) {
+      static_cast<Acc*>(t.scales)[i] = Acc(double(*static_cast<const Acc*>(t.p.grad)) * share);
+    }
+  }
+  loss = warp_sum(loss);
+  if (t.forward && threadIdx.x == 0) {
+    *static_cast<Acc*>(t.p.loss) = *t.invalid ? Acc(NAN) : Acc(loss);
+  }
 }
 
 // --- Backward ---
 
-// Sums of what the edges around give to one voxel and class. They stay below 4.5, because each edge
-// gives slope times gradient, at most 1/16, times one of the 27 weights.
+// Numbers of at most 4.5 as integers.
 template <class Acc>
 struct Fixed {
   using Type = int;
@@ -800,82 +860,102 @@ struct Fixed<double> {
   static __device__ Type from(double value) { return llrint(value * kOne); }
 };
 
-// Adds one edge's gradient, slope times the term's, to the voxels around, so far as they are among
-// those `count` voxels of the core, from `first` on, that `sums` holds.
-template <class B, class Acc, class Sum>
-__device__ void scatter(const Tile& tile, const Place& at, Acc slope, const Term<Acc>& term,
-                        Sum* sums, int first, int count) {
-  constexpr int kElsewhere = -(1 << 20);
-  const int at_z = B::row_z(at.row), at_y = B::row_y(at.row);
-  int z[3], y[3], x[3];
-#pragma unroll
-  for (int i = 0; i < 3; ++i) {
-    z[i] = tile.z.clamp(at_z + i - 1);
-    y[i] = tile.y.clamp(at_y + i - 1);
-    x[i] = tile.x.clamp(at.x + i - 1);
-    z[i] = unsigned(z[i]) < B::kDepth ? z[i] * B::kHeight * B::kWidth - first : kElsewhere;
-    y[i] = unsigned(y[i]) < B::kHeight ? y[i] * B::kWidth : kElsewhere;
-    x[i] = unsigned(x[i]) < B::kWidth ? x[i] : kElsewhere;
+// The part of a core, some rows or a piece of one, whose sums over edges have room: of each class
+// and row a line, with two more voxels on either side.
+struct Window {
+  static constexpr int kBytes = 18432;
+  int first_row, rows, first_x, width;
+
+  static __host__ __device__ constexpr int pitch(int width) { return width + 4; }
+  __device__ int line(int row) const { return (row - first_row) * pitch(width) + 2 - first_x; }
+  __device__ int lines() const { return rows * pitch(width); }
+  __device__ bool contains(int row) const {
+    return row >= first_row && row < first_row + rows;
   }
-  const Acc smooth[3] = {1, 2, 1}, differ[3] = {-1, 0, 1};
+};
+
+// Adds one edge's gradient, slope times the term's and at most 1/16, times the weights of the voxels
+// around to their sums. A voxel's sum stays below 4.5, as each of the 27 weights comes once. What
+// lies beyond the volume's border in z or y goes where that is replicated.
+template <class B, class Acc, class Sum>
+__device__ void scatter(const Window& window, const Tile& tile, const Place& at, Acc slope,
+                        const Term<Acc>& term, Sum* sums) {
+  constexpr int kElsewhere = 1 << 20;
+  const int at_z = B::row_z(at.row), at_y = B::row_y(at.row);
+  const Sum z = Fixed<Acc>::from(slope * term.z), y = Fixed<Acc>::from(slope * term.y);
+  const Sum x = Fixed<Acc>::from(slope * term.x);
+#pragma unroll 1
+  for (int i = -1; i <= 1; ++i) {
+    const int to_z = tile.z.clamp(at_z + i);
+    const int plane = to_z >= 0 && to_z < B::kDepth ? to_z * B::kHeight : kElsewhere;
 #pragma unroll
-  for (int i = 0; i < 3; ++i) {
-#pragma unroll
-    for (int j = 0; j < 3; ++j) {
-#pragma unroll
-      for (int k = 0; k < 3; ++k) {
-        const int index = z[i] + y[j] + x[k];
-        if ((i == 1 && j == 1 && k == 1) || unsigned(index) >= unsigned(count)) continue;
-        const Acc value = slope * (term.z * (differ[i] * smooth[j] * smooth[k]) +
-                                   term.y * (smooth[i] * differ[j] * smooth[k]) +
-                                   term.x * (smooth[i] * smooth[j] * differ[k]));
-        using Atomic = typename Fixed<Acc>::Atomic;
-        atomicAdd(reinterpret_cast<Atomic*>(sums + index), Atomic(Fixed<Acc>::from(value)));
-      }
+    for (int j = -1; j <= 1; ++j) {
+      const int to_y = tile.y.clamp(at_y + j);
+      const int row = plane + (to_y >= 0 && to_y < B::kHeight ? to_y : kElsewhere);
+      if (!window.contains(row)) continue;
+      using Atomic = typename Fixed<Acc>::Atomic;
+      Atomic* to = reinterpret_cast<Atomic*>(sums) + window.line(row) + at.x;
+      const Sum sum = z * (i * (2 - j * j)) + y * ((2 - i * i) * j);
+      const Sum difference = x * ((2 - i * i) * (2 - j * j));
+      atomicAdd(to - 1, Atomic(sum - difference));
+      atomicAdd(to, Atomic(2 * sum));
+      atomicAdd(to + 1, Atomic(sum + difference));
     }
   }
+}
+
+// Moves what was added beyond the volume's border in x to where that is replicated.
+template <class Sum>
+__device__ void fold(const Window& window, const Tile& tile, int classes, Sum* sums) {
+  const bool before = tile.x.first == 0 && window.first_x == 0;
+  const bool after = tile.x.last >= window.first_x && tile.x.last < window.first_x + window.width;
+  for (int i = threadIdx.x; i < classes * window.rows; i += kThreads) {
+    Sum* line = sums + i * Window::pitch(window.width) + 2 - window.first_x;
+    if (before) line[0] += line[-1];
+    if (after) line[tile.x.last] += line[tile.x.last + 1];
+  }
+  __syncthreads();
 }
 
 // From the gradient of a voxel's sample, its first class at `sums` and the next `pitch` further, to
 // that of its logits.
 template <class T, class Sum>
-__device__ void finish(const Task& t, const Tile& tile, const int64_t* rows, const Place& at,
-                       const Sum* sums, int pitch) {
+__device__ void finish(const Task& t, const Tile& tile, const int64_t* rows, const uint32_t* keys,
+                       const Place& at, const Sum* sums, int pitch) {
   using Acc = Accumulate<T>;
-  const Voxel<T> voxel_at = voxel<T>(t, tile, rows, at);
-  const Acc* scales =
-      static_cast<const Acc*>(t.scales) + tile.batch * t.p.size.channels + tile.channel;
+  const Acc* scales = static_cast<const Acc*>(t.scales) + tile.pair;
   const auto grad = [&](int c) {
     return Acc(sums[c * pitch]) * (1 / Fixed<Acc>::kOne) * scales[c];
   };
   T* out = static_cast<T*>(t.p.grad_logits.data) + tile.grad +
            (rows[at.row] + at.x) * t.p.grad_logits.voxel_stride;
+  Voxel<T> next = voxel<T>(t, tile, rows, at);
   Softmax<Acc> softmax{Acc(t.inverse_tau)};
   if (!t.p.softmax) {
-    const Acc q = math::sigmoid(noisy_region(t, voxel_at, tile.channel) * softmax.inverse_tau);
+    const Acc q = sigmoid(noisy_region(keys, next, tile.region) * softmax.inverse_tau);
     *out = narrow<T>(q * softmax.inverse_tau * (grad(0) * (1 - q)));
     return;
   }
   Acc z[4], weights[4], mean = 0;
   for (int first = 0; first < t.classes; first += 4) {
-    noisy_classes(t, voxel_at, first, z);
+    noisy_classes(t, keys, next, first, z);
     mean *= softmax.add(z, weights);
     for (int k = 0; k < 4; ++k) {
       if (first + k < t.classes) mean += weights[k] * grad(first + k);
     }
   }
-  const Acc inverse_sum = 1 / softmax.sum;
+  const Acc inverse_sum = divide(Acc(1), softmax.sum);
   mean *= inverse_sum;
+  next = voxel<T>(t, tile, rows, at);
   for (int first = 0; first < t.classes; first += 4) {
     if (t.classes > 4) {
-      noisy_classes(t, voxel_at, first, z);
+      noisy_classes(t, keys, next, first, z);
       softmax.weigh(z, weights);
     }
-    for (int k = 0; k < 4; ++k) {
-      if (first + k >= t.classes) break;
+    for (int k = 0; k < 4 && first + k < t.classes; ++k) {
       const Acc q = weights[k] * inverse_sum;
-      out[(first + k) * t.p.grad_logits.channel_stride] =
-          narrow<T>(q * softmax.inverse_tau * (grad(first + k) - mean));
+      *out = narrow<T>(q * softmax.inverse_tau * (grad(first + k) - mean));
+      out += t.p.grad_logits.channel_stride;
     }
   }
 }
@@ -906,84 +986,103 @@ __device__ void zero(const Task& t, const Tile& tile, const int64_t* rows) {
   }
 }
 
+// Loads the candidates of the core and one voxel around. Returns whether there are any.
+template <class B>
+__device__ bool load_candidates(const Task& t, const Tile& tile, uint4* candidates) {
+  const int z = int(threadIdx.x) / B::kSetHigh - B::kHalo - 1;
+  const int y = int(threadIdx.x) % B::kSetHigh - B::kHalo - 1;
+  uint4 bits{};
+  if (z >= -1 && z <= B::kDepth && tile.z.contains(z) && y >= -1 && y <= B::kHeight &&
+      tile.y.contains(y)) {
+    const int64_t row = tile.row + (tile.z0 + z) * t.p.size.height + tile.y0 + y;
+    const int64_t column = tile.x0 / 32;
+    const uint32_t* words = t.candidates + row * t.words + column;
+    bits.y = words[0];
+    if (column > 0) bits.x = words[-1] & 1u << 31;
+    if (column + 1 < t.words) bits.z = words[1] & 1u;
+  }
+  if (threadIdx.x < B::kSetRows) candidates[threadIdx.x] = bits;
+  return __syncthreads_or((bits.x | bits.y | bits.z) != 0);
+}
+
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4)
-    backward_kernel(const __grid_constant__ Task t, unsigned tiles, unsigned stride) {
+__global__ void __launch_bounds__(kThreads, 3)
+    backward_kernel(const __grid_constant__ Task t, unsigned first_tile, unsigned tile_rows,
+                    unsigned stride) {
   using Acc = Accumulate<T>;
   using B = BackwardBox;
   using Sum = typename Fixed<Acc>::Type;
-  constexpr int kSums = 16384 / sizeof(Sum), kCore = B::voxels(0);
   alignas(16) __shared__ uint8_t truth[B::kBytes], hard[B::kBytes];
-  __shared__ uint16_t edge_list[B::voxels(1)], band_list[kCore];
-  __shared__ union {
-    uint16_t sample_list[B::voxels(2)];
-    Sum sums[kSums];  // (classes, chunk)
-  } memory;
-  __shared__ uint64_t candidates[B::kRows];
+  __shared__ Sum sums[Window::kBytes / sizeof(Sum)];  // (classes, rows, pitch)
+  __shared__ List list;
+  __shared__ uint4 candidates[B::kSetRows];
   __shared__ int64_t rows[B::kRows];
+  alignas(16) __shared__ uint32_t keys[math::kPhiloxKeys];
   __shared__ Tile tile;
-  __shared__ int samples, edges, bands;
-  const int row = threadIdx.x;
-  const int chunk = min(kCore, kSums / t.classes);  // voxels of the core whose sums have room
+  if (threadIdx.x == 0) {
+    const unsigned across = unsigned(divide_up<int64_t>(t.p.size.width, B::kWidth));
+    const unsigned index = first_tile + blockIdx.x;
+    const unsigned row = unsigned(uint64_t(index / across) * stride % tile_rows);
+    tile = tile_at<B>(t, row * across + index % across);
+  }
+  __syncthreads();
+  find_rows<B>(t, tile, rows);
+  const bool any = load_candidates<B>(t, tile, candidates);
+  zero<T, B>(t, tile, rows);
+  if (!any) return;
+
+  const bool hard_too = t.p.both || t.p.hard;
   Acc* soft = nullptr;
   if (!t.p.hard) soft = static_cast<Acc*>(t.soft) + blockIdx.x * int64_t(t.classes) * B::kBytes;
+  find_keys(t, keys);
+  load_target<B>(t, tile, rows, truth);
+  __syncthreads();
+  replicate<B>(tile, truth);
+  draw<T, B>(t, tile, rows, keys, candidates, list, hard_too, hard, soft);
 
-  for (unsigned i = blockIdx.x; i < tiles; i += gridDim.x) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      const unsigned across = unsigned(divide_up<int64_t>(t.p.size.width, B::kWidth));
-      const unsigned column = unsigned(uint64_t(i / across) * stride % (tiles / across));
-      tile = tile_at<B>(t, column * across + i % across);
-      samples = edges = bands = 0;
-    }
-    __syncthreads();
-    find_rows<B>(t, tile, rows);
-    if (!__syncthreads_or(load_candidates<B>(t, tile, candidates))) {
-      zero<T, B>(t, tile, rows);
-      continue;
-    }
-    load_target<B>(t, tile, rows, truth);
-    if (row < B::kRows) {
-      const uint64_t bits = band<B>(tile, candidates, row);
-      append(memory.sample_list, &samples, row, bits);
-      append(edge_list, &edges, row, candidates[row]);
-      if (B::near(B::row_z(row), B::row_y(row), 0)) {
-        append(band_list, &bands, row, bits & uint64_t(kWarp) << B::kHalo);
-      }
-    }
-    __syncthreads();
-    for (int k = threadIdx.x; k < samples; k += kThreads) {
-      draw<T, B>(t, tile, rows, place<B>(memory.sample_list[k]), hard, soft);
-    }
-    zero<T, B>(t, tile, rows);
-    __syncthreads();
-    replicate<B>(tile, hard, 1);
-    if (soft) replicate<B>(tile, soft, t.classes);
-
-    for (int first = 0; first < kCore; first += chunk) {
-      for (int k = threadIdx.x; k < chunk * t.classes; k += kThreads) memory.sums[k] = 0;
-      __syncthreads();
-      for_edges<B>(t, truth, hard, edge_list, edges,
-                   [&](const Place& at, int c, bool edge, const Gradient& of_truth,
-                       const Gradient& of_hard) {
-                     if (!edge) return;
-                     const Term<Acc> of = term<B>(
-                         of_truth, of_hard, soft ? soft + c * B::kBytes + at.index : nullptr);
-                     const Acc sign = Acc(of.mismatch > 0) - Acc(of.mismatch < 0);
-                     const Acc slope = sign * math::sobel_slope(of.magnitude);
-                     if (slope == 0) return;
-                     scatter<B>(tile, at, slope, of, memory.sums + c * chunk, first, chunk);
-                   });
-      __syncthreads();
-      for (int k = threadIdx.x; k < bands; k += kThreads) {
-        const Place at = place<B>(band_list[k]);
-        const int core_row = B::row_z(at.row) * B::kHeight + B::row_y(at.row);
-        const int index = core_row * B::kWidth + at.x - first;
-        if (unsigned(index) < unsigned(chunk)) {
-          finish<T>(t, tile, rows, at, memory.sums + index, chunk);
-        }
-      }
-      __syncthreads();
+  constexpr int kCoreRows = B::kHeight * B::kDepth;
+  for (int first_row = 0; first_row < kCoreRows; first_row += t.rows) {
+    for (int first_x = 0; first_x < B::kWidth; first_x += t.width) {
+      const Window window{first_row, min(t.rows, kCoreRows - first_row), first_x, t.width};
+      const int first_z = first_row / B::kHeight, last_z = (first_row + t.rows - 1) / B::kHeight;
+      const Range around{first_x - 1, first_x + t.width};
+      for (int k = threadIdx.x; k < window.lines() * t.classes; k += kThreads) sums[k] = 0;
+      for_voxels<B>(
+          list,
+          [&](int z, int y) -> uint4 {
+            if (z < first_z - 1 || z > last_z + 1) return {};
+            const uint4 row = candidates[B::set_row(z, y)];
+            return {row.x & bits_inside(around, -32), row.y & bits_inside(around, 0),
+                    row.z & bits_inside(around, 32), 0};
+          },
+          [&](int count) {
+            for_edges<B>(t, truth, hard_too, hard, list, count,
+                         [&](const Place& at, int c, unsigned lanes, int k,
+                             const Gradients& of_truth, const Gradients& of_hard) {
+              if (!(lanes >> threadIdx.x % 32 & 1)) return;
+              const Term<Acc> of = term<B>(of_truth, of_hard, k, soft, c * B::kBytes + at.index);
+              if (!(of.magnitude > 0) || of.mismatch == 0) return;
+              const Acc sign = of.mismatch < 0 ? -1 : 1;
+              const Acc slope = divide(sign * Acc(1.0 / 256), of.magnitude);
+              scatter<B>(window, tile, at, slope, of, sums + c * window.lines());
+            });
+          });
+      fold(window, tile, t.classes, sums);
+      for_voxels<B>(
+          list,
+          [&](int z, int y) -> uint4 {
+            if (y < 0 || y >= B::kHeight || !window.contains(z * B::kHeight + y)) return {};
+            const Range inside{first_x, first_x + t.width - 1};
+            return {0, band<B>(tile, candidates, z, y).y & bits_inside(inside, 0), 0, 0};
+          },
+          [&](int count) {
+            for (int k = threadIdx.x; k < count; k += kThreads) {
+              const Place at = place<B>(list.entries[k]);
+              const int row = B::row_z(at.row) * B::kHeight + B::row_y(at.row);
+              const Sum* gradients = sums + window.line(row) + at.x;
+              finish<T>(t, tile, rows, keys, at, gradients, window.lines());
+            }
+          });
     }
   }
 }
@@ -998,10 +1097,15 @@ int64_t tile_count(const Consistency& p) {
          divide_up<int64_t>(p.size.width, B::kWidth);
 }
 
-// The parameters, and the workspace's addresses; `*bytes` is its size.
-Task make_task(const Consistency& p, bool forward, size_t* bytes) {
+struct Plan {
+  Task task;
+  int64_t blocks;  // at most, in a launch that keeps soft samples
+  size_t bytes;    // of workspace
+};
+
+Plan make_plan(const Consistency& p, bool forward) {
   const Size& size = p.size;
-  if (p.softmax && size.channels > kNone) {
+  if (p.softmax && size.channels > kNoClass) {
     throw std::runtime_error("egcnn: consistency on CUDA takes at most 255 classes");
   }
   if (tile_count<BackwardBox>(p) > INT32_MAX) {
@@ -1014,51 +1118,46 @@ Task make_task(const Consistency& p, bool forward, size_t* bytes) {
   const auto aligned = [](const Tensor& tensor) {
     return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
   };
-  Task t{};
+  Plan plan{};
+  Task& t = plan.task;
   t.p = p;
   t.forward = forward;
   t.classes = p.softmax ? int(size.channels) : 1;
-  t.volumes = p.softmax ? size.batch : size.batch * size.channels;
+  t.code = p.softmax ? 0 : kInside;
   t.voxels = size.voxels();
-  t.plane = size.height * size.width;
   t.words = divide_up<int64_t>(size.width, 32);
   t.inverse_tau = 1 / p.tau;
   t.target_vectors = p.target.dtype == DType::u8 && p.target.voxel_stride == 1 &&
                      size.width % 16 == 0 && aligned(p.target);
   t.grad_vectors = (p.softmax || p.grad_logits.voxel_stride == 1) && aligned(p.grad_logits) &&
                    size.width * p.grad_logits.voxel_stride * element % 16 == 0;
+  const int room = Window::kBytes / int(accumulate) / t.classes;
+  t.rows = std::clamp(room / Window::pitch(BackwardBox::kWidth), 1,
+                      BackwardBox::kHeight * BackwardBox::kDepth);
+  t.width = std::min(BackwardBox::kWidth, room / t.rows - Window::pitch(0));
   // For double, the least unit in which a volume's sum has room.
   t.unit = element == 8 ? 61 : kFloatUnit;
   for (int64_t n = t.voxels; element == 8 && n > 0; n /= 2) --t.unit;
 
-  // Enough blocks to fill the GPU; but soft samples may take 256 MB.
+  // Soft samples have room for as many blocks as fill the GPU, or as 256 MB hold.
   const int64_t tiles = forward ? tile_count<CompareBox>(p) : tile_count<BackwardBox>(p);
-  const int64_t soft = p.hard ? 0
-                              : t.classes * accumulate *
-                                    (forward ? CompareBox::kBytes : BackwardBox::kBytes);
-  t.blocks = std::min<int64_t>(tiles, 8 * multiprocessors(p.resources.device));
-  if (soft > 0) t.blocks = std::clamp<int64_t>((256 << 20) / soft, 1, t.blocks);
-
-  const int64_t pairs = size.batch * size.channels;
+  const int64_t soft = t.classes * accumulate * (forward ? CompareBox::kBytes : BackwardBox::kBytes);
+  plan.blocks = p.hard ? tiles
+                       : std::clamp<int64_t>((256 << 20) / soft, 1,
+                                             4 * multiprocessors(p.resources.device));
+  const int64_t pairs = size.batch * size.channels, volumes = pairs / t.classes;
   char* const start = static_cast<char*>(p.resources.workspace);
-  *bytes = 0;
   const auto take = [&](auto*& array, int64_t count, int64_t each) {
-    array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(start + *bytes);
-    *bytes += (size_t(count * each) + 63) / 64 * 64;
+    array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(start + plan.bytes);
+    plan.bytes += (size_t(count * each) + 63) / 64 * 64;
   };
-  take(t.counters, 1, sizeof *t.counters);
   take(t.totals, 2 * pairs, sizeof *t.totals);
+  take(t.invalid, 1, sizeof *t.invalid);
   take(t.scales, pairs, accumulate);
-  take(t.tiles, tile_count<CompareBox>(p), sizeof *t.tiles);
-  take(t.candidates, t.volumes * size.depth * size.height * t.words, sizeof *t.candidates);
-  take(t.soft, t.blocks, soft);
-  return t;
-}
-
-size_t workspace(const Consistency& p, bool forward) {
-  size_t bytes = 0;
-  if (!p.size.empty()) make_task(p, forward, &bytes);
-  return bytes;
+  take(t.candidates, forward ? 0 : volumes * size.depth * size.height * t.words,
+       sizeof *t.candidates);
+  take(t.soft, p.hard ? 0 : plan.blocks, soft);
+  return plan;
 }
 
 void clear(const Resources& resources, void* data, size_t bytes) {
@@ -1066,37 +1165,54 @@ void clear(const Resources& resources, void* data, size_t bytes) {
         "cudaMemsetAsync");
 }
 
+// Launches one block for each tile, so many at a time.
+template <class... Parameters, class... Arguments>
+void launch_tiles(const char* name, const Plan& plan, int64_t tiles, int64_t at_a_time,
+                  void (*kernel)(Task, unsigned, Parameters...), Arguments... arguments) {
+  for (int64_t first = 0; first < tiles; first += at_a_time) {
+    launch(name, plan.task.p.resources, std::min(at_a_time, tiles - first), kThreads, 0, kernel,
+           plan.task, unsigned(first), arguments...);
+  }
+}
+
+// Sums over all edges.
 template <class T>
-void mark_and_compare(const Task& t) {
-  const Resources& resources = t.p.resources;
-  clear(resources, t.counters,
-        reinterpret_cast<char*>(t.scales) - reinterpret_cast<char*>(t.counters));
-  launch("consistency's mark_kernel", resources, tile_count<MarkBox>(t.p), kThreads, 0,
-         mark_kernel, t);
-  launch("consistency's compare_kernel", resources, t.blocks, kThreads, 0, compare_kernel<T>, t);
+void compare(const Plan& plan) {
+  const Task& t = plan.task;
+  clear(t.p.resources, t.totals,
+        static_cast<char*>(t.scales) - reinterpret_cast<char*>(t.totals));
+  const int64_t tiles = tile_count<CompareBox>(t.p);
+  launch_tiles("consistency's compare_kernel", plan, tiles, t.forward ? plan.blocks : tiles,
+               compare_kernel<T>);
+  launch("consistency's finish_sums_kernel", t.p.resources, 1, 32, 0,
+         finish_sums_kernel<Accumulate<T>>, t);
 }
 
 }  // namespace
 
-size_t consistency_workspace(const Consistency& p) { return workspace(p, true); }
-size_t consistency_backward_workspace(const Consistency& p) { return workspace(p, false); }
+size_t consistency_workspace(const Consistency& p) {
+  return p.size.empty() ? 0 : make_plan(p, true).bytes;
+}
+size_t consistency_backward_workspace(const Consistency& p) {
+  return p.size.empty() ? 0 : make_plan(p, false).bytes;
+}
 
 void consistency_launch(const Consistency& p) {
   const DeviceGuard guard(p.resources.device);
   if (p.size.empty()) {
-    return clear(p.resources, p.loss, p.logits.dtype == DType::f64 ? sizeof(double) : sizeof(float));
+    const bool is_double = p.logits.dtype == DType::f64;
+    return clear(p.resources, p.loss, is_double ? sizeof(double) : sizeof(float));
   }
-  size_t bytes;
-  const Task t = make_task(p, true, &bytes);
-  with_float(p.logits.dtype,
-             [&](auto* type) { mark_and_compare<std::remove_pointer_t<decltype(type)>>(t); });
+  const Plan plan = make_plan(p, true);
+  with_float(p.logits.dtype, [&](auto* type) {
+    compare<std::remove_pointer_t<decltype(type)>>(plan);
+  });
 }
 
 void consistency_backward_launch(const Consistency& p) {
   if (p.size.empty()) return;
   const DeviceGuard guard(p.resources.device);
-  size_t bytes;
-  const Task t = make_task(p, false, &bytes);
+  const Plan plan = make_plan(p, false);
   // Tiles with much work lie near one another, as do those of zeros. Taking rows of tiles in steps
   // of about the golden ratio, without a divisor in common, mixes them at all times.
   const int64_t tiles = tile_count<BackwardBox>(p);
@@ -1105,9 +1221,9 @@ void consistency_backward_launch(const Consistency& p) {
   while (std::gcd(stride, rows) != 1) ++stride;
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    mark_and_compare<T>(t);
-    launch("consistency's backward_kernel", p.resources, p.hard ? tiles : t.blocks, kThreads, 0,
-           backward_kernel<T>, t, unsigned(tiles), unsigned(stride));
+    compare<T>(plan);
+    launch_tiles("consistency's backward_kernel", plan, tiles, plan.blocks, backward_kernel<T>,
+                 unsigned(rows), unsigned(stride));
   });
 }
 

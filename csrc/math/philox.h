@@ -18,20 +18,31 @@ EGCNN_MATH uint32_t multiply_high(uint32_t a, uint32_t b) {
 #endif
 }
 
-EGCNN_MATH Words philox(uint64_t seed, uint64_t voxel, uint32_t block) {
+// The keys of the ten rounds, two each, are the same for all voxels.
+constexpr int kPhiloxKeys = 20;
+
+EGCNN_MATH uint32_t philox_key(uint64_t seed, int i) {
+  return uint32_t(i % 2 == 0 ? seed : seed >> 32) +
+         uint32_t(i / 2) * (i % 2 == 0 ? 0x9E3779B9u : 0xBB67AE85u);
+}
+
+EGCNN_MATH Words philox(const uint32_t keys[kPhiloxKeys], uint64_t voxel, uint32_t block) {
   uint32_t c0 = uint32_t(voxel), c1 = uint32_t(voxel >> 32), c2 = block, c3 = 0;
-  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
+  for (int i = 0; i < kPhiloxKeys; i += 2) {
     const uint32_t high0 = multiply_high(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
     const uint32_t high1 = multiply_high(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
-    c0 = high1 ^ c1 ^ k0;
+    c0 = high1 ^ c1 ^ keys[i];
     c1 = low1;
-    c2 = high0 ^ c3 ^ k1;
+    c2 = high0 ^ c3 ^ keys[i + 1];
     c3 = low0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
   return {{c0, c1, c2, c3}};
+}
+
+EGCNN_MATH Words philox(uint64_t seed, uint64_t voxel, uint32_t block) {
+  uint32_t keys[kPhiloxKeys];
+  for (int i = 0; i < kPhiloxKeys; ++i) keys[i] = philox_key(seed, i);
+  return philox(keys, voxel, block);
 }
 
 // A uniform number in (0, 1), exact in float: 23 bits and a half.
