@@ -7,7 +7,7 @@ else reads that entry and the weights, and needs no Lightning.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -20,8 +20,9 @@ from torch import nn
 import egcnn
 from egcnn.errors import InputError
 from egcnn.files import replacing
-from egcnn.nn import EGCNN, SegNet
-from egcnn.nn.edge_stream import Gate, GateActivation
+from egcnn.nn import EGCNN, Backbone, SegNet, UNet, VNet
+from egcnn.nn.edge_stream import Gate, GateActivation, Seed, Upsampling
+from egcnn.nn.egcnn import EdgeHead
 from egcnn.regions import Regions
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from egcnn.data.case import Normalization, Spacing
 
 #: Raised whenever a reader of the former layout could no longer understand the entry.
-FORMAT = 1
+FORMAT = 2
 KEY = "egcnn"
 #: What the network's weights are called inside Lightning's ``state_dict``.
 PREFIX = "network."
-BACKBONES = ("segnet",)
+BACKBONES: dict[str, Callable[..., Backbone]] = {"segnet": SegNet, "unet": UNet, "vnet": VNet}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class NetworkSpec:
         dropout: drop-out probability after the first convolution.
         gate: ``"channel"`` or ``"voxel"``, the edge gate's attention (Eq. 2).
         gate_activation: ``"relu_sigmoid"`` (Eq. 1) or ``"sigmoid"``.
+        edge_channels: width of the edge stream; ``filters`` if None.
+        residual_kernel: see :class:`egcnn.nn.EdgeStream`.
+        upsampling: see :class:`egcnn.nn.EdgeStream`.
+        edge_seed: ``seed`` of :class:`egcnn.nn.EdgeStream`.
+        edge_head: see :class:`egcnn.nn.EGCNN`.
     """
 
     in_channels: int
@@ -63,6 +69,11 @@ class NetworkSpec:
     dropout: float = 0.0
     gate: Gate = "channel"
     gate_activation: GateActivation = "relu_sigmoid"
+    edge_channels: int | None = None
+    residual_kernel: bool = False
+    upsampling: Upsampling = "trilinear"
+    edge_seed: Seed = "decoder"
+    edge_head: EdgeHead = "region"
 
 
 def build_network(spec: NetworkSpec) -> nn.Module:
@@ -79,7 +90,7 @@ def build_network(spec: NetworkSpec) -> nn.Module:
         raise InputError(
             f"backbone: {spec.backbone!r} is unknown; wanted one of {', '.join(BACKBONES)}"
         )
-    backbone = SegNet(
+    backbone = BACKBONES[spec.backbone](
         spec.in_channels,
         spec.out_channels,
         filters=spec.filters,
@@ -89,7 +100,16 @@ def build_network(spec: NetworkSpec) -> nn.Module:
     )
     if not spec.edge:
         return backbone
-    return EGCNN(backbone, gate=spec.gate, activation=spec.gate_activation)
+    return EGCNN(
+        backbone,
+        gate=spec.gate,
+        activation=spec.gate_activation,
+        edge_channels=spec.edge_channels,
+        residual_kernel=spec.residual_kernel,
+        upsampling=spec.upsampling,
+        seed=spec.edge_seed,
+        edge_head=spec.edge_head,
+    )
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,9 @@ def _triple(option: str, text: str, kind: type = int) -> tuple[Any, Any, Any]:
     return numbers[0], numbers[1], numbers[2]
 
 
+_SET = typer.Option(
+    "--set", metavar="NAME=VALUE", help="Any entry of config.json, such as hard=false; repeatable."
+)
 _DEVICE = typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")
 
 
@@ -152,7 +155,7 @@ def train(
     edge: Annotated[
         bool | None, typer.Option("--edge/--no-edge", help="With the edge stream (default) or not.")
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Encoder-decoder: segnet.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="segnet, unet or vnet.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training cases.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Patches per step, all devices.")] = None,
     patch: Annotated[str | None, typer.Option(help="Patch in voxels, as D,H,W.")] = None,
@@ -191,6 +194,7 @@ def train(
         str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed; the device decides.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Reading processes per device.")] = None,
+    settings: Annotated[list[str] | None, _SET] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUTPUT.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in OUTPUT.")
@@ -247,6 +251,7 @@ def train(
     else:
         spacing_given = {"spacing": given["spacing"]} if "spacing" in given else {}
         config = replace(plan(replace(dataset, **spacing_given), where), **given)
+    config = config.parse(settings or [])
     # Lightning starts this command once more for each further device.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     console = Console(quiet=not first)
@@ -415,6 +420,66 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is found by looking.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all runs.")],
+    backbones: Annotated[
+        str, typer.Option(help="Of unet, vnet, segnet, separated by commas.")
+    ] = "unet,vnet,segnet",
+    edge: Annotated[str, typer.Option(help="Of none, egcnn, separated by commas.")] = "none,egcnn",
+    seeds: Annotated[int, typer.Option(help="Runs of each, with seeds from 0.")] = 3,
+    larger: Annotated[
+        bool, typer.Option("--larger", help="Also each backbone with EG-CNN's parameters.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training cases.")] = None,
+    settings: Annotated[list[str] | None, _SET] = None,
+    device: Annotated[str, _DEVICE] = "auto",
+) -> None:
+    """Train backbones with and without the edge stream: the paper's table, mean ± deviation.
+
+    Started again with the same OUTPUT, it goes on where it was interrupted.
+    """
+    from rich.console import Console
+
+    from egcnn import comparison
+    from egcnn.checkpoint import BACKBONES
+    from egcnn.config import plan
+    from egcnn.data import open_dataset
+    from egcnn.inference import choose_device
+    from egcnn.report import show
+
+    chosen = _choices("--backbones", backbones, tuple(BACKBONES))
+    streams = _choices("--edge", edge, ("none", "egcnn"))
+    dataset = open_dataset(data)
+    config = plan(dataset, choose_device(device))
+    if epochs is not None:
+        config = replace(config, epochs=epochs)
+    config = config.parse(settings or [])
+    arms = [comparison.Arm(b, stream == "egcnn") for stream in streams for b in chosen]
+    if larger:
+        arms += [comparison.Arm(b, edge=False, larger=True) for b in chosen]
+    console = Console(soft_wrap=True)
+    found = comparison.compare(
+        dataset, config, output, arms=arms, seeds=seeds, device=device, console=console
+    )
+    show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(found)))
+    if lines := comparison.difference_rows(found):
+        show(comparison.as_table("What the edge stream changes", lines))
+    for path in comparison.write_comparison(found, output):
+        print(path)
+
+
+def _choices(option: str, text: str, known: tuple[str, ...]) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise InputError(f"{option}: {name!r} is unknown; wanted some of {', '.join(known)}")
+    if not names:
+        raise InputError(f"{option}: none given; wanted some of {', '.join(known)}")
+    return list(dict.fromkeys(names))
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all of it.")] = Path(
         "demo"
@@ -438,6 +503,21 @@ def demo(
         seed=seed,
         overwrite=overwrite,
     )
+
+
+@app.command()
+def networks(
+    modalities: Annotated[int, typer.Option(help="Image channels.")] = 4,
+    regions: Annotated[int, typer.Option(help="Channels of the logits.")] = 3,
+    filters: Annotated[int, typer.Option(help="Channels at full resolution.")] = 32,
+    shape: Annotated[str, typer.Option(help="Image in voxels, as D,H,W.")] = "160,192,128",
+) -> None:
+    """Parameters and multiply-adds: each backbone alone, with the edge stream, alone and larger."""
+    from egcnn.comparison import networks as compute
+
+    size = _triple("--shape", shape)
+    for line in compute(modalities, regions, filters, size):
+        print(line)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from egcnn.data.case import Case, Dataset, Normalization, Spacing, open_volume
 from egcnn.errors import InputError
 from egcnn.inference import STRIDE, check_precision, choose_device, default_precision
 from egcnn.losses import Reduction, Support
-from egcnn.nn.edge_stream import Gate, GateActivation
+from egcnn.nn.edge_stream import Gate, GateActivation, Seed, Upsampling
+from egcnn.nn.egcnn import EdgeHead
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class TrainingConfig:
         dropout: drop-out probability after the first convolution.
         gate: ``"channel"`` or ``"voxel"`` (Eq. 2).
         gate_activation: ``"relu_sigmoid"`` (Eq. 1) or ``"sigmoid"``.
+        edge_channels: width of the edge stream; ``filters`` if None.
+        residual_kernel: see ``egcnn.nn.EdgeStream``.
+        upsampling: see ``egcnn.nn.EdgeStream``.
+        edge_seed: ``seed`` of ``egcnn.nn.EdgeStream``.
+        edge_head: ``"region"`` or ``"union"``, see ``egcnn.nn.EGCNN``.
         patch: voxels ``(D, H, W)`` of a training patch, in RAS axes.
         spacing: voxel size in mm that volumes are resampled to; ``None`` keeps each one's own.
         normalization: ``"zscore"`` or ``"ct"``.
@@ -49,7 +55,10 @@ class TrainingConfig:
         lambda2: weight of the balanced cross entropy within the edge loss (Eq. 5).
         edge_reduction: ``"balanced"``, ``"sum"`` or ``"mean"``, see ``egcnn.losses.EdgeLoss``.
         weight_negatives: see ``egcnn.losses.EdgeLoss``.
+        edge_threshold: Sobel magnitude above which a voxel is an edge of the edge loss.
         tau: temperature of the Gumbel softmax (Eq. 8).
+        tau_end: temperature in the last epoch, reached by equal factors from ``tau`` in the first;
+            None keeps it constant.
         hard: straight-through estimate in the consistency loss.
         support: ``"gt"`` or ``"both"``, where the consistency loss counts.
         overlap: of neighbouring windows in validation.
@@ -67,6 +76,11 @@ class TrainingConfig:
     dropout: float = 0.0
     gate: Gate = "channel"
     gate_activation: GateActivation = "relu_sigmoid"
+    edge_channels: int | None = None
+    residual_kernel: bool = False
+    upsampling: Upsampling = "trilinear"
+    edge_seed: Seed = "decoder"
+    edge_head: EdgeHead = "region"
     spacing: Spacing | None = (1.0, 1.0, 1.0)
     normalization: Normalization = "zscore"
     flip_axes: tuple[int, ...] = (0, 1, 2)
@@ -85,7 +99,9 @@ class TrainingConfig:
     lambda2: float = 0.5
     edge_reduction: Reduction = "balanced"
     weight_negatives: bool = True
+    edge_threshold: float = 0.0
     tau: float = 0.5
+    tau_end: float | None = None
     hard: bool = True
     support: Support = "gt"
     overlap: float = 0.5
@@ -111,7 +127,39 @@ class TrainingConfig:
                 f"batch_size: {self.batch_size} does not divide among {self.devices} devices; "
                 "wanted a multiple"
             )
+        for name in ("tau", "tau_end"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name}: {value}; wanted a temperature above 0")
         check_precision(self.precision)
+
+    def temperature(self, epoch: int) -> float:
+        """The Gumbel softmax's in an epoch, counted from 0."""
+        if self.tau_end is None or self.epochs == 1:
+            return self.tau
+        return self.tau * (self.tau_end / self.tau) ** (epoch / (self.epochs - 1))
+
+    def parse(self, settings: Sequence[str]) -> TrainingConfig:
+        """This configuration with entries changed by ``NAME=VALUE`` texts, values as in JSON.
+
+        Raises:
+            InputError: no such entry, or a value of another kind than the entry's.
+        """
+        changes: dict[str, Any] = {}
+        for text in settings:
+            name, _, value = (part.strip() for part in text.partition("="))
+            known = {item.name: str(item.type) for item in fields(self)}
+            if name not in known:
+                raise InputError(
+                    f"--set {text}: there is no entry {name!r}; wanted one of "
+                    f"{', '.join(sorted(known))}"
+                )
+            try:
+                changes[name] = _read(value, known[name])
+            except ValueError:
+                kind = known[name].split(" | ")[0]
+                raise InputError(f"--set {text}: {value!r}; wanted {kind}") from None
+        return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; the inverse of :meth:`from_dict`."""
@@ -130,6 +178,24 @@ class TrainingConfig:
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
         }
         return cls(**values)
+
+
+def _read(text: str, kind: str) -> Any:
+    """A value as the annotation of a field wants it."""
+    if "None" in kind and text == "null":
+        return None
+    if kind.startswith("bool"):
+        if text not in ("true", "false"):
+            raise ValueError(text)
+        return text == "true"
+    if kind.startswith("int"):
+        return int(text)
+    if kind.startswith("float"):
+        return float(text)
+    if kind.startswith(("tuple", "Spacing")):
+        number = float if kind.startswith("Spacing") else int
+        return tuple(number(part) for part in text.strip("[]()").split(",") if part.strip())
+    return text
 
 
 def plan(dataset: Dataset, device: torch.device | None = None) -> TrainingConfig:

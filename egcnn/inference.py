@@ -198,7 +198,8 @@ def predict_case(
 
     found = back(probabilities)
     found_edges = None if edges is None else back(edges).numpy()
-    reported = list(trained.regions.foreground)
+    union = found_edges is not None and len(found_edges) == 1
+    reported = [0] if union else list(trained.regions.foreground)
     return Prediction(
         labels=trained.regions.decode(found[None])[0, 0].numpy().astype(np.int16, copy=False),
         probabilities=found.numpy(),

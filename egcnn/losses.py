@@ -212,6 +212,7 @@ class EGCNNLoss(nn.Module):
         tau: see :class:`ConsistencyLoss`.
         hard: see :class:`ConsistencyLoss`.
         support: see :class:`ConsistencyLoss`.
+        edge_threshold: Sobel magnitude above which a voxel is an edge of the edge loss.
         eps: of both Dice losses.
 
     Raises:
@@ -233,10 +234,12 @@ class EGCNNLoss(nn.Module):
         tau: float = 0.5,
         hard: bool = True,
         support: Support = "gt",
+        edge_threshold: float = 0.0,
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.regions = regions
+        self.edge_threshold = edge_threshold
         self.weights = {"semantic": semantic, "consistency": consistency, "edge": edge}
         self.semantic = DiceLoss(
             activation=regions.activation, eps=eps, include_background=include_background
@@ -262,8 +265,8 @@ class EGCNNLoss(nn.Module):
 
         Args:
             segmentation: logits and edge logits, each ``(B, R, D, H, W)``, as
-                :class:`egcnn.nn.Segmentation` holds them; edge logits None (no edge stream) leave
-                the semantic term alone.
+                :class:`egcnn.nn.Segmentation` holds them; edge logits ``(B, 1, D, H, W)`` are
+                those of any region's edge; None (no edge stream) leaves the semantic term alone.
             labels: integer label map ``(B, 1, D, H, W)``.
             seed: of the consistency loss's noise; None draws one.
 
@@ -283,6 +286,9 @@ class EGCNNLoss(nn.Module):
             target = self.regions.classes(labels) if softmax else masks
             terms["consistency"] = self.consistency(logits, target, seed)
         if edge_logits is not None and self.weights["edge"] != 0:
-            terms["edge"] = self.edge(edge_logits, ops.sobel_edges(masks))
+            edges = ops.sobel_edges(masks, threshold=self.edge_threshold)
+            if edge_logits.shape[1] == 1:
+                edges = edges.amax(1, keepdim=True)
+            terms["edge"] = self.edge(edge_logits, edges)
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": total, **terms}

@@ -14,7 +14,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -47,6 +49,25 @@ _LOGS = "tensorboard"
 _LOSSES = ("loss", "semantic", "consistency", "edge")
 
 
+def network_spec(config: TrainingConfig, dataset: Dataset) -> NetworkSpec:
+    """The network that ``config`` trains on ``dataset``."""
+    return NetworkSpec(
+        in_channels=len(dataset.modalities),
+        out_channels=len(dataset.regions),
+        backbone=config.backbone,
+        edge=config.edge,
+        filters=config.filters,
+        dropout=config.dropout,
+        gate=config.gate,
+        gate_activation=config.gate_activation,
+        edge_channels=config.edge_channels,
+        residual_kernel=config.residual_kernel,
+        upsampling=config.upsampling,
+        edge_seed=config.edge_seed,
+        edge_head=config.edge_head,
+    )
+
+
 class SegmentationTask(L.LightningModule):
     """The network, its losses (Eq. 3), Adam with the polynomial rate (Eq. 9), and validation.
 
@@ -62,16 +83,7 @@ class SegmentationTask(L.LightningModule):
         super().__init__()
         self.config = config
         self.regions = dataset.regions
-        spec = NetworkSpec(
-            in_channels=len(dataset.modalities),
-            out_channels=len(dataset.regions),
-            backbone=config.backbone,
-            edge=config.edge,
-            filters=config.filters,
-            dropout=config.dropout,
-            gate=config.gate,
-            gate_activation=config.gate_activation,
-        )
+        spec = network_spec(config, dataset)
         torch.manual_seed(config.seed)
         network = build_network(spec)
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -98,12 +110,17 @@ class SegmentationTask(L.LightningModule):
             tau=config.tau,
             hard=config.hard,
             support=config.support,
+            edge_threshold=config.edge_threshold,
         )
 
     def forward(self, image: Tensor) -> Segmentation:
         """Images ``(B, M, D, H, W)`` to logits and edge logits."""
         output = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         return output if isinstance(output, Segmentation) else Segmentation(output, None)
+
+    def on_train_epoch_start(self) -> None:
+        """Set the temperature of Eq. 8."""
+        self.loss.consistency.tau = self.config.temperature(self.current_epoch)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step on ``{"image", "label"}``; the loss of Eq. 3."""
@@ -178,6 +195,7 @@ class _History(Callback):
         self.quiet = quiet
         self.rows: list[dict[str, float]] = []
         self.started = 0.0
+        self.steps: list[float] = []
         self.lr = 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -187,8 +205,12 @@ class _History(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = time.perf_counter()
+        self.steps = [self.started]
         # When the epoch ends, its scheduler has moved on already.
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps.append(time.perf_counter())
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         found = trainer.callback_metrics
@@ -201,6 +223,8 @@ class _History(Callback):
         for name in self.regions:
             row[f"dice_{name}"] = float(found[f"dice_{name}"])
         row["lr"] = self.lr
+        steps = [after - before for before, after in pairwise(self.steps)]
+        row["step_seconds"] = round(median(steps), 4)
         row["seconds"] = round(time.perf_counter() - self.started, 3)
         self.rows.append(row)
         if trainer.is_global_zero:

@@ -87,3 +87,52 @@ def test_config_round_trip_and_unknown_entries() -> None:
     assert TrainingConfig.from_dict(plain) == CONFIG
     with pytest.raises(InputError, match="unknown entries colour"):
         TrainingConfig.from_dict({**plain, "colour": "red"})
+
+
+def test_settings_as_text() -> None:
+    changed = CONFIG.parse(
+        [
+            "hard=false",
+            "lr = 2e-3",
+            "epochs=7",
+            "edge_channels=5",
+            "spacing=1,1,2.5",
+            "patch=[8,8,8]",
+            "gate=voxel",
+            "tau_end=0.1",
+        ]
+    )
+    assert changed == replace(
+        CONFIG,
+        hard=False,
+        lr=2e-3,
+        epochs=7,
+        edge_channels=5,
+        spacing=(1.0, 1.0, 2.5),
+        patch=(8, 8, 8),
+        gate="voxel",
+        tau_end=0.1,
+    )
+    assert changed.parse(["edge_channels=null"]).edge_channels is None
+    assert CONFIG.parse([]) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour=red", "there is no entry 'colour'; wanted one of .*weight_negatives"),
+        ("epochs", "--set epochs: ''; wanted int"),
+        ("epochs=two", "--set epochs=two: 'two'; wanted int"),
+        ("hard=yes", "'yes'; wanted bool"),
+        ("tau_end=0", "tau_end: 0.0; wanted a temperature above 0"),
+    ],
+)
+def test_rejected_settings(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CONFIG.parse([text])
+
+
+def test_temperature_falls_by_equal_factors() -> None:
+    config = replace(CONFIG, epochs=3, tau=1.0, tau_end=0.25)
+    assert [config.temperature(epoch) for epoch in range(3)] == pytest.approx([1, 0.5, 0.25])
+    assert replace(CONFIG, tau=0.7).temperature(5) == 0.7

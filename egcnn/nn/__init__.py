@@ -1,4 +1,4 @@
-"""Networks: Seg-Net, the edge stream, and EG-CNN around a backbone."""
+"""Networks: U-Net, V-Net, Seg-Net, the edge stream, and EG-CNN around any encoder-decoder."""
 
 from egcnn.nn.backbone import Backbone, Features
 from egcnn.nn.blocks import ResidualBlock
@@ -6,6 +6,9 @@ from egcnn.nn.edge_stream import EdgeGate, EdgeStream
 from egcnn.nn.egcnn import EGCNN, Segmentation
 from egcnn.nn.norm import NormReLU
 from egcnn.nn.segnet import SegNet
+from egcnn.nn.taps import Taps, candidates
+from egcnn.nn.unet import UNet
+from egcnn.nn.vnet import VNet
 
 __all__ = [
     "EGCNN",
@@ -17,4 +20,8 @@ __all__ = [
     "ResidualBlock",
     "SegNet",
     "Segmentation",
+    "Taps",
+    "UNet",
+    "VNet",
+    "candidates",
 ]

@@ -37,9 +37,27 @@ class Conv3x3x3(nn.Conv3d):
 _SAFE_SIZE = 3
 
 
-def resize(x: Tensor, like: Tensor) -> Tensor:
-    """Trilinear resampling (``align_corners=False``) of ``x`` to the size of ``like``."""
-    return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
+def resize(x: Tensor, like: Tensor, mode: str = "trilinear") -> Tensor:
+    """``x`` at the size of ``like``, trilinear (``align_corners=False``) or nearest."""
+    corners = False if mode == "trilinear" else None
+    return F.interpolate(x, size=like.shape[2:], mode=mode, align_corners=corners)
+
+
+class UpConv(nn.ConvTranspose3d):
+    """Transposed 2x2x2 convolution that doubles the size.
+
+    Args:
+        in_channels: channels of the input ``(B, in_channels, D, H, W)``.
+        out_channels: channels of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 2, stride=2)
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:  # type: ignore[override]
+        """``(B, in_channels, D, H, W)`` to the size of ``like``, which may be odd."""
+        depth, height, width = like.shape[2:]
+        return super().forward(x)[:, :, :depth, :height, :width]
 
 
 class ResidualBlock(nn.Module):

@@ -15,6 +15,8 @@ from egcnn.nn.blocks import ResidualBlock, resize
 
 Gate = Literal["channel", "voxel"]
 GateActivation = Literal["relu_sigmoid", "sigmoid"]
+Upsampling = Literal["trilinear", "nearest"]
+Seed = Literal["decoder", "encoder"]
 
 
 class EdgeGate(nn.Module):
@@ -82,9 +84,14 @@ class EdgeStream(nn.Module):
         edge_channels: width of the stream at all resolutions; the finest encoder width if None.
         gate: see :class:`EdgeGate`.
         activation: see :class:`EdgeGate`.
+        residual_kernel: after each gate a 1x1x1 convolution, the "residual layer with kernel w_r"
+            that the text has and Eq. (2) has not.
+        upsampling: between resolutions, ``"trilinear"`` or ``"nearest"``.
+        seed: what the stream starts from: ``"decoder"``, the first up-sampled decoder feature, or
+            ``"encoder"``, the coarsest encoder feature.
 
     Raises:
-        InputError: no encoder resolution, or an option of :class:`EdgeGate` that it rejects.
+        InputError: no encoder resolution, or an option that is unknown.
     """
 
     def __init__(
@@ -96,18 +103,33 @@ class EdgeStream(nn.Module):
         edge_channels: int | None = None,
         gate: Gate = "channel",
         activation: GateActivation = "relu_sigmoid",
+        residual_kernel: bool = False,
+        upsampling: Upsampling = "trilinear",
+        seed: Seed = "decoder",
     ) -> None:
         super().__init__()
+        if upsampling not in ("trilinear", "nearest"):
+            raise InputError(
+                f"EdgeStream: upsampling is {upsampling!r}; wanted 'trilinear' or 'nearest'"
+            )
+        if seed not in ("decoder", "encoder"):
+            raise InputError(f"EdgeStream: seed is {seed!r}; wanted 'decoder' or 'encoder'")
         if not main_channels:
             raise InputError("EdgeStream: main_channels is empty; wanted one entry per resolution")
         width = main_channels[0] if edge_channels is None else edge_channels
         if width < 1:
             raise InputError(f"EdgeStream: edge_channels is {width}; wanted at least 1")
-        inputs = [seed_channels] + [width] * (len(main_channels) - 1)
+        self.upsampling = upsampling
+        self.seed = seed
+        first = seed_channels if seed == "decoder" else main_channels[-1]
+        inputs = [first] + [width] * (len(main_channels) - 1)
         self.blocks = nn.ModuleList(ResidualBlock(channels, width) for channels in inputs)
         self.gates = nn.ModuleList(
             EdgeGate(width, channels, gate=gate, activation=activation)
             for channels in reversed(main_channels)
+        )
+        self.kernels = nn.ModuleList(
+            nn.Conv3d(width, width, 1) if residual_kernel else nn.Identity() for _ in main_channels
         )
         self.head = nn.Conv3d(width, regions, 1)
 
@@ -118,10 +140,11 @@ class EdgeStream(nn.Module):
             encoder: features ``(B, main_channels[i], D_i, H_i, W_i)``, fine to coarse.
             decoder: the first up-sampled decoder feature ``(B, seed_channels, D_j, H_j, W_j)``.
         """
-        e = decoder
-        for block, gate, m in zip(self.blocks, self.gates, reversed(encoder), strict=True):
+        e = decoder if self.seed == "decoder" else encoder[-1]
+        layers = zip(self.blocks, self.gates, self.kernels, reversed(encoder), strict=True)
+        for block, gate, kernel, m in layers:
             e = block(e)
             if e.shape[2:] != m.shape[2:]:
-                e = resize(e, m)
-            e = gate(e, m)
+                e = resize(e, m, self.upsampling)
+            e = kernel(gate(e, m))
         return self.head(e)

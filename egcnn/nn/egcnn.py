@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from egcnn.errors import InputError
 from egcnn.nn.backbone import Backbone
-from egcnn.nn.edge_stream import EdgeStream, Gate, GateActivation
+from egcnn.nn.blocks import resize
+from egcnn.nn.edge_stream import EdgeStream, Gate, GateActivation, Seed, Upsampling
+from egcnn.nn.taps import Tapped, Taps
+
+EdgeHead = Literal["region", "union"]
 
 
 class Segmentation(NamedTuple):
@@ -16,7 +22,8 @@ class Segmentation(NamedTuple):
 
     Attributes:
         logits: one channel per region, ``(B, R, D, H, W)``.
-        edge_logits: logits of the regions' edges, ``(B, R, D, H, W)``; None without edge stream.
+        edge_logits: logits of the regions' edges, ``(B, R, D, H, W)``, or of their union,
+            ``(B, 1, D, H, W)``; None without edge stream.
     """
 
     logits: Tensor
@@ -30,37 +37,75 @@ class EGCNN(nn.Module):
     which starts as the identity on the backbone's logits: a trained backbone loses nothing.
 
     Args:
-        backbone: the main stream.
+        backbone: the main stream: a :class:`egcnn.nn.Backbone`, or any module that maps images
+            to logits ``(B, R, D, H, W)``, which is left as it is (``backbone.*`` in the state
+            dict has its own names).
+        taps: where somebody else's backbone is tapped, :class:`egcnn.nn.Taps` or ``{"encoder":
+            [names, fine to coarse], "decoder": name}``; None finds it by one probing pass.
+        example: input of the probing pass, or its shape ``(B, C, D, H, W)``; see
+            :class:`egcnn.nn.taps.Tapped`.
         gate: see :class:`egcnn.nn.EdgeGate`.
         activation: see :class:`egcnn.nn.EdgeGate`.
         edge_channels: width of the edge stream; the backbone's finest width if None.
+        residual_kernel: see :class:`egcnn.nn.EdgeStream`.
+        upsampling: see :class:`egcnn.nn.EdgeStream`.
+        seed: see :class:`egcnn.nn.EdgeStream`.
+        edge_head: ``"region"``, edge logits for each region, or ``"union"``, one for all.
+
+    Raises:
+        InputError: taps that cannot be found or do not fit, or an unknown option.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: nn.Module,
         *,
+        taps: Taps | dict[str, Any] | None = None,
+        example: Tensor | Sequence[int] | None = None,
         gate: Gate = "channel",
         activation: GateActivation = "relu_sigmoid",
         edge_channels: int | None = None,
+        residual_kernel: bool = False,
+        upsampling: Upsampling = "trilinear",
+        seed: Seed = "decoder",
+        edge_head: EdgeHead = "region",
     ) -> None:
         super().__init__()
-        regions = backbone.out_channels
+        if edge_head not in ("region", "union"):
+            raise InputError(f"EGCNN: edge_head is {edge_head!r}; wanted 'region' or 'union'")
         self.backbone = backbone
+        self.tapped = None if isinstance(backbone, Backbone) else Tapped(backbone, taps, example)
+        source: Any = self.tapped or backbone
+        regions = source.out_channels
+        edges = regions if edge_head == "region" else 1
         self.edge_stream = EdgeStream(
-            backbone.encoder_channels,
-            backbone.decoder_channels,
-            regions,
+            source.encoder_channels,
+            source.decoder_channels,
+            edges,
             edge_channels=edge_channels,
             gate=gate,
             activation=activation,
+            residual_kernel=residual_kernel,
+            upsampling=upsampling,
+            seed=seed,
         )
-        self.fusion = nn.Conv3d(2 * regions, regions, 1)
-        nn.init.dirac_(self.fusion.weight)
+        # What the fusion adds to the backbone's logits: their sum is the 1x1x1 convolution of
+        # Figure 1, and exactly the identity at first, whatever precision convolutions have.
+        self.fusion = nn.Conv3d(regions + edges, regions, 1)
+        nn.init.zeros_(self.fusion.weight)
         nn.init.zeros_(self.fusion.bias)  # type: ignore[arg-type]
+        like = next(backbone.parameters(), None)
+        if like is not None:
+            self.to(like.device, like.dtype)
 
     def forward(self, x: Tensor) -> Segmentation:
         """Images ``(B, in_channels, D, H, W)`` to fused logits and edge logits."""
-        encoder, decoder, logits = self.backbone.features(x)
+        if self.tapped is not None:
+            encoder, decoder, logits = self.tapped.features(self.backbone, x)
+        else:
+            encoder, decoder, logits = self.backbone.features(x)  # type: ignore[operator]
         edge_logits = self.edge_stream(encoder, decoder)
-        return Segmentation(self.fusion(torch.cat([logits, edge_logits], 1)), edge_logits)
+        if edge_logits.shape[2:] != logits.shape[2:]:
+            # An encoder that begins with a stride has no feature at the images' own resolution.
+            edge_logits = resize(edge_logits, logits)
+        return Segmentation(logits + self.fusion(torch.cat([logits, edge_logits], 1)), edge_logits)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from egcnn.errors import InputError
-from egcnn.nn.backbone import Backbone, Features
+from egcnn.nn.backbone import Backbone, Features, check_input, check_sizes
 from egcnn.nn.blocks import Conv3x3x3, ResidualBlock, resize
 from egcnn.nn.norm import NormReLU
 
@@ -43,26 +42,7 @@ class SegNet(Backbone):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("filters", filters),
-        ):
-            if value < 1:
-                raise InputError(f"SegNet: {name} is {value}; wanted at least 1")
-        if len(blocks_down) < 2 or min(blocks_down) < 1:
-            raise InputError(
-                f"SegNet: blocks_down is {tuple(blocks_down)}; wanted at least two resolutions "
-                "with at least one block each"
-            )
-        if len(blocks_up) != len(blocks_down) - 1 or min(blocks_up) < 1:
-            raise InputError(
-                f"SegNet: blocks_up is {tuple(blocks_up)}; wanted {len(blocks_down) - 1} entries "
-                "of at least 1, one fewer than blocks_down"
-            )
-        if not 0 <= dropout < 1:
-            raise InputError(f"SegNet: dropout is {dropout}; wanted a rate in [0, 1)")
-
+        check_sizes("SegNet", in_channels, out_channels, filters, blocks_down, blocks_up, dropout)
         widths = tuple(filters << level for level in range(len(blocks_down)))
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -89,11 +69,7 @@ class SegNet(Backbone):
 
     def features(self, x: Tensor) -> Features:
         """Images ``(B, in_channels, D, H, W)`` to encoder and decoder taps and logits."""
-        if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise InputError(
-                f"SegNet: the input has shape {tuple(x.shape)}; "
-                f"wanted (B, {self.in_channels}, D, H, W)"
-            )
+        check_input("SegNet", x, self.in_channels)
         encoded: list[Tensor] = []
         h = self.stem(x)
         for stage in self.encoder:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from egcnn.losses import EGCNNLoss
-from egcnn.nn import EGCNN, Features, Segmentation, SegNet
+from egcnn import ops
+from egcnn.errors import InputError
+from egcnn.losses import EdgeLoss, EGCNNLoss
+from egcnn.nn import EGCNN, Features, Segmentation, SegNet, UNet, VNet
 from egcnn.nn.backbone import Backbone
 from egcnn.regions import Regions
 
@@ -15,10 +19,10 @@ CLASSES = Regions(("background", "a", "b"), ((0,), (1,), (2,)), "softmax")
 NESTED = Regions(("outer", "inner"), ((1, 2), (2,)), "sigmoid")
 
 
-def small(out_channels: int = 3, **options: str) -> EGCNN:
+def small(out_channels: int = 3, backbone: type[Backbone] = SegNet, **options: Any) -> EGCNN:
     torch.manual_seed(0)
-    backbone = SegNet(2, out_channels, filters=4, blocks_down=(1, 1, 1), blocks_up=(1, 1))
-    return EGCNN(backbone, **options)  # type: ignore[arg-type]
+    sizes: Any = {"filters": 4, "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
+    return EGCNN(backbone(2, out_channels, **sizes), **options)  # type: ignore[call-arg]
 
 
 def nested_boxes(batch: int, size: tuple[int, int, int]) -> Tensor:
@@ -59,16 +63,19 @@ def test_fusion_by_hand() -> None:
     net.fusion.weight.data.copy_(
         torch.tensor([[1.0, 2, 3, 4], [0, 1, -1, 0.5]]).view(2, 4, 1, 1, 1)
     )
-    # Logits 3, 6 and edge logits 10, 20: 3 + 12 + 30 + 80 and 6 - 10 + 10.
+    # Logits 3, 6 and edge logits 10, 20: 3 + 12 + 30 + 80 and 6 - 10 + 10, beside the logits.
     logits, edge_logits = net(x)
-    assert logits.flatten().tolist() == pytest.approx([125, 6])
+    assert logits.flatten().tolist() == pytest.approx([3 + 125, 6 + 6])
     assert edge_logits.flatten().tolist() == pytest.approx([10, 20])
 
 
 @pytest.mark.parametrize("regions", [CLASSES, NESTED], ids=["softmax", "sigmoid"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_gradients_reach_every_parameter(regions: Regions, layout: torch.memory_format) -> None:
-    net = small(len(regions)).to(memory_format=layout)
+@pytest.mark.parametrize("backbone", [SegNet, UNet, VNet])
+def test_gradients_reach_every_parameter(
+    regions: Regions, layout: torch.memory_format, backbone: type[Backbone]
+) -> None:
+    net = small(len(regions), backbone).to(memory_format=layout)
     x = torch.randn(2, 2, 8, 12, 8).contiguous(memory_format=layout)
     EGCNNLoss(regions)(net(x), nested_boxes(2, (8, 12, 8)), seed=1)["loss"].backward()
     parts = set()
@@ -96,11 +103,24 @@ def test_the_semantic_loss_reaches_the_edge_stream_once_fusion_has_moved() -> No
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 2, 3), (7, 11, 13)])
 @pytest.mark.parametrize("gate", ["channel", "voxel"])
-@pytest.mark.parametrize("activation", ["relu_sigmoid", "sigmoid"])
-def test_any_size_and_option(size: tuple[int, int, int], gate: str, activation: str) -> None:
-    net = small(gate=gate, activation=activation)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"activation": "sigmoid"},
+        {"residual_kernel": True},
+        {"upsampling": "nearest"},
+        {"seed": "encoder"},
+        {"edge_head": "union"},
+        {"edge_channels": 3},
+    ],
+    ids=str,
+)
+def test_any_size_and_option(size: tuple[int, int, int], gate: str, options: Any) -> None:
+    net = small(gate=gate, **options)
     logits, edge_logits = net(torch.randn(1, 2, *size))
-    assert logits.shape == edge_logits.shape == (1, 3, *size)
+    assert logits.shape == (1, 3, *size)
+    assert edge_logits.shape == (1, 1 if "edge_head" in options else 3, *size)
     labels = torch.randint(0, 3, (1, 1, *size), dtype=torch.uint8)
     terms = EGCNNLoss(CLASSES)((logits, edge_logits), labels, seed=0)
     terms["loss"].backward()
@@ -141,8 +161,9 @@ def test_channels_last_is_kept_and_gives_the_same() -> None:
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
-def test_compiles_whole() -> None:
-    net = small()
+@pytest.mark.parametrize("backbone", [SegNet, UNet, VNet])
+def test_compiles_whole(backbone: type[Backbone]) -> None:
+    net = small(backbone=backbone)
     x = torch.randn(1, 2, 6, 5, 7)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     wanted = net(x)
@@ -166,3 +187,43 @@ def test_state_dict_round_trip() -> None:
     x = torch.randn(1, 2, 4, 4, 4)
     for a, b in zip(net(x), other(x), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"edge_head": "all"}, "edge_head is 'all'"),
+        ({"upsampling": "cubic"}, "upsampling is 'cubic'"),
+        ({"seed": "image"}, "seed is 'image'"),
+    ],
+)
+def test_rejected_options(options: Any, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        small(**options)
+
+
+def test_the_residual_kernel_follows_each_gate() -> None:
+    plain, mixed = small(), small(residual_kernel=True)
+    mixed.load_state_dict(plain.state_dict(), strict=False)
+    for kernel in mixed.edge_stream.kernels:
+        nn.init.dirac_(kernel.weight)
+        nn.init.zeros_(kernel.bias)
+    x = torch.randn(1, 2, 5, 6, 7)
+    torch.testing.assert_close(mixed(x), plain(x))
+    mixed.edge_stream.kernels[-1].weight.data *= 2
+    head = plain.edge_stream.head
+    # The last kernel's factor 2 reaches the edge logits, but for their bias.
+    bias = head.bias.view(1, -1, 1, 1, 1)
+    torch.testing.assert_close(
+        mixed(x).edge_logits - bias, 2 * (plain(x).edge_logits - bias), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_union_edges_are_those_of_any_region() -> None:
+    edge_logits = torch.randn(1, 1, 8, 9, 7)
+    labels = nested_boxes(1, (8, 9, 7))
+    loss = EGCNNLoss(NESTED, semantic=0, consistency=0)
+    found = loss((torch.zeros(1, 2, 8, 9, 7), edge_logits), labels)["edge"]
+    edges = ops.sobel_edges(labels, NESTED.labels)
+    union = edges[:, :1] | edges[:, 1:]
+    assert found.item() == pytest.approx(EdgeLoss()(edge_logits, union).item())

@@ -1,4 +1,4 @@
-"""Seg-Net: its taps, any size, its rejections."""
+"""Seg-Net, U-Net, V-Net: their taps, any size, their rejections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from egcnn.errors import InputError
-from egcnn.nn import ResidualBlock, SegNet
+from egcnn.nn import ResidualBlock, SegNet, UNet, VNet
+
+every_backbone = pytest.mark.parametrize("backbone", [SegNet, UNet, VNet])
 
 
 def test_the_papers_configuration() -> None:
@@ -29,8 +31,9 @@ def test_the_papers_configuration() -> None:
     assert sum(p.numel() for p in net.parameters()) == wanted
 
 
-def test_taps() -> None:
-    net = SegNet(2, 3, filters=4)
+@every_backbone
+def test_taps(backbone: Any) -> None:
+    net = backbone(2, 3, filters=4)
     features = net.features(torch.randn(2, 2, 16, 24, 8))
     assert [tuple(f.shape) for f in features.encoder] == [
         (2, 4, 16, 24, 8),
@@ -43,13 +46,17 @@ def test_taps() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 1, 3), (7, 11, 13), (8, 9, 17)])
-def test_any_size_trains(size: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+@every_backbone
+def test_any_size_trains(backbone: Any, size: tuple[int, int, int], autocast: bool) -> None:
     torch.manual_seed(0)
-    net = SegNet(1, 2, filters=4, blocks_down=(1, 1, 1), blocks_up=(1, 1))
+    net = backbone(1, 2, filters=4, blocks_down=(1, 1, 1), blocks_up=(1, 1))
     x = torch.randn(1, 1, *size)
-    logits = net(x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = net(x)
     assert logits.shape == (1, 2, *size)
-    assert torch.equal(logits, net.features(x).logits)
+    if not autocast:
+        assert torch.equal(logits, net.features(x).logits)
     logits.square().mean().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
@@ -66,9 +73,10 @@ def test_the_skip_is_added() -> None:
     torch.testing.assert_close(features.logits, net.head(net.decoder[0](features.encoder[0])))
 
 
-def test_dropout_only_while_training() -> None:
+@every_backbone
+def test_dropout_only_while_training(backbone: Any) -> None:
     torch.manual_seed(0)
-    net = SegNet(1, 1, filters=8, blocks_down=(1, 1), blocks_up=(1,), dropout=0.5)
+    net = backbone(1, 1, filters=8, blocks_down=(1, 1), blocks_up=(1,), dropout=0.5)
     x = torch.randn(1, 1, 4, 4, 4)
     assert not torch.equal(net(x), net(x))
     net.eval()
@@ -88,13 +96,51 @@ def test_dropout_only_while_training() -> None:
         ({"dropout": 1.0}, "dropout is 1.0"),
     ],
 )
-def test_rejected_options(options: dict[str, Any], word: str) -> None:
-    with pytest.raises(InputError, match=word):
-        SegNet(**({"in_channels": 1, "out_channels": 1} | options))
+@every_backbone
+def test_rejected_options(backbone: Any, options: dict[str, Any], word: str) -> None:
+    with pytest.raises(InputError, match=f"{backbone.__name__}: {word}"):
+        backbone(**({"in_channels": 1, "out_channels": 1} | options))
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 4, 4, 4), (1, 4, 4, 4)])
-def test_rejected_inputs(shape: tuple[int, ...]) -> None:
-    net = SegNet(1, 1, filters=4)
+@every_backbone
+def test_rejected_inputs(backbone: Any, shape: tuple[int, ...]) -> None:
+    net = backbone(1, 1, filters=4)
     with pytest.raises(InputError, match=r"wanted \(B, 1, D, H, W\)"):
         net(torch.zeros(shape))
+
+
+def test_depth_and_width_are_matched() -> None:
+    counts, convolutions = {}, {}
+    for backbone in (SegNet, UNet, VNet):
+        net = backbone(4, 3)
+        counts[backbone] = sum(p.numel() for p in net.parameters())
+        convolutions[backbone] = sum(
+            m.kernel_size == (3, 3, 3) for m in net.modules() if isinstance(m, nn.Conv3d)
+        )
+        assert net.encoder_channels == (32, 64, 128, 256)
+    assert max(counts.values()) < 1.15 * min(counts.values())
+    # Seg-Net and V-Net go down by strided convolutions, U-Net by pooling; Seg-Net has a stem.
+    assert convolutions == {SegNet: 28, UNet: 24, VNet: 27}
+
+
+def test_unet_by_hand() -> None:
+    net = UNet(1, 1, filters=1, blocks_down=(1, 1), blocks_up=(1,))
+    x = torch.randn(1, 1, 4, 5, 6)
+    fine = net.encoder[0](x)
+    coarse = net.encoder[1](nn.functional.max_pool3d(fine, 2, ceil_mode=True))
+    up = nn.functional.conv_transpose3d(coarse, net.up[0].weight, net.up[0].bias, stride=2)
+    assert up.shape[3] == 6
+    wanted = net.head(net.decoder[0](torch.cat([fine, up[:, :, :, :5]], 1)))
+    torch.testing.assert_close(net(x), wanted)
+
+
+def test_vnet_stages_add_their_input() -> None:
+    net = VNet(1, 2, filters=2, blocks_down=(1, 1), blocks_up=(1,))
+    for name, parameter in net.named_parameters():
+        if ".body." in name:
+            nn.init.zeros_(parameter)
+    x = torch.randn(1, 1, 4, 5, 6)
+    fine = net.encoder[0].skip(x)
+    features = net.features(x)
+    torch.testing.assert_close(features.encoder, (fine, net.down[0](fine)))

@@ -1,0 +1,350 @@
+"""Backbones with and without the edge stream, over several seeds: the paper's Tables 1 and 2."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from egcnn.checkpoint import NetworkSpec, build_network, load, versions
+from egcnn.config import TrainingConfig
+from egcnn.data.case import Dataset, write_volume
+from egcnn.errors import InputError
+from egcnn.files import write_text
+from egcnn.inference import predict_case
+from egcnn.nn.cost import cost
+from egcnn.report import duration, evaluate, write_evaluation
+from egcnn.training import LAST, Existing, fit, network_spec, read_config, read_metrics
+
+#: What is compared, and its title: of every metric the mean over regions counts.
+COMPARED = {"dice": "Dice", "surface_dice": "Surface Dice", "hd95": "HD95 (mm)"}
+#: Written last: a run that has it is finished.
+EVALUATION = Path("predictions", "metrics.json")
+NAMES = {"unet": "U-Net", "vnet": "V-Net", "segnet": "Seg-Net"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: a backbone alone, with the edge stream, or alone and larger."""
+
+    backbone: str
+    edge: bool
+    larger: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of its runs' folders, without the seed."""
+        return self.backbone + ("-egcnn" if self.edge else "-larger" if self.larger else "")
+
+    def config(self, config: TrainingConfig, dataset: Dataset, seed: int) -> TrainingConfig:
+        """The run's hyperparameters."""
+        config = replace(config, backbone=self.backbone, edge=self.edge, seed=seed)
+        if not self.larger:
+            return config
+        return replace(config, filters=larger_filters(network_spec(config, dataset)))
+
+
+def parameters(spec: NetworkSpec) -> int:
+    """How many numbers training adapts."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_network(spec).parameters())
+
+
+def larger_filters(spec: NetworkSpec) -> int:
+    """The narrowest even width at which the backbone alone has as many parameters as EG-CNN.
+
+    The paper's control: does the edge stream help by what it does, or by its parameters?
+    """
+    wanted = parameters(replace(spec, edge=True))
+    filters = spec.filters + spec.filters % 2
+    while parameters(replace(spec, edge=False, filters=filters)) < wanted:
+        filters += 2
+    return filters
+
+
+def networks(modalities: int, regions: int, filters: int, shape: tuple[int, int, int]) -> list[str]:
+    """A Markdown table of what every network costs; see :func:`egcnn.nn.cost.cost`."""
+    lines = [
+        "| network | filters | parameters | multiply-adds |",
+        "|---|---|---|---|",
+    ]
+    for backbone, name in NAMES.items():
+        alone = NetworkSpec(modalities, regions, backbone, edge=False, filters=filters)
+        wrapped = replace(alone, edge=True)
+        larger = replace(alone, filters=larger_filters(wrapped))
+        for title, spec in (
+            (name, alone),
+            (f"{name} + EG-CNN", wrapped),
+            (f"{name}, larger", larger),
+        ):
+            with torch.device("meta"):
+                found = cost(build_network(spec), (1, modalities, *shape))
+            lines.append(
+                f"| {title} | {spec.filters} | {found.parameters / 1e6:.2f} M "
+                f"| {found.multiply_adds / 1e9:.0f} G |"
+            )
+    return lines
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run.
+
+    Args:
+        arm: what was trained.
+        seed: of split, weights, order, augmentation and noise.
+        parameters: of the network.
+        step_seconds: median time of a training step.
+        regions: per region, and for their ``"mean"``, the mean of each metric over held-out cases.
+    """
+
+    arm: Arm
+    seed: int
+    parameters: int
+    step_seconds: float
+    regions: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """EG-CNN minus the backbone alone, paired by seed.
+
+    Args:
+        backbone: or ``"all"``.
+        metric: of :data:`COMPARED`.
+        mean: of the differences.
+        low: lower end of the 95 % confidence interval of the mean (Student's t), or None for a
+            single pair.
+        high: its upper end.
+        pairs: how many there are.
+    """
+
+    backbone: str
+    metric: str
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All finished runs of a comparison."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """What was compared, in the order of the table."""
+        return tuple(dict.fromkeys(result.arm for result in self.results))
+
+    def of(self, arm: Arm) -> list[Result]:
+        """An arm's runs."""
+        return [result for result in self.results if result.arm == arm]
+
+    def differences(self) -> list[Difference]:
+        """What the edge stream changes, per backbone and, of several, for all of them."""
+        by_key = {(r.arm, r.seed): r for r in self.results}
+        found = []
+        backbones = list(dict.fromkeys(arm.backbone for arm in self.arms))
+        for group in [*backbones, *(["all"] if len(backbones) > 1 else [])]:
+            pairs = [
+                (by_key[Arm(b, True), seed], by_key[Arm(b, False), seed])
+                for b in (backbones if group == "all" else [group])
+                for seed in sorted({result.seed for result in self.results})
+                if (Arm(b, True), seed) in by_key and (Arm(b, False), seed) in by_key
+            ]
+            for metric in COMPARED if pairs else ():
+                values = [w.regions["mean"][metric] - a.regions["mean"][metric] for w, a in pairs]
+                found.append(_difference(group, metric, values))
+        return found
+
+
+def _difference(backbone: str, metric: str, values: Sequence[float]) -> Difference:
+    centre, count = mean(values), len(values)
+    if count < 2:
+        return Difference(backbone, metric, centre, None, None, count)
+    half = float(student.ppf(0.975, count - 1)) * stdev(values) / count**0.5
+    return Difference(backbone, metric, centre, centre - half, centre + half, count)
+
+
+def compare(
+    dataset: Dataset,
+    config: TrainingConfig,
+    output: str | Path,
+    *,
+    arms: Sequence[Arm],
+    seeds: int,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Comparison:
+    """Train and evaluate what is missing in ``output``; what is finished there is not repeated.
+
+    Each run is evaluated with its last checkpoint, which no held-out case had a part in choosing,
+    and written to ``OUTPUT/ARM-seedN``. Interrupted ones go on from their last epoch.
+
+    Args:
+        dataset: where the cases are.
+        config: hyperparameters of all runs; backbone, edge stream and seed are set here.
+        output: the comparison's folder.
+        arms: what is compared.
+        seeds: runs of each, with the seeds from 0. Pairs of a seed share the split.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        console: where progress is told; None is silent.
+
+    Raises:
+        InputError: as :func:`egcnn.training.fit`; or a run there was made with other settings.
+    """
+    if seeds < 1:
+        raise InputError(f"seeds: {seeds}; wanted at least 1")
+    if not arms:
+        raise InputError("arms: none; wanted at least one backbone")
+    say = (console or Console(quiet=True)).print
+    todo = [(arm, seed) for seed in range(seeds) for arm in arms]
+    results = []
+    for number, (arm, seed) in enumerate(todo, 1):
+        run = Path(output) / f"{arm.name}-seed{seed}"
+        wanted = arm.config(config, dataset, seed)
+        title = f"run {number} of {len(todo)}, {run.name}"
+        if (run / EVALUATION).is_file():
+            before = read_config(run)["config"]
+            if differs := [k for k, v in wanted.to_dict().items() if before.get(k) != v]:
+                raise InputError(
+                    f"{run}: finished with {differs[0]} {before.get(differs[0])}, now "
+                    f"{wanted.to_dict()[differs[0]]}; wanted the same settings or another folder"
+                )
+            say(f"{title}: finished before", highlight=False)
+        else:
+            say(f"{title}: training", highlight=False)
+            existing: Existing = "resume" if (run / LAST).is_file() else "overwrite"
+            done = fit(wanted, dataset, run, existing=existing, device=device, quiet=True)
+            trained, predictions = load(run / LAST), (run / EVALUATION).parent
+            for case in done.validation:
+                found = predict_case(trained, case)
+                write_volume(found.labels, found.affine, predictions / f"{case.name}.nii.gz")
+            write_evaluation(evaluate(predictions, dataset), predictions)
+            say(f"{title}: done in {duration(done.seconds)}", highlight=False)
+        results.append(_result(arm, seed, run, network_spec(wanted, dataset)))
+    return Comparison(tuple(results))
+
+
+def _result(arm: Arm, seed: int, run: Path, spec: NetworkSpec) -> Result:
+    summary = json.loads((run / EVALUATION).read_text(encoding="utf-8"))["summary"]
+    regions = {
+        region: {metric: values["mean"] for metric, values in row.items()}
+        for region, row in summary.items()
+    }
+    steps = [row["step_seconds"] for row in read_metrics(run / "metrics.csv")]
+    return Result(arm, seed, parameters(spec), median(steps), regions)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    centre = f"{mean(values):.{digits}f}"
+    return f"{centre} ± {stdev(values):.{digits}f}" if len(values) > 1 else centre
+
+
+def rows(comparison: Comparison) -> list[dict[str, str]]:
+    """The paper's table as text: mean ± sample deviation over seeds."""
+    table = []
+    for arm in comparison.arms:
+        runs = comparison.of(arm)
+        regions = [region for region in runs[0].regions if region != "mean"]
+        row = {
+            "Architecture": NAMES[arm.backbone] + (" (larger)" if arm.larger else ""),
+            "Edge stream": "EG-CNN" if arm.edge else "none",
+            "Parameters": f"{runs[0].parameters:,}",
+            "s/step": f"{median(run.step_seconds for run in runs):.3f}",
+            "Average Dice": _spread([run.regions["mean"]["dice"] for run in runs], 4),
+        }
+        for region in regions:
+            row[f"{region} Dice"] = _spread([run.regions[region]["dice"] for run in runs], 4)
+        for metric in ("surface_dice", "hd95"):
+            digits = 2 if metric == "hd95" else 4
+            values = [run.regions["mean"][metric] for run in runs]
+            row[COMPARED[metric]] = _spread(values, digits)
+        table.append(row)
+    return table
+
+
+def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
+    """What the edge stream changes, as text."""
+    table = []
+    for found in comparison.differences():
+        digits = 3 if found.metric == "hd95" else 4
+        interval = (
+            "one pair"
+            if found.low is None or found.high is None
+            else f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
+        )
+        table.append(
+            {
+                "Architecture": NAMES.get(found.backbone, "all"),
+                "Metric": COMPARED[found.metric],
+                "EG-CNN - none": f"{found.mean:+.{digits}f}",
+                "95 % interval": interval,
+                "Pairs": str(found.pairs),
+            }
+        )
+    return table
+
+
+def as_table(title: str, lines: Sequence[dict[str, str]]) -> Table:
+    """Lines of text under their keys, for the terminal."""
+    table = Table(title=title)
+    for index, key in enumerate(lines[0]):
+        table.add_column(key, justify="left" if index < 2 else "right")
+    for line in lines:
+        table.add_row(*line.values())
+    return table
+
+
+def _markdown(lines: Sequence[dict[str, str]]) -> str:
+    head = [" | ".join(lines[0]), " | ".join("---" for _ in lines[0])]
+    return "".join(f"| {line} |\n" for line in [*head, *(" | ".join(r.values()) for r in lines)])
+
+
+def write_comparison(comparison: Comparison, output: str | Path) -> tuple[Path, Path, Path]:
+    """Write ``comparison.md`` (the tables), ``.csv`` (a row per run and region) and ``.json``.
+
+    Returns:
+        the paths of the three files.
+    """
+    output = Path(output)
+    tables = [table for table in (rows(comparison), difference_rows(comparison)) if table]
+    write_text(page := output / "comparison.md", "\n".join(_markdown(table) for table in tables))
+    metrics = list(next(iter(comparison.results[0].regions.values())))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["arm", "seed", "region", *metrics], lineterminator="\n")
+    writer.writeheader()
+    for result in comparison.results:
+        for region, values in result.regions.items():
+            writer.writerow(
+                {"arm": result.arm.name, "seed": result.seed, "region": region, **values}
+            )
+    write_text(sheet := output / "comparison.csv", text.getvalue())
+    data: dict[str, Any] = {
+        "runs": [
+            {
+                "arm": result.arm.name,
+                "seed": result.seed,
+                "parameters": result.parameters,
+                "step_seconds": result.step_seconds,
+                "regions": result.regions,
+            }
+            for result in comparison.results
+        ],
+        "differences": [vars(found) for found in comparison.differences()],
+        "versions": versions(),
+    }
+    write_text(plain := output / "comparison.json", json.dumps(data, indent=1) + "\n")
+    return page, sheet, plain

@@ -1,0 +1,266 @@
+"""Where the edge stream taps somebody else's encoder-decoder: found by probing, or named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from egcnn.errors import InputError
+from egcnn.nn.backbone import Features
+
+
+class Taps(NamedTuple):
+    """Names of modules, as ``named_modules()`` has them, whose outputs the edge stream takes.
+
+    Attributes:
+        encoder: the last feature at each encoder resolution, fine to coarse.
+        decoder: the first up-sampled decoder feature.
+    """
+
+    encoder: tuple[str, ...]
+    decoder: str
+
+
+#: Networks of MONAI in which the encoder's features are not made from fine to coarse.
+KNOWN_TAPS = {
+    "SwinUNETR": Taps(
+        ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10"), "decoder5.transp_conv"
+    ),
+    "UNETR": Taps(("encoder1", "encoder2", "encoder3", "encoder4"), "decoder5.transp_conv"),
+}
+
+
+class Tapped:
+    """Reads the taps of a network while it runs, by forward hooks; the network stays as it is.
+
+    Args:
+        network: any module that maps ``(B, C, D, H, W)`` to logits ``(B, R, D, H, W)``; of a list
+            of outputs (deep supervision) the first counts.
+        taps: where to tap it; None finds them by one probing pass or in :data:`KNOWN_TAPS`.
+        example: the input of the probing pass, or its shape ``(B, C, D, H, W)``. By default 64
+            voxels along each axis, with as many channels as the first convolution takes.
+
+    Attributes:
+        taps: where the network is tapped.
+        encoder_channels: channels of each encoder tap, fine to coarse.
+        decoder_channels: channels of the decoder tap.
+        out_channels: channels of the logits.
+
+    Raises:
+        InputError: the probing pass fails, no taps can be found, or named ones do not fit; the
+            message lists the candidates.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        taps: Taps | dict[str, Any] | None = None,
+        example: Tensor | Sequence[int] | None = None,
+    ) -> None:
+        calls, logits = _probe(network, _example(network, example))
+        if taps is None:
+            known = type(network).__module__.startswith("monai.")
+            taps = KNOWN_TAPS.get(type(network).__name__) if known else None
+        elif isinstance(taps, dict):
+            taps = Taps(tuple(taps["encoder"]), taps["decoder"])
+        self.taps = taps or _find(calls)
+        shapes = _check(self.taps, calls)
+        self.encoder_channels = tuple(shapes[name][0] for name in self.taps.encoder)
+        self.decoder_channels = shapes[self.taps.decoder][0]
+        self.out_channels = logits.shape[1]
+        self._seen: dict[str, Tensor] = {}
+        for name in (*self.taps.encoder, self.taps.decoder):
+            network.get_submodule(name).register_forward_hook(_Hook(name, self._seen))
+
+    def features(self, network: nn.Module, x: Tensor) -> Features:
+        """What ``network`` makes of ``x``: its taps and logits."""
+        logits = _logits(network(x))
+        seen = {name: self._seen.pop(name) for name in (*self.taps.encoder, self.taps.decoder)}
+        encoder = tuple(seen[name] for name in self.taps.encoder)
+        return Features(encoder, seen[self.taps.decoder], logits)
+
+
+def candidates(
+    network: nn.Module, example: Tensor | Sequence[int] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Every module that can be tapped, in the order of the forward pass.
+
+    Args:
+        network: see :class:`Tapped`.
+        example: see :class:`Tapped`.
+
+    Returns:
+        Module name to the shape ``(C, D, H, W)`` of its output.
+    """
+    calls, _ = _probe(network, _example(network, example))
+    return {call.name: call.shape for call in calls}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One module's only call in the probing pass: a volume in its output."""
+
+    name: str
+    shape: tuple[int, ...]
+    output: int  # tells apart which modules hand on the same tensor
+    up_samples: bool
+
+    @property
+    def voxels(self) -> int:
+        return self.shape[1] * self.shape[2] * self.shape[3]
+
+
+# An object, not a closure: a deep copy of the network then fills the copy's own dictionary.
+@dataclass
+class _Hook:
+    name: str
+    seen: dict[str, Tensor]
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.seen[self.name] = output
+
+
+def _example(network: nn.Module, example: Tensor | Sequence[int] | None) -> Tensor:
+    if isinstance(example, Tensor):
+        return example
+    if example is None:
+        convolutions = [m for m in network.modules() if isinstance(m, nn.Conv3d)]
+        if not convolutions:
+            raise InputError(
+                f"EGCNN: {type(network).__name__} has no Conv3d that tells how many channels its "
+                "images have; wanted example=(B, C, D, H, W)"
+            )
+        example = (1, convolutions[0].in_channels, 64, 64, 64)
+    if len(example) != 5:
+        raise InputError(f"EGCNN: example is {tuple(example)}; wanted (B, C, D, H, W)")
+    like = next(network.parameters(), torch.empty(0))
+    # Not torch's generator: whoever seeded it shall not notice the probing.
+    values = torch.linspace(-1, 1, torch.Size(example).numel(), device=like.device)
+    return values.reshape(tuple(example)).to(like.dtype)
+
+
+@contextmanager
+def _undisturbed(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; training mode and random state are put back."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _probe(network: nn.Module, example: Tensor) -> tuple[list[_Call], Tensor]:
+    calls: list[_Call] = []
+    repeated: set[str] = set()
+    kept: list[Tensor] = []  # so that no two live tensors share an id
+
+    def hook(name: str) -> Any:
+        def record(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.ndim != 5:
+                return
+            if any(call.name == name for call in calls):
+                repeated.add(name)
+            kept.append(output)
+            size = output.shape[2:].numel()
+            volumes = [i for i in inputs if isinstance(i, Tensor) and i.ndim == 5]
+            grows = bool(volumes) and all(v.shape[2:].numel() < size for v in volumes)
+            calls.append(_Call(name, tuple(output.shape[1:]), id(output), grows))
+
+        return record
+
+    handles = [m.register_forward_hook(hook(n)) for n, m in network.named_modules() if n]
+    try:
+        with _undisturbed(network):
+            logits = _logits(network(example))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"EGCNN: {type(network).__name__} failed on the probing input of shape "
+            f"{tuple(example.shape)} ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "wanted example=(B, C, D, H, W), a shape that it takes"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [call for call in calls if call.name not in repeated], logits
+
+
+def _logits(output: Any) -> Tensor:
+    while isinstance(output, (list, tuple)) and output:
+        output = output[0]
+    if isinstance(output, Tensor) and output.ndim == 6:
+        output = output[:, 0]  # deep supervision, stacked
+    if not isinstance(output, Tensor) or output.ndim != 5:
+        what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(f"EGCNN: the backbone returned {what}; wanted logits (B, R, D, H, W)")
+    return output
+
+
+def _find(calls: list[_Call]) -> Taps:
+    """Down to the coarsest resolution the last feature at each, then the first that grows again."""
+    # Squeeze-and-excitation pools to one voxel: no resolution of the encoder.
+    volumes = [call for call in calls if call.voxels > 1]
+    if not volumes:
+        raise InputError("EGCNN: no module of the backbone returns a volume; wanted taps={...}")
+    coarsest = min(call.voxels for call in volumes)
+    bottom = next(i for i, call in enumerate(volumes) if call.voxels == coarsest)
+    encoder: list[_Call] = []
+    for call in volumes[:bottom]:
+        while encoder and encoder[-1].voxels <= call.voxels:
+            encoder.pop()
+        encoder.append(call)
+    rest = volumes[bottom:]
+    after = next((i for i, call in enumerate(rest) if call.voxels > coarsest), len(rest))
+    # What an up-sampling module does first, such as narrowing, is the decoder's already.
+    ups = [f"{call.name}." for call in rest if call.up_samples]
+    encoder.append([c for c in rest[:after] if not any(c.name.startswith(u) for u in ups)][-1])
+    growing = [call for call in rest[after:] if call.voxels > coarsest]
+    decoder = next((call for call in growing if call.up_samples), None)
+    # Up-sampled by a function between modules: then what the first module makes of it.
+    decoder = decoder or next(iter(growing), None)
+    if decoder is None or len(encoder) < 2:
+        raise InputError(
+            "EGCNN: the backbone's features do not get coarser and finer again; wanted "
+            f"taps={{'encoder': [fine, ..., coarse], 'decoder': name}} of\n{_listing(volumes)}"
+        )
+    return Taps(tuple(_outermost(call, calls) for call in encoder), _outermost(decoder, calls))
+
+
+def _outermost(call: _Call, calls: list[_Call]) -> str:
+    """The shortest name among the modules that hand on the same tensor."""
+    return min((c.name for c in calls if c.output == call.output), key=len)
+
+
+def _check(taps: Taps, calls: list[_Call]) -> dict[str, tuple[int, ...]]:
+    shapes = {call.name: call.shape for call in calls}
+    for name in (*taps.encoder, taps.decoder):
+        if name not in shapes:
+            raise InputError(
+                f"EGCNN: the backbone has no module {name!r} that is called once and returns a "
+                f"volume; wanted one of\n{_listing(calls)}"
+            )
+    voxels = [torch.Size(shapes[name][1:]).numel() for name in taps.encoder]
+    if not voxels or any(a <= b for a, b in pairwise(voxels)):
+        found = ", ".join(f"{name} {shapes[name]}" for name in taps.encoder)
+        raise InputError(
+            f"EGCNN: the encoder taps are {found or 'none'}; wanted one per resolution, fine to "
+            f"coarse, of\n{_listing(calls)}"
+        )
+    return shapes
+
+
+def _listing(calls: list[_Call]) -> str:
+    """Candidates, one a line; of modules that hand on one tensor the shortest name."""
+    names = dict.fromkeys(_outermost(call, calls) for call in calls)
+    shapes = {call.name: call.shape for call in calls}
+    return "\n".join(f"  {name} {shapes[name]}" for name in names)

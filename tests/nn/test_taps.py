@@ -1,0 +1,257 @@
+"""EG-CNN around somebody else's network: taps by probing or by name, weights, state, errors."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from egcnn.errors import InputError
+from egcnn.losses import EGCNNLoss
+from egcnn.nn import EGCNN, Taps, candidates
+from egcnn.regions import Regions
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from monai.networks import nets
+
+# network, channels of its encoder taps fine to coarse, and of its decoder tap
+MONAI: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "SegResNet": (
+        lambda: nets.SegResNet(spatial_dims=3, in_channels=2, out_channels=3, init_filters=8),
+        (8, 16, 32, 64),
+        32,
+    ),
+    "SegResNetDS": (
+        lambda: nets.SegResNetDS(
+            spatial_dims=3, in_channels=2, out_channels=3, init_filters=8, dsdepth=3
+        ),
+        (8, 16, 32, 64),
+        32,
+    ),
+    "VNet": (
+        lambda: nets.VNet(spatial_dims=3, in_channels=2, out_channels=3),
+        (16, 32, 64, 128, 256),
+        128,
+    ),
+    "UNet": (
+        lambda: nets.UNet(
+            spatial_dims=3,
+            in_channels=2,
+            out_channels=3,
+            channels=(8, 16, 32, 64),
+            strides=(2, 2, 2),
+            num_res_units=2,
+        ),
+        (8, 16, 96),
+        16,
+    ),
+    "BasicUNet": (
+        lambda: nets.BasicUNet(
+            spatial_dims=3, in_channels=2, out_channels=3, features=(8, 8, 16, 32, 64, 8)
+        ),
+        (8, 8, 16, 32, 64),
+        32,
+    ),
+    "AttentionUnet": (
+        lambda: nets.AttentionUnet(
+            spatial_dims=3, in_channels=2, out_channels=3, channels=(8, 16, 32), strides=(2, 2)
+        ),
+        (8, 16, 32),
+        16,
+    ),
+    "DynUNet": (
+        lambda: nets.DynUNet(
+            spatial_dims=3,
+            in_channels=2,
+            out_channels=3,
+            kernel_size=[3] * 4,
+            strides=[1, 2, 2, 2],
+            upsample_kernel_size=[2, 2, 2],
+            filters=[8, 16, 32, 64],
+            deep_supervision=True,
+            deep_supr_num=1,
+        ),
+        (8, 16, 32, 64),
+        32,
+    ),
+    "SwinUNETR": (
+        lambda: nets.SwinUNETR(in_channels=2, out_channels=3, feature_size=12),
+        (12, 12, 24, 48, 192),
+        96,
+    ),
+    "UNETR": (
+        lambda: nets.UNETR(
+            in_channels=2,
+            out_channels=3,
+            img_size=(32, 32, 32),
+            feature_size=8,
+            hidden_size=96,
+            mlp_dim=192,
+            num_heads=4,
+        ),
+        (8, 16, 32, 64),
+        64,
+    ),
+}
+# SwinUNETR halves the size five times, and normalises what is left.
+SIZE = {"SwinUNETR": 64}
+# Their own code stops torch.compile(fullgraph=True), with the edge stream and without.
+NOT_COMPILED = {"BasicUNet", "SwinUNETR"}
+CLASSES = Regions(("background", "a", "b"), ((0,), (1,), (2,)), "softmax")
+
+
+class Plain(nn.Module):
+    """A user's own: functional up-sampling, a convolution that is used twice, batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm3d(4)
+        self.down = nn.Conv3d(4, 8, 3, stride=2, padding=1)
+        self.bottom = nn.Conv3d(8, 8, 1)
+        self.twice = nn.Conv3d(8, 8, 1)
+        self.merge = nn.Conv3d(12, 4, 1)
+        self.head = nn.Conv3d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.norm(self.first(x))
+        coarse = self.twice(self.twice(self.bottom(self.down(fine))))
+        up = nn.functional.interpolate(coarse, size=fine.shape[2:])
+        return self.head(self.merge(torch.cat([fine, up], 1)).relu())
+
+
+@pytest.mark.parametrize("name", MONAI)
+def test_monai_networks(name: str) -> None:
+    make, encoder, decoder = MONAI[name]
+    torch.manual_seed(0)
+    plain = make()
+    size = SIZE.get(name, 32)
+    wrapped = EGCNN(copy.deepcopy(plain), edge_channels=4, example=(1, 2, size, size, size))
+    assert wrapped.tapped is not None
+    assert wrapped.tapped.encoder_channels == encoder
+    assert wrapped.tapped.decoder_channels == decoder
+
+    # Weights go both ways, and at the start the logits are the backbone's own.
+    wrapped.backbone.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 2, size, size, size)
+    plain.eval(), wrapped.eval()
+    with torch.no_grad():
+        wanted = plain(x)
+        assert torch.equal(wrapped(x).logits, wanted)
+        assert torch.equal(copy.deepcopy(wrapped)(x).logits, wanted)
+
+    wrapped.train()
+    segmentation = wrapped(x)
+    labels = torch.zeros(1, 1, size, size, size, dtype=torch.uint8)
+    labels[..., 10:20, 10:20, 10:20] = 1
+    EGCNNLoss(CLASSES)(segmentation, labels, seed=1)["loss"].backward()
+    for parameter_name, parameter in wrapped.named_parameters():
+        # Parameters of UNETR that its own forward does not use.
+        if "norm_cross_attn" not in parameter_name and "cross_attn" not in parameter_name:
+            unused = name in ("SegResNetDS", "DynUNet")  # heads of deep supervision
+            assert parameter.grad is not None or unused, parameter_name
+
+
+@pytest.mark.parametrize("name", MONAI)
+def test_compiles_where_the_network_alone_does(name: str) -> None:
+    torch._dynamo.reset()
+    make, size = MONAI[name][0], SIZE.get(name, 32)
+    wrapped = EGCNN(make(), edge_channels=4, example=(1, 2, size, size, size)).eval()
+    x = torch.randn(1, 2, size, size, size)
+    compiled = torch.compile(wrapped, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        if name in NOT_COMPILED:
+            with pytest.raises(torch._dynamo.exc.Unsupported):
+                torch.compile(make().eval(), fullgraph=True, backend="aot_eager")(x)
+            with pytest.raises(torch._dynamo.exc.Unsupported):
+                compiled(x)
+        else:
+            torch.testing.assert_close(compiled(x), wrapped(x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_users_own_network() -> None:
+    torch.manual_seed(0)
+    wrapped = EGCNN(Plain())
+    assert wrapped.tapped is not None
+    # "twice" is called twice, so that its output is no tap; "merge" is what the first module
+    # makes of the up-sampled feature.
+    assert wrapped.tapped.taps == Taps(("norm", "bottom"), "merge")
+    out = wrapped(torch.randn(2, 1, 7, 9, 5))
+    assert out.logits.shape == out.edge_logits.shape == (2, 2, 7, 9, 5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_probing_leaves_no_trace(training: bool) -> None:
+    network = Plain().train(training)
+    network.down.eval()
+    state = copy.deepcopy(network.state_dict())
+    random = torch.get_rng_state()
+    candidates(network)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
+    assert network.training is training
+    assert network.norm.training is training
+    assert network.down.training is False
+    assert not any(module._forward_hooks for module in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_named_taps_and_seeds_for_the_probing_pass() -> None:
+    taps = {"encoder": ["first", "bottom"], "decoder": "merge"}
+    wrapped = EGCNN(Plain(), taps=taps, example=(1, 1, 6, 4, 8))
+    assert wrapped.tapped is not None
+    assert wrapped.tapped.taps == Taps(("first", "bottom"), "merge")
+    assert wrapped.edge_stream.gates[0].weight_m.shape == (4, 8)
+    logits, _ = wrapped(torch.randn(1, 1, 6, 5, 7))
+    assert logits.shape == (1, 2, 6, 5, 7)
+
+
+def test_state_dict_has_the_backbones_own_names() -> None:
+    plain, wrapped = Plain(), EGCNN(Plain())
+    own = {k.removeprefix("backbone.") for k in wrapped.state_dict() if k.startswith("backbone.")}
+    assert own == set(plain.state_dict())
+
+
+def test_an_encoder_that_starts_with_a_stride() -> None:
+    class Strided(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.interpolate(super().forward(x[..., ::2, ::2, ::2]), x.shape[2:])
+
+    logits, edge_logits = EGCNN(Strided())(torch.randn(1, 1, 8, 12, 16))
+    assert logits.shape == edge_logits.shape == (1, 2, 8, 12, 16)
+
+
+class Wrong(nn.Module):
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 2, 1)
+        self.output = output
+
+    def forward(self, x: Tensor) -> Any:
+        return self.output(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (Plain(), {"taps": Taps(("norm", "nowhere"), "merge")}, "no module 'nowhere' that is"),
+        (Plain(), {"taps": Taps(("norm", "twice"), "merge")}, r"(?s)'twice'.*  bottom \(8, 32"),
+        (Plain(), {"taps": Taps(("bottom", "norm"), "merge")}, "fine to coarse, of\n  first"),
+        (Plain(), {"taps": Taps((), "merge")}, "encoder taps are none"),
+        (Plain(), {"example": (1, 3, 4, 4, 4)}, r"failed on the probing input of shape \(1, 3,"),
+        (Plain(), {"example": (4, 4, 4)}, r"example is \(4, 4, 4\); wanted \(B, C, D, H, W\)"),
+        (Wrong(lambda y: y), {}, "do not get coarser and finer again; wanted taps="),
+        (Wrong(lambda y: y[:, 0, 0]), {}, "returned .*; wanted logits"),
+        (Wrong(lambda y: {"out": y}), {}, "returned dict; wanted logits"),
+        (nn.Identity(), {}, "Identity has no Conv3d"),
+    ],
+)
+def test_rejections(network: nn.Module, options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        EGCNN(network, **options)

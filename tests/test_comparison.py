@@ -1,0 +1,135 @@
+"""egcnn compare: what is missing is run, what is finished is not, and the figures are right."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import ttest_1samp
+
+from egcnn import comparison
+from egcnn.checkpoint import NetworkSpec
+from egcnn.comparison import Arm, Comparison, Result, compare, larger_filters, parameters
+from egcnn.config import TrainingConfig, plan
+from egcnn.data import Dataset, open_dataset
+from egcnn.data.phantom import write_brats
+from egcnn.errors import InputError
+
+ARMS = [Arm("unet", edge=False), Arm("unet", edge=True)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("data")
+    write_brats(root, 3, shape=(16, 18, 17), seed=1)
+    return open_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def config(dataset: Dataset) -> TrainingConfig:
+    return replace(
+        plan(dataset, torch.device("cpu")), patch=(16, 16, 16), filters=2, epochs=1, batch_size=2
+    )
+
+
+def test_runs_what_is_missing(
+    dataset: Dataset, config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    fit = comparison.fit
+
+    def counted(config: TrainingConfig, dataset: Dataset, output: Path, **options: object):
+        trained.append(output.name)
+        if output.name == "unet-egcnn-seed0" and trained.count(output.name) == 1:
+            raise KeyboardInterrupt
+        return fit(config, dataset, output, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(comparison, "fit", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(dataset, config, tmp_path, arms=ARMS, seeds=1)
+    found = compare(dataset, config, tmp_path, arms=ARMS, seeds=1)
+    assert trained == ["unet-seed0", "unet-egcnn-seed0", "unet-egcnn-seed0"]
+    more = compare(dataset, config, tmp_path, arms=ARMS, seeds=2)
+    assert trained[3:] == ["unet-seed1", "unet-egcnn-seed1"]
+    assert more.results[:2] == found.results
+    assert found.results[0].parameters < found.results[1].parameters
+    assert set(found.results[0].regions) == {"WT", "TC", "ET", "mean"}
+
+    page, sheet, plain = comparison.write_comparison(more, tmp_path)
+    assert "| U-Net | EG-CNN |" in page.read_text()
+    assert len(sheet.read_text().splitlines()) == 1 + 4 * 4
+    assert len(json.loads(plain.read_text())["runs"]) == 4
+
+    with pytest.raises(InputError, match=r"unet-seed0: finished with lr 0\.001, now 0\.01"):
+        compare(dataset, replace(config, lr=0.01), tmp_path, arms=ARMS, seeds=1)
+
+
+def _result(arm: Arm, seed: int, dice: float) -> Result:
+    metrics = {"dice": dice, "surface_dice": dice / 2, "hd95": 10 * (1 - dice)}
+    return Result(arm, seed, 1000, 0.1 + seed, {"a": metrics, "mean": metrics})
+
+
+def test_differences_by_hand() -> None:
+    alone, wrapped = [0.80, 0.82, 0.81], [0.83, 0.82, 0.84]
+    results = [_result(ARMS[0], seed, dice) for seed, dice in enumerate(alone)]
+    results += [_result(ARMS[1], seed, dice) for seed, dice in enumerate(wrapped)]
+    found = Comparison(tuple(results)).differences()
+    assert [(d.backbone, d.metric) for d in found] == [
+        ("unet", "dice"),
+        ("unet", "surface_dice"),
+        ("unet", "hd95"),
+    ]
+    wanted = ttest_1samp([b - a for a, b in zip(alone, wrapped, strict=True)], 0)
+    interval = wanted.confidence_interval(0.95)
+    assert found[0].pairs == 3
+    assert found[0].mean == pytest.approx(0.02)
+    assert (found[0].low, found[0].high) == pytest.approx((interval.low, interval.high))
+    assert found[2].mean == pytest.approx(-0.2)
+    table = comparison.difference_rows(Comparison(tuple(results)))
+    assert table[0]["EG-CNN - none"] == "+0.0200"
+
+
+def test_one_pair_has_no_interval_and_unpaired_runs_do_not_count() -> None:
+    results = (_result(ARMS[0], 0, 0.8), _result(ARMS[0], 1, 0.8), _result(ARMS[1], 1, 0.9))
+    found = Comparison(results).differences()[0]
+    assert (found.mean, found.low, found.pairs) == (pytest.approx(0.1), None, 1)
+    assert Comparison(results[:2]).differences() == []
+
+
+def test_several_backbones_are_taken_together_too() -> None:
+    results = tuple(
+        _result(Arm(backbone, edge), 0, 0.8 + 0.1 * edge)
+        for backbone in ("unet", "vnet")
+        for edge in (False, True)
+    )
+    found = Comparison(results).differences()
+    assert [d.pairs for d in found if d.metric == "dice"] == [1, 1, 2]
+    assert found[-1].backbone == "all"
+
+
+def test_rows_hold_mean_and_deviation_over_seeds() -> None:
+    results = (_result(ARMS[0], 0, 0.8), _result(ARMS[0], 1, 0.9))
+    (row,) = comparison.rows(Comparison(results))
+    assert row["Average Dice"] == "0.8500 ± 0.0707"
+    assert row["s/step"] == "0.600"
+    assert row["Edge stream"] == "none"
+
+
+def test_the_larger_network_is_the_narrowest_with_as_many_parameters() -> None:
+    for backbone in ("unet", "vnet", "segnet"):
+        wrapped = NetworkSpec(4, 3, backbone=backbone, filters=8)
+        alone = replace(wrapped, edge=False)
+        filters = larger_filters(wrapped)
+        assert parameters(replace(alone, filters=filters)) >= parameters(wrapped)
+        assert parameters(replace(alone, filters=filters - 2)) < parameters(wrapped)
+
+
+@pytest.mark.parametrize(("options", "word"), [({"seeds": 0}, "seeds: 0"), ({"arms": []}, "arms")])
+def test_rejections(
+    dataset: Dataset, config: TrainingConfig, tmp_path: Path, options: dict, word: str
+) -> None:
+    with pytest.raises(InputError, match=word):
+        compare(dataset, config, tmp_path, **({"arms": ARMS, "seeds": 1} | options))
