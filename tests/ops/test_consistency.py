@@ -117,6 +117,28 @@ def test_value_and_gradient_against_float64(
         assert_near(logits.grad, exact.grad, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("activation", "support", "hard"), OPTIONS)
+@pytest.mark.parametrize("size", [(12, 20, 36), (9, 17, 66)])
+def test_sizes_beyond_a_tile_of_the_gpu(
+    dtype: torch.dtype, activation: str, support: str, hard: bool, size: tuple[int, int, int]
+) -> None:
+    logits = torch.randn(1, 5, *size).to(dtype)
+    target = blobs(activation, 1, 5, size)
+    options = {"tau": 0.7, "hard": hard, "activation": activation, "support": support}
+    exact = logits.double().requires_grad_()
+    expected = reference.gumbel_consistency(exact, target, torch.tensor(11), **options)
+    expected.backward()
+    logits.requires_grad_()
+    loss = ops.gumbel_consistency(logits, target, seed=11, **options)
+    loss.backward()
+    assert_near(loss.detach(), expected.detach(), dtype)
+    assert exact.grad is not None
+    largest = exact.grad.abs().max().item()
+    rtol = 1e-10 if dtype == torch.float64 else 2e-4
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=rtol, atol=rtol * largest)
+
+
 def _precision(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 

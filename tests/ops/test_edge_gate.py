@@ -19,8 +19,16 @@ pytestmark = pytest.mark.usefixtures("device")
 
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 ACTIVATIONS = ("relu_sigmoid", "sigmoid")
-# (B, Ce, Cm, D, H, W): one voxel, primes, more voxels than one block holds.
-SHAPES = [(1, 1, 1, 1, 1, 1), (2, 3, 5, 3, 5, 7), (1, 8, 4, 7, 11, 13), (3, 5, 9, 1, 1, 31)]
+# (B, Ce, Cm, D, H, W): one voxel, primes, more voxels than one block holds, as many channels as a
+# warp of the GPU holds at a time, and more.
+SHAPES = [
+    (1, 1, 1, 1, 1, 1),
+    (2, 3, 5, 3, 5, 7),
+    (1, 8, 4, 7, 11, 13),
+    (3, 5, 9, 1, 1, 31),
+    (1, 32, 32, 2, 3, 8),
+    (1, 33, 70, 1, 3, 5),
+]
 
 
 def arguments(
