@@ -117,7 +117,7 @@ void define(py::class_<Kernels>& kernels, const char* name, Kernel<Params> Kerne
 py::dict build_info() {
   py::dict info;
   info["compiler"] = EGCNN_COMPILER;
-  info["cpu"] = egcnn::cpu::kernels().name;
+  info["cpu"] = egcnn::cpu::kernels().front().name;
   info["cuda_kernels"] = bool(EGCNN_WITH_CUDA);
 #if EGCNN_WITH_CUDA
   info["cuda_device"] = egcnn::cuda::device_status();
@@ -156,8 +156,13 @@ PYBIND11_MODULE(EGCNN_MODULE, m) {
          arg("logits"), arg("target"), arg("shape"), arg("seed"), arg("tau"), arg("hard"),
          arg("softmax"), arg("both"), arg("grad"), arg("grad_logits"));
 
-  m.attr("cpu") = py::cast(&egcnn::cpu::kernels(), py::return_value_policy::reference);
+  const auto borrowed = py::return_value_policy::reference;
+  m.attr("cpu") = py::cast(&egcnn::cpu::kernels().front(), borrowed);
+  m.attr("cpu_by_instruction_set") = py::dict();
+  for (const Kernels& each : egcnn::cpu::kernels()) {
+    m.attr("cpu_by_instruction_set")[each.name] = py::cast(&each, borrowed);
+  }
 #if EGCNN_WITH_CUDA
-  m.attr("cuda") = py::cast(&egcnn::cuda::kernels(), py::return_value_policy::reference);
+  m.attr("cuda") = py::cast(&egcnn::cuda::kernels(), borrowed);
 #endif
 }

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace egcnn {
 
@@ -134,8 +135,10 @@ struct Kernels {
 };
 
 namespace cpu {
-const Kernels& kernels();
-}
+// For each instruction set that this machine runs, the newest first: the one to use. The others are
+// there for the tests.
+const std::vector<Kernels>& kernels();
+}  // namespace cpu
 
 namespace cuda {
 const Kernels& kernels();

@@ -1,5 +1,5 @@
-// Picks, once, the instruction set that this machine runs. Every kernel unit was compiled for each
-// of them; this one for the oldest machine that the build supports.
+// Tells which instruction sets this machine runs. Every kernel unit was compiled for each of them;
+// this one for the oldest machine that the build supports.
 #include "workspaces.h"
 
 namespace egcnn {
@@ -64,26 +64,28 @@ size_t consistency_workspace(const Consistency& p) {
         {consistency_workspace, isa::consistency_backward_launch},                \
   }
 
-Kernels choose() {
+std::vector<Kernels> find_kernels() {
+  std::vector<Kernels> found;
 #ifdef EGCNN_X86
   // The levels x86-64-v4 and x86-64-v3, by the features that tell them from the level below.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return EGCNN_KERNELS(avx512);
+    found.push_back(EGCNN_KERNELS(avx512));
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("bmi2")) {
-    return EGCNN_KERNELS(avx2);
+    found.push_back(EGCNN_KERNELS(avx2));
   }
 #endif
-  return EGCNN_KERNELS(baseline);
+  found.push_back(EGCNN_KERNELS(baseline));
+  return found;
 }
 
 }  // namespace
 
-const Kernels& cpu::kernels() {
-  static const Kernels chosen = choose();
-  return chosen;
+const std::vector<Kernels>& cpu::kernels() {
+  static const std::vector<Kernels> found = find_kernels();
+  return found;
 }
 
 }  // namespace egcnn

@@ -2,4 +2,7 @@
 // them for tensors in the memory of the CPU.
 #include "ops.h"
 
-const egcnn::Kernels& egcnn::cpu::kernels() { return cuda::kernels(); }
+const std::vector<egcnn::Kernels>& egcnn::cpu::kernels() {
+  static const std::vector<Kernels> found{cuda::kernels()};
+  return found;
+}

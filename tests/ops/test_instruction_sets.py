@@ -1,0 +1,119 @@
+"""Every instruction set that this machine runs gives what the reference gives.
+
+The other tests see the newest one only, as users on this machine do.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from egcnn import _C, ops  # type: ignore[attr-defined]
+from egcnn.ops import _backend, reference
+
+from .tolerances import FLOATS, assert_near
+
+FORMATS = (torch.contiguous_format, torch.channels_last_3d)
+SIZES = [(1, 1, 1), (3, 5, 7), (9, 18, 67), (5, 40, 130)]
+REGIONS = [(1, 2, 4), (1, 4), (4,), (0, 3)]
+
+
+@pytest.fixture(params=list(_C.cpu_by_instruction_set), autouse=True)
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = _C.cpu_by_instruction_set[request.param]
+    monkeypatch.setattr(_backend, "_C", SimpleNamespace(cpu=kernels))
+
+
+def objects(batch: int, size: tuple[int, ...]) -> Tensor:
+    """Labels 0 to 4 in boxes, so that most rows hold no edge, with a few voxels strewn in."""
+    labels = torch.zeros(batch, 1, *size, dtype=torch.uint8)
+    for value in (2, 1, 4):
+        low = [int(torch.randint(0, max(1, n // 2), ())) for n in size]
+        box = tuple(slice(a, a + max(1, n // 3)) for a, n in zip(low, size, strict=True))
+        labels[(..., *box)] = value
+    return torch.where(torch.rand(labels.shape) > 0.995, 3, labels).to(torch.uint8)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_sobel(size: tuple[int, ...], memory_format: torch.memory_format) -> None:
+    labels = objects(2, size)
+    for dtype in (torch.uint8, torch.int16, torch.int64):
+        edges = ops.sobel_edges(labels.to(dtype), REGIONS)
+        assert torch.equal(edges, reference.sobel_edges(labels, REGIONS))
+    masks = torch.cat([labels > 1, labels == 3, torch.rand(labels.shape) > 0.5], 1)
+    for threshold in (0.0, 0.75):
+        for inside in (masks, masks.int(), masks.half()):
+            edges = ops.sobel_edges(
+                inside.contiguous(memory_format=memory_format), threshold=threshold
+            )
+            expected = reference.sobel_edges(masks, threshold=threshold)
+            assert torch.equal(edges, expected)
+    for dtype in FLOATS:
+        x = torch.randn(1, 2, *size).to(dtype)
+        exact = x.double().requires_grad_()
+        expected = reference.sobel_magnitude(exact)
+        x = x.contiguous(memory_format=memory_format).requires_grad_()
+        magnitude = ops.sobel_magnitude(x)
+        assert_near(magnitude.detach(), expected.detach(), dtype)
+        if dtype == torch.float64:
+            grad = torch.randn(x.shape)
+            magnitude.backward(grad)
+            expected.backward(grad)
+            assert x.grad is not None
+            assert exact.grad is not None
+            assert_near(x.grad, exact.grad, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("channels", [(1, 1), (7, 5), (32, 32)])
+def test_edge_gate(
+    dtype: torch.dtype, memory_format: torch.memory_format, channels: tuple[int, int]
+) -> None:
+    e, m = (torch.randn(2, c, 5, 9, 31).to(dtype) for c in channels)
+    e, m = (t.contiguous(memory_format=memory_format) for t in (e, m))
+    for gates in {1, channels[0]}:
+        shapes = [(gates, channels[0]), (gates, channels[1]), (gates,)]
+        weights = [torch.randn(s, dtype=reference.accumulate_dtype(dtype)) / 4 for s in shapes]
+        exact = [t.double().requires_grad_() for t in (e, m, *weights)]
+        expected = reference.edge_gate(*exact)
+        inputs = [t.detach().clone().requires_grad_() for t in (e, m, *weights)]
+        result = ops.edge_gate(*inputs)
+        grad = torch.randn(e.shape).to(dtype)
+        result.backward(grad)
+        expected.backward(grad.double())
+        assert_near(result.detach(), expected.detach(), dtype)
+        for mine, theirs in zip(inputs, exact, strict=True):
+            assert mine.grad is not None
+            assert theirs.grad is not None
+            assert_near(mine.grad, theirs.grad, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("size", SIZES)
+def test_consistency(dtype: torch.dtype, activation: str, size: tuple[int, ...]) -> None:
+    labels = objects(2, size)
+    target = labels if activation == "softmax" else torch.cat([labels == c for c in range(5)], 1)
+    for support in ("gt", "both"):
+        for hard in (True, False):
+            options = {"tau": 0.7, "hard": hard, "activation": activation, "support": support}
+            logits = torch.randn(2, 5, *size).to(dtype).requires_grad_()
+            exact = logits.detach().double().requires_grad_()
+            expected = reference.gumbel_consistency(exact, target, torch.tensor(3), **options)
+            expected.backward()
+            loss = ops.gumbel_consistency(logits, target, seed=3, **options)
+            loss.backward()
+            assert_near(loss.detach(), expected.detach(), loss.dtype)
+            assert logits.grad is not None
+            assert exact.grad is not None
+            largest = exact.grad.abs().max().item()
+            # Magnitudes near 0 have slopes that turn with the last bit of the sample.
+            rtol = {torch.float64: 1e-11, torch.float32: 2e-4, torch.bfloat16: 1.2e-2}[dtype]
+            torch.testing.assert_close(
+                logits.grad.double(), exact.grad, rtol=rtol, atol=rtol * largest + 1e-300
+            )
