@@ -54,7 +54,7 @@ def test_sobel(size: tuple[int, ...], memory_format: torch.memory_format) -> Non
             assert torch.equal(edges, expected)
     for dtype in FLOATS:
         x = torch.randn(1, 2, *size).to(dtype)
-        exact = x.double().requires_grad_()
+        exact = x.double().clone().requires_grad_()
         expected = reference.sobel_magnitude(exact)
         x = x.contiguous(memory_format=memory_format).requires_grad_()
         magnitude = ops.sobel_magnitude(x)
@@ -79,7 +79,7 @@ def test_edge_gate(
     for gates in {1, channels[0]}:
         shapes = [(gates, channels[0]), (gates, channels[1]), (gates,)]
         weights = [torch.randn(s, dtype=reference.accumulate_dtype(dtype)) / 4 for s in shapes]
-        exact = [t.double().requires_grad_() for t in (e, m, *weights)]
+        exact = [t.double().clone().requires_grad_() for t in (e, m, *weights)]
         expected = reference.edge_gate(*exact)
         inputs = [t.detach().clone().requires_grad_() for t in (e, m, *weights)]
         result = ops.edge_gate(*inputs)
@@ -103,7 +103,7 @@ def test_consistency(dtype: torch.dtype, activation: str, size: tuple[int, ...])
         for hard in (True, False):
             options = {"tau": 0.7, "hard": hard, "activation": activation, "support": support}
             logits = torch.randn(2, 5, *size).to(dtype).requires_grad_()
-            exact = logits.detach().double().requires_grad_()
+            exact = logits.detach().double().clone().requires_grad_()
             expected = reference.gumbel_consistency(exact, target, torch.tensor(3), **options)
             expected.backward()
             loss = ops.gumbel_consistency(logits, target, seed=3, **options)
