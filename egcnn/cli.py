@@ -431,6 +431,12 @@ def compare(
     larger: Annotated[
         bool, typer.Option("--larger", help="Also each backbone with EG-CNN's parameters.")
     ] = False,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE: also EG-CNN with this one setting changed. May be given repeatedly."
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training cases.")] = None,
     settings: Annotated[list[str] | None, _SET] = None,
     device: Annotated[str, _DEVICE] = "auto",
@@ -458,13 +464,19 @@ def compare(
     arms = [comparison.Arm(b, stream == "egcnn") for stream in streams for b in chosen]
     if larger:
         arms += [comparison.Arm(b, edge=False, larger=True) for b in chosen]
+    for setting in (text.replace(" ", "") for text in vary or []):
+        if setting.partition("=")[0] in ("backbone", "edge", "seed"):
+            raise InputError(
+                f"--vary {setting}: wanted another entry; --backbones and --edge are for that"
+            )
+        arms += [comparison.Arm(b, edge=True, setting=setting) for b in chosen]
     console = Console(soft_wrap=True)
     found = comparison.compare(
         dataset, config, output, arms=arms, seeds=seeds, device=device, console=console
     )
     show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(found)))
     if lines := comparison.difference_rows(found):
-        show(comparison.as_table("What the edge stream changes", lines))
+        show(comparison.as_table("What changes, paired by seed", lines))
     for path in comparison.write_comparison(found, output):
         print(path)
 

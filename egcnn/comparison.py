@@ -35,20 +35,37 @@ NAMES = {"unet": "U-Net", "vnet": "V-Net", "segnet": "Seg-Net"}
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: a backbone alone, with the edge stream, or alone and larger."""
+    """One row of the table.
+
+    Args:
+        backbone: one of ``egcnn.checkpoint.BACKBONES``.
+        edge: with the edge stream.
+        larger: alone, and as large as with the edge stream.
+        setting: ``NAME=VALUE``, what differs from the configuration of the others (an ablation).
+    """
 
     backbone: str
     edge: bool
     larger: bool = False
+    setting: str = ""
 
     @property
     def name(self) -> str:
         """Name of its runs' folders, without the seed."""
-        return self.backbone + ("-egcnn" if self.edge else "-larger" if self.larger else "")
+        kind = "-egcnn" if self.edge else "-larger" if self.larger else ""
+        return self.backbone + kind + (f"-{self.setting}" if self.setting else "")
+
+    @property
+    def stream(self) -> str:
+        """What stands in the table's second column."""
+        kind = "EG-CNN" if self.edge else "none"
+        return f"{kind}, {self.setting}" if self.setting else kind
 
     def config(self, config: TrainingConfig, dataset: Dataset, seed: int) -> TrainingConfig:
         """The run's hyperparameters."""
         config = replace(config, backbone=self.backbone, edge=self.edge, seed=seed)
+        if self.setting:
+            config = config.parse([self.setting])
         if not self.larger:
             return config
         return replace(config, filters=larger_filters(network_spec(config, dataset)))
@@ -117,10 +134,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Difference:
-    """EG-CNN minus the backbone alone, paired by seed.
+    """EG-CNN minus the backbone alone, or a setting minus EG-CNN without it, paired by seed.
 
     Args:
         backbone: or ``"all"``.
+        what: such as ``"EG-CNN - none"``.
         metric: of :data:`COMPARED`.
         mean: of the differences.
         low: lower end of the 95 % confidence interval of the mean (Student's t), or None for a
@@ -130,6 +148,7 @@ class Difference:
     """
 
     backbone: str
+    what: str
     metric: str
     mean: float
     low: float | None
@@ -153,29 +172,40 @@ class Comparison:
         return [result for result in self.results if result.arm == arm]
 
     def differences(self) -> list[Difference]:
-        """What the edge stream changes, per backbone and, of several, for all of them."""
-        by_key = {(r.arm, r.seed): r for r in self.results}
-        found = []
+        """What the edge stream and each setting change, per backbone and, of several, for all."""
         backbones = list(dict.fromkeys(arm.backbone for arm in self.arms))
-        for group in [*backbones, *(["all"] if len(backbones) > 1 else [])]:
-            pairs = [
-                (by_key[Arm(b, True), seed], by_key[Arm(b, False), seed])
-                for b in (backbones if group == "all" else [group])
-                for seed in sorted({result.seed for result in self.results})
-                if (Arm(b, True), seed) in by_key and (Arm(b, False), seed) in by_key
-            ]
-            for metric in COMPARED if pairs else ():
-                values = [w.regions["mean"][metric] - a.regions["mean"][metric] for w, a in pairs]
-                found.append(_difference(group, metric, values))
+        settings = list(dict.fromkeys(arm.setting for arm in self.arms if arm.setting))
+        found = []
+        for setting in ["", *settings]:
+            for group in [*backbones, *(["all"] if len(backbones) > 1 else [])]:
+                members = backbones if group == "all" else [group]
+                pairs = [
+                    pair
+                    for b in members
+                    for pair in self._pairs(
+                        Arm(b, True, setting=setting), Arm(b, edge=bool(setting))
+                    )
+                ]
+                what = f"{setting} - default" if setting else "EG-CNN - none"
+                for metric in COMPARED if pairs else ():
+                    values = [
+                        a.regions["mean"][metric] - b.regions["mean"][metric] for a, b in pairs
+                    ]
+                    found.append(_difference(group, what, metric, values))
         return found
 
+    def _pairs(self, arm: Arm, other: Arm) -> list[tuple[Result, Result]]:
+        """Runs of both with the same seed."""
+        others = {result.seed: result for result in self.of(other)}
+        return [(run, others[run.seed]) for run in self.of(arm) if run.seed in others]
 
-def _difference(backbone: str, metric: str, values: Sequence[float]) -> Difference:
+
+def _difference(backbone: str, what: str, metric: str, values: Sequence[float]) -> Difference:
     centre, count = mean(values), len(values)
     if count < 2:
-        return Difference(backbone, metric, centre, None, None, count)
+        return Difference(backbone, what, metric, centre, None, None, count)
     half = float(student.ppf(0.975, count - 1)) * stdev(values) / count**0.5
-    return Difference(backbone, metric, centre, centre - half, centre + half, count)
+    return Difference(backbone, what, metric, centre, centre - half, centre + half, count)
 
 
 def compare(
@@ -210,11 +240,11 @@ def compare(
     if not arms:
         raise InputError("arms: none; wanted at least one backbone")
     say = (console or Console(quiet=True)).print
-    todo = [(arm, seed) for seed in range(seeds) for arm in arms]
+    # All at once, so that a bad setting ends it before the first run and not after hours.
+    todo = [(arm, seed, arm.config(config, dataset, seed)) for seed in range(seeds) for arm in arms]
     results = []
-    for number, (arm, seed) in enumerate(todo, 1):
+    for number, (arm, seed, wanted) in enumerate(todo, 1):
         run = Path(output) / f"{arm.name}-seed{seed}"
-        wanted = arm.config(config, dataset, seed)
         title = f"run {number} of {len(todo)}, {run.name}"
         if (run / EVALUATION).is_file():
             before = read_config(run)["config"]
@@ -261,7 +291,7 @@ def rows(comparison: Comparison) -> list[dict[str, str]]:
         regions = [region for region in runs[0].regions if region != "mean"]
         row = {
             "Architecture": NAMES[arm.backbone] + (" (larger)" if arm.larger else ""),
-            "Edge stream": "EG-CNN" if arm.edge else "none",
+            "Edge stream": arm.stream,
             "Parameters": f"{runs[0].parameters:,}",
             "s/step": f"{median(run.step_seconds for run in runs):.3f}",
             "Average Dice": _spread([run.regions["mean"]["dice"] for run in runs], 4),
@@ -277,7 +307,7 @@ def rows(comparison: Comparison) -> list[dict[str, str]]:
 
 
 def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
-    """What the edge stream changes, as text."""
+    """What the edge stream and each setting change, as text."""
     table = []
     for found in comparison.differences():
         digits = 3 if found.metric == "hd95" else 4
@@ -289,8 +319,9 @@ def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
         table.append(
             {
                 "Architecture": NAMES.get(found.backbone, "all"),
+                "Difference": found.what,
                 "Metric": COMPARED[found.metric],
-                "EG-CNN - none": f"{found.mean:+.{digits}f}",
+                "Mean": f"{found.mean:+.{digits}f}",
                 "95 % interval": interval,
                 "Pairs": str(found.pairs),
             }
@@ -302,7 +333,7 @@ def as_table(title: str, lines: Sequence[dict[str, str]]) -> Table:
     """Lines of text under their keys, for the terminal."""
     table = Table(title=title)
     for index, key in enumerate(lines[0]):
-        table.add_column(key, justify="left" if index < 2 else "right")
+        table.add_column(key, justify="left" if index < 2 or key == "Metric" else "right")
     for line in lines:
         table.add_row(*line.values())
     return table

@@ -151,14 +151,13 @@ class TrainingConfig:
             known = {item.name: str(item.type) for item in fields(self)}
             if name not in known:
                 raise InputError(
-                    f"--set {text}: there is no entry {name!r}; wanted one of "
-                    f"{', '.join(sorted(known))}"
+                    f"{text}: there is no entry {name!r}; wanted one of {', '.join(sorted(known))}"
                 )
             try:
                 changes[name] = _read(value, known[name])
             except ValueError:
                 kind = known[name].split(" | ")[0]
-                raise InputError(f"--set {text}: {value!r}; wanted {kind}") from None
+                raise InputError(f"{text}: {value!r}; wanted {kind}") from None
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -89,7 +89,26 @@ def test_differences_by_hand() -> None:
     assert (found[0].low, found[0].high) == pytest.approx((interval.low, interval.high))
     assert found[2].mean == pytest.approx(-0.2)
     table = comparison.difference_rows(Comparison(tuple(results)))
-    assert table[0]["EG-CNN - none"] == "+0.0200"
+    assert (table[0]["Difference"], table[0]["Mean"]) == ("EG-CNN - none", "+0.0200")
+
+
+def test_a_varied_setting_is_compared_with_the_default() -> None:
+    arm = Arm("unet", edge=True, setting="gate=voxel")
+    assert (arm.name, arm.stream) == ("unet-egcnn-gate=voxel", "EG-CNN, gate=voxel")
+    results = [_result(ARMS[1], seed, 0.8) for seed in range(3)]
+    results += [_result(arm, seed, 0.7 + 0.1 * seed) for seed in range(2)]
+    found = Comparison(tuple(results)).differences()
+    assert {(d.what, d.pairs) for d in found} == {("gate=voxel - default", 2)}
+    assert found[0].mean == pytest.approx(-0.05)
+
+
+def test_a_varied_setting_reaches_the_run(dataset: Dataset, config: TrainingConfig) -> None:
+    arm = Arm("unet", edge=True, setting="gate=voxel")
+    assert arm.config(config, dataset, 3) == replace(
+        config, backbone="unet", edge=True, seed=3, gate="voxel"
+    )
+    with pytest.raises(InputError, match="there is no entry 'gat'"):
+        Arm("unet", edge=True, setting="gat=voxel").config(config, dataset, 0)
 
 
 def test_one_pair_has_no_interval_and_unpaired_runs_do_not_count() -> None:

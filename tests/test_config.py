@@ -121,8 +121,8 @@ def test_settings_as_text() -> None:
     ("text", "message"),
     [
         ("colour=red", "there is no entry 'colour'; wanted one of .*weight_negatives"),
-        ("epochs", "--set epochs: ''; wanted int"),
-        ("epochs=two", "--set epochs=two: 'two'; wanted int"),
+        ("epochs", "epochs: ''; wanted int"),
+        ("epochs=two", "epochs=two: 'two'; wanted int"),
         ("hard=yes", "'yes'; wanted bool"),
         ("tau_end=0", "tau_end: 0.0; wanted a temperature above 0"),
     ],
