@@ -18,6 +18,9 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # The types of device that have kernels.
 DEVICES = ("cpu", "cuda")
 
+# Elements for which a further thread is worth its waking up; torch's own operators count alike.
+GRAIN = 32768
+
 # The order of csrc/ops.h's DType; a bool is a byte that holds 0 or 1.
 _CODES = {dtype: code for code, dtype in enumerate((*FLOATS, *INTEGERS))} | {
     torch.bool: (*FLOATS, *INTEGERS).index(torch.uint8)
@@ -113,7 +116,8 @@ def launch(name: str, **arguments: Any) -> None:
         key: bridge(value) if value.dim() == 5 else value.data_ptr()
         for key, value in tensors.items()
     }
-    call["threads"] = torch.get_num_threads()
+    elements = max(tensor.numel() for tensor in tensors.values())
+    call["threads"] = min(torch.get_num_threads(), 1 + elements // GRAIN)
     call["device"] = device.index or 0
     # Asked for at each call: the stream may be another one each time, or one being captured.
     cuda = device.type == "cuda"

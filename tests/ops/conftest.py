@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from egcnn.ops import _backend
+from egcnn.ops import _backend, _tensors
 
 from ..cuda_on_cpu.build import build_module
 
@@ -28,7 +28,11 @@ def cuda_on_cpu() -> ModuleType:
 
 @pytest.fixture(params=["cpu", "cuda_on_cpu", "cuda"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where the test's tensors are made; the kernels to be tested serve them."""
+    """Where the test's tensors are made; the kernels to be tested serve them.
+
+    Volumes too small to be worth a second thread are shared out all the same.
+    """
+    monkeypatch.setattr(_tensors, "GRAIN", 1)
     if request.param == "cuda_on_cpu":
         monkeypatch.setattr(_backend, "_C", request.getfixturevalue("cuda_on_cpu"))
     if request.param == "cuda":

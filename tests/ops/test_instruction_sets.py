@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from egcnn import _C, ops  # type: ignore[attr-defined]
-from egcnn.ops import _backend, reference
+from egcnn.ops import _backend, _tensors, reference
 
 from .tolerances import FLOATS, assert_near
 
@@ -25,6 +25,7 @@ REGIONS = [(1, 2, 4), (1, 4), (4,), (0, 3)]
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = _C.cpu_by_instruction_set[request.param]
     monkeypatch.setattr(_backend, "_C", SimpleNamespace(cpu=kernels))
+    monkeypatch.setattr(_tensors, "GRAIN", 1)
 
 
 def objects(batch: int, size: tuple[int, ...]) -> Tensor:
