@@ -24,39 +24,75 @@ static inline void for_planes(const Size& size, const Resources& resources, Body
   }
 }
 
-// Whether n elements have the same bits.
-static inline bool constant(const Tensor& tensor, int64_t start, int64_t n) {
-  bool result = false;
-  with_type(tensor.dtype, [&](auto* type) {
-    const auto* in = static_cast<decltype(type)>(tensor.data) + start;
-    result = std::memcmp(in, in + 1, (n - 1) * sizeof *in) == 0;
-  });
-  return result;
-}
+// Elements that are loaded at a time: of a number that the compiler knows, it makes vectors without
+// a remainder.
+constexpr int64_t kLoadBlock = 64;
 
 // Bit r of an element tells whether it lies in region first + r; without regions, bit 0 whether it
 // is not 0. Floats stay as they are.
+template <class T, class In>
+static inline void load_block(const SobelEdges& p, const In* in, int64_t n, int64_t first,
+                              int64_t regions, T* __restrict out) {
+  if constexpr (!std::is_integral_v<In>) {
+    for (int64_t x = 0; x < n; ++x) out[x] = widen<T>(in[x]);
+  } else if (p.region_counts == nullptr) {
+    for (int64_t x = 0; x < n; ++x) out[x] = in[x] != 0;
+  } else {
+    const int64_t* values = p.region_values;
+    for (int64_t r = 0; r < first; ++r) values += p.region_counts[r];
+    T bits[kLoadBlock] = {};
+    for (int64_t r = 0; r < regions; ++r) {
+      const T bit = T(1 << r);
+      for (int64_t k = 0; k < p.region_counts[first + r]; ++k) {
+        const In value = In(*values);
+        if (int64_t(value) == *values++) {
+          for (int64_t x = 0; x < n; ++x) bits[x] |= in[x] == value ? bit : T(0);
+        }
+      }
+    }
+    for (int64_t x = 0; x < n; ++x) out[x] = bits[x];
+  }
+}
+
+// Whether all of a row's n elements have the same bits.
+template <class In>
+static inline bool is_constant(const In* in, int64_t n) {
+  using Bits = UInt<sizeof(In)>;
+  using L = Lanes<Bits>;
+  const Bits* bits = reinterpret_cast<const Bits*>(in);
+  if (n < L::count) return std::memcmp(in, in + 1, (n - 1) * sizeof(In)) == 0;
+  typename L::type differences = L::load(bits) ^ bits[0];
+  if (!L::is_zero(differences)) return false;
+  for (int64_t x = L::count; x + L::count <= n; x += L::count) {
+    differences |= L::load(bits + x) ^ bits[0];
+  }
+  differences |= L::load(bits + n - L::count) ^ bits[0];
+  return L::is_zero(differences);
+}
+
+// Rows of region bits, or of floats as they are, and their marks.
 template <class T>
-EGCNN_OUT_OF_LINE void load_regions(const SobelEdges& p, int64_t start, int64_t n, int64_t first,
-                                    int64_t regions, T* __restrict out) {
+EGCNN_OUT_OF_LINE void load_regions(const SobelEdges& p, int64_t start, int64_t first,
+                                    int64_t regions, const Rows<T>& rows) {
   with_type(p.labels.dtype, [&](auto* type) {
     using In = std::remove_pointer_t<decltype(type)>;
+    const int64_t n = rows.width;
     const In* in = static_cast<const In*>(p.labels.data) + start;
-    if constexpr (std::is_integral_v<T> != std::is_integral_v<In>) {
-      return;  // never asked for
-    } else if constexpr (!std::is_integral_v<In>) {
-      for (int64_t x = 0; x < n; ++x) out[x] = widen<T>(in[x]);
-    } else if (p.region_counts == nullptr) {
-      for (int64_t x = 0; x < n; ++x) out[x] = in[x] != 0;
-    } else {
-      const int64_t* values = p.region_values;
-      for (int64_t r = 0; r < first; ++r) values += p.region_counts[r];
-      for (int64_t x = 0; x < n; ++x) out[x] = 0;
-      for (int64_t r = 0; r < regions; ++r) {
-        for (int64_t k = 0; k < p.region_counts[first + r]; ++k) {
-          const In value = In(*values);
-          if (int64_t(value) == *values++) {
-            for (int64_t x = 0; x < n; ++x) out[x] |= T(in[x] == value) << r;
+    T* row = rows.data;
+    if constexpr (std::is_integral_v<T> == std::is_integral_v<In>) {
+      for (int64_t i = 0; i < rows.count; ++i, in += n, row += rows.pitch) {
+        rows.marks[i] = kMixed;
+        if (is_constant(in, n)) {
+          load_block(p, in, 1, first, regions, row);
+          if (std::is_integral_v<T> || row[0] == 0) rows.marks[i] = uint8_t(row[0]);
+          if (rows.marks[i] != 0) std::fill(row + 1, row + n, row[0]);
+        } else if (n < kLoadBlock) {
+          load_block(p, in, n, first, regions, row);
+        } else {
+          for (int64_t x = 0; x < n; x += kLoadBlock) {
+            // The last block overlaps the one before rather than ending early.
+            const int64_t at = x + kLoadBlock <= n ? x : n - kLoadBlock;
+            load_block(p, in + at, kLoadBlock, first, regions, row + at);
           }
         }
       }
@@ -66,7 +102,7 @@ EGCNN_OUT_OF_LINE void load_regions(const SobelEdges& p, int64_t start, int64_t 
 
 // is_edge(gz, gy, gx) is not 0 in the lanes of edges.
 template <class T, class IsEdge>
-static void sobel_edges(const SobelEdges& p, IsEdge&& is_edge) {
+static void sobel_edges(const SobelEdges& p, IsEdge is_edge) {
   using L = Lanes<T>;
   typedef uint8_t Bytes __attribute__((vector_size(L::count)));
   const SobelTiles t = sobel_edges_tiles(p);
@@ -80,16 +116,9 @@ static void sobel_edges(const SobelEdges& p, IsEdge&& is_edge) {
       SobelMarch<T> march(t, slab, scratch);
       uint8_t* staged = reinterpret_cast<uint8_t*>(march.output);
       march.run(
-          [&](int64_t z, int64_t y, T* row) {
-            const int64_t start = ((slab.volume * t.depth + z) * t.height + y) * t.width;
-            if (!constant(p.labels, start, t.width)) {
-              load_regions(p, start, t.width, first, regions, row);
-              return march.kMixed;
-            }
-            load_regions(p, start, 1, first, regions, row);
-            std::fill(row + 1, row + t.width, row[0]);
-            if (std::is_integral_v<T>) return uint8_t(row[0]);
-            return row[0] == 0 ? uint8_t(0) : march.kMixed;
+          [&](int64_t z, int64_t y, const Rows<T>& rows) {
+            load_regions(p, ((slab.volume * t.depth + z) * t.height + y) * t.width, first, regions,
+                         rows);
           },
           [&](int64_t z) {
             for (int64_t r = 0; r < regions; ++r) {
@@ -103,18 +132,18 @@ static void sobel_edges(const SobelEdges& p, IsEdge&& is_edge) {
                   }
                   return;
                 }
-                const auto emit = [&](int64_t place, auto gz, auto gy, auto gx) {
+                const auto emit = [=](int64_t place, auto gz, auto gy, auto gx) {
                   const Bytes bytes = __builtin_convertvector(is_edge(gz, gy, gx), Bytes) & 1;
                   std::memcpy(staged + place, &bytes, sizeof bytes);
                 };
                 if constexpr (std::is_integral_v<T>) {
                   if (from_labels) {
                     const T bit = T(1 << r);
-                    march.gradient(y, rows, [=](T x) { return T((x & bit) != 0); }, emit);
+                    march.gradient(y, rows, [=](auto x) { return decltype(x)((x & bit) != 0) & 1; }, emit);
                     return out.put(staged, n);
                   }
                 }
-                march.gradient(y, rows, [](T x) { return x; }, emit);
+                march.gradient(y, rows, [](auto x) { return x; }, emit);
                 out.put(staged, n);
               });
             }

@@ -33,8 +33,8 @@ struct SobelTiles {
         halo(halo), element(element) {
     constexpr int64_t kRing = 256 << 10;  // bytes of three planes that stay in the second cache
     const int64_t line = 64 / int64_t(element);
-    left = ceil_div(2 * step, line) * line;  // the row before keeps its right neighbours here too
-    pitch = left + ceil_div(width, line) * line;
+    left = ceil_div(step, line) * line;
+    pitch = ceil_div(left + width + step, line) * line;
     const int64_t fit = kRing / (3 * pitch * int64_t(element)) - 2 * halo;
     const int64_t rows = fit > 8 ? fit : 8;
     // Some slabs for each thread, but none so thin that it reads more halo than its own.
@@ -51,11 +51,11 @@ struct SobelTiles {
   int64_t ring_rows() const { return tile + 2 * halo; }
   int64_t ring() const { return 3 * ring_rows() * pitch; }
 
-  // A thread's: the ring, both rows along z of a run, its output; then four bytes of marks a row.
+  // A thread's: the ring, both rows along z of a run, a row of zeros, the run's output; then four bytes of marks a row.
   size_t bytes() const {
-    const int64_t rows = 2 * (kSobelRun + 2) + kSobelRun;
+    const int64_t rows = 2 * (kSobelRun + 2) + kSobelRun + 1;
     const size_t marks = 4 * (ring_rows() + 2);
-    return (((ring() + rows * pitch + 64) * element + marks) + 127) / 64 * 64;
+    return (((ring() + rows * pitch + 192) * element + marks) + 127) / 64 * 64;
   }
 };
 
