@@ -24,7 +24,7 @@ namespace {
 
 // Bytes of workspace; large enough for either accumulation type.
 size_t sobel_edges_workspace(const SobelEdges& p) {
-  return p.resources.threads * kSobelRows * (p.size.width + 2) * sizeof(double);
+  return p.size.empty() ? 0 : p.resources.threads * sobel_edges_tiles(p).bytes();
 }
 
 size_t sobel_magnitude_workspace(const SobelMagnitude& p) {

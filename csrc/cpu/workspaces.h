@@ -11,6 +11,65 @@ namespace egcnn {
 // --- Sobel: rows of scratch, each of width + 2, that one thread needs to march over a plane ---
 constexpr int64_t kSobelRows = 15;
 
+// --- Sobel: how a volume is cut into slabs that are marched along z, and a thread's scratch ---
+// Rows whose gradient is computed at a time.
+constexpr int64_t kSobelRun = 16;
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct SobelTiles {
+  int64_t depth, height;
+  int64_t step, width;   // elements between neighbours along x, and of a row of all of them
+  int64_t left, pitch;   // elements before a row's first in scratch, and from row to row
+  int64_t volumes;       // channels_last_3d interleaves the channels in one volume
+  int64_t tile, planes;  // rows and planes of a slab
+  int64_t halo;          // rows and planes that a slab reads on each side
+  size_t element;        // bytes
+
+  SobelTiles(const Size& size, int64_t voxel_stride, int64_t halo, size_t element, int threads)
+      : depth(size.depth), height(size.height), step(voxel_stride),
+        width(size.width * voxel_stride),
+        volumes(voxel_stride > 1 ? size.batch : size.batch * size.channels),
+        halo(halo), element(element) {
+    constexpr int64_t kRing = 256 << 10;  // bytes of three planes that stay in the second cache
+    const int64_t line = 64 / int64_t(element);
+    left = ceil_div(step, line) * line;
+    pitch = ceil_div(left + width + step, line) * line;
+    const int64_t fit = kRing / (3 * pitch * int64_t(element)) - 2 * halo;
+    const int64_t rows = fit > 8 ? fit : 8;
+    // Some slabs for each thread, but none so thin that it reads more halo than its own.
+    const int64_t wanted = ceil_div(8 * threads, volumes);
+    int64_t y_tiles = ceil_div(height, rows);
+    int64_t z_tiles = ceil_div(wanted, y_tiles);
+    if (z_tiles > ceil_div(depth, 8)) z_tiles = ceil_div(depth, 8);
+    if (y_tiles < wanted / z_tiles) y_tiles = wanted / z_tiles;
+    if (y_tiles > ceil_div(height, 8)) y_tiles = ceil_div(height, 8);
+    planes = ceil_div(depth, z_tiles);
+    tile = ceil_div(height, y_tiles);
+  }
+
+  int64_t ring_rows() const { return tile + 2 * halo; }
+  int64_t ring() const { return 3 * ring_rows() * pitch; }
+
+  // A thread's: the ring, both rows along z of a run, a row of zeros, the run's output; then four bytes of marks a row.
+  size_t bytes() const {
+    const int64_t rows = 2 * (kSobelRun + 2) + kSobelRun + 1;
+    const size_t marks = 4 * (ring_rows() + 2);
+    return (((ring() + rows * pitch + 192) * element + marks) + 127) / 64 * 64;
+  }
+};
+
+static inline SobelTiles sobel_edges_tiles(const SobelEdges& p) {
+  const size_t element = p.labels.dtype == DType::f64   ? 8
+                         : p.labels.dtype <= DType::bf16 ? 4
+                         : p.threshold > 0               ? 2
+                                                         : 1;
+  // A label map has one channel for all regions.
+  Size size = p.size;
+  if (p.region_counts != nullptr) size.channels = 1;
+  return SobelTiles(size, p.labels.voxel_stride, 1, element, p.resources.threads);
+}
+
 // --- Edge gate: voxels that are worked on at a time, and elements of scratch a thread ---
 constexpr int64_t kBlock = 256;
 

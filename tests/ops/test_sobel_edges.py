@@ -130,6 +130,36 @@ def test_edges_wherever_rows_begin(dtype: torch.dtype, width: int) -> None:
         assert torch.equal(ops.sobel_edges(masks), reference.sobel_edges(masks))
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+@pytest.mark.parametrize("size", [(37, 5, 9), (3, 41, 130), (9, 33, 64), (1, 300, 2), (20, 1, 500)])
+def test_edges_of_sparse_regions_wherever_they_begin_and_end(
+    size: tuple[int, int, int], threshold: float
+) -> None:
+    labels = torch.zeros(2, 1, *size, dtype=torch.uint8)
+    for value in (1, 2, 3):
+        for _ in range(3):
+            box = [sorted(torch.randint(0, n + 1, (2,)).tolist()) for n in size]
+            labels[(slice(None), 0, *(slice(*ends) for ends in box))] = value
+    labels[1, 0, size[0] // 2] = 1  # rows of one value that is not 0
+    regions = [(0,), (1,), (2, 3), (0, 1, 2, 3)]
+    expected = reference.sobel_edges(labels, regions, threshold)
+    assert torch.equal(ops.sobel_edges(labels, regions, threshold=threshold), expected)
+    masks = torch.cat([torch.isin(labels, torch.tensor(r).byte()) for r in regions], 1)
+    for memory_format in FORMATS:
+        for dtype in (torch.bool, torch.int16, torch.float32):
+            inputs = masks.to(dtype).contiguous(memory_format=memory_format)
+            assert torch.equal(ops.sobel_edges(inputs, threshold=threshold), expected)
+
+
+def test_a_thin_plate_is_no_edge_in_its_middle() -> None:
+    for dim in (2, 3, 4):
+        masks = torch.zeros(1, 1, 40, 40, 80, dtype=torch.uint8)
+        masks.select(dim, 20).fill_(1)
+        edges = ops.sobel_edges(masks).movedim(dim, 0)
+        assert edges[[19, 21]].eq(1).all()
+        assert edges.sum() == edges[[19, 21]].sum()
+
+
 @pytest.mark.parametrize("threshold", [1 / 16, 0.25, 3**0.5 / 16, 0.75, 1.0, 1.5, 2.0])
 def test_edges_above_a_threshold_that_some_magnitudes_equal(threshold: float) -> None:
     masks = torch.rand(1, 2, 10, 19, 12) > 0.5
@@ -210,18 +240,25 @@ def test_views_that_are_not_contiguous() -> None:
 
 
 def test_same_bits_with_any_number_of_threads() -> None:
-    x = torch.randn(1, 2, 13, 17, 19)
+    x = torch.randn(1, 2, 13, 37, 19)
     grad = torch.randn_like(x)
     results = []
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(torch.ops.egcnn.sobel_magnitude_backward(grad, x))
+            results.append(
+                (
+                    torch.ops.egcnn.sobel_magnitude_backward(grad, x),
+                    ops.sobel_magnitude(x),
+                    ops.sobel_edges(x, threshold=0.5),
+                    ops.sobel_edges(x > 1),
+                )
+            )
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_opcheck() -> None:
