@@ -28,12 +28,11 @@ size_t sobel_edges_workspace(const SobelEdges& p) {
 }
 
 size_t sobel_magnitude_workspace(const SobelMagnitude& p) {
-  return p.resources.threads * kSobelRows * (p.size.width + 2) * sizeof(double);
+  return p.size.empty() ? 0 : p.resources.threads * sobel_magnitude_tiles(p).bytes();
 }
 
 size_t sobel_magnitude_backward_workspace(const SobelMagnitudeBackward& p) {
-  return (3 * p.size.voxels() + p.resources.threads * (kSobelRows + 1) * (p.size.width + 2)) *
-         sizeof(double);
+  return p.size.empty() ? 0 : p.resources.threads * sobel_magnitude_backward_tiles(p).bytes();
 }
 
 size_t edge_gate_workspace(const EdgeGate& p) {

@@ -112,6 +112,10 @@ static inline void with_float(DType dtype, Body&& body) {
 
 static inline bool is_float(DType dtype) { return dtype <= DType::bf16; }
 
+static inline int64_t float_bytes(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
 static inline int64_t offset(const Tensor& tensor, int64_t batch, int64_t channel, int64_t voxel) {
   return batch * tensor.batch_stride + channel * tensor.channel_stride +
          voxel * tensor.voxel_stride;

@@ -66,8 +66,7 @@ template <class Body>
 static inline void for_slabs(const SobelTiles& t, const Resources& resources, Body&& body) {
   const int64_t y_tiles = ceil_div(t.height, t.tile), z_tiles = ceil_div(t.depth, t.planes);
   const int64_t slabs = t.volumes * z_tiles * y_tiles;
-  const int threads = slabs < resources.threads ? int(slabs) : resources.threads;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(resources.threads) if (slabs > 1)
   {
     char* scratch = static_cast<char*>(resources.workspace) + omp_get_thread_num() * t.bytes();
 #pragma omp for schedule(dynamic, 1)
@@ -99,16 +98,20 @@ class SobelMarch {
     low_ = slab.y0 > t.halo ? slab.y0 - t.halo : 0;
     high_ = slab.y1 + t.halo < t.height ? slab.y1 + t.halo : t.height;
     T* rows = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
-    ring_ = rows, smooth_ = ring_ + t.ring(), differ_ = smooth_ + (kSobelRun + 2) * t.pitch;
+    ring_ = rows;
+    extra = ring_ + 3 * t.rows() * t.pitch;
+    smooth_ = extra + t.extra * t.rows() * t.pitch;
+    differ_ = smooth_ + (kSobelRun + 2) * t.pitch;
     zeros_ = differ_ + (kSobelRun + 2) * t.pitch;
     std::fill(zeros_, zeros_ + t.pitch + 64, T(0));
     output = zeros_ + t.pitch + 64;
     uint8_t* marks = reinterpret_cast<uint8_t*>(output + kSobelRun * t.pitch + 64);
-    for (int i = 0; i < 3; ++i) mark_[i] = marks + i * (t.ring_rows() + 2) + 1;
-    still_ = marks + 3 * (t.ring_rows() + 2) + 1;
+    for (int i = 0; i < 3; ++i) mark_[i] = marks + i * (t.rows() + 2) + 1;
+    still_ = marks + 3 * (t.rows() + 2) + 1;
   }
 
   T* output;  // kSobelRun rows, and a vector more, for whoever emits
+  T* extra;   // the extra planes, of t.rows() rows
 
   // For each plane z in turn: fetch(z, y, rows) fills rows from y on of the planes around it, then
   // plane(z) may ask for gradients there. Borders replicate.
@@ -139,9 +142,8 @@ class SobelMarch {
     }
   }
 
-  // emit(place in rows of t.width elements, gz, gy, gx) for vectors of the rows from y on. Later
-  // ones may overwrite what earlier ones have beyond the end of their row. value(x) is what
-  // counts of an element in the ring.
+  // emit(i, x, gz, gy, gx) for vectors from x on of row y + i. The later may overwrite what the
+  // earlier have beyond the end of their row. value(lanes) is what counts of those in the ring.
   template <class Value, class Emit>
   __attribute__((noinline)) void gradient(int64_t y, int64_t rows, Value value, Emit emit) {
     // Copies, since bytes written might alias anything that is reached through a pointer.
@@ -173,7 +175,7 @@ class SobelMarch {
       Across up = across(0), mid = across(1);
       for (int64_t i = 0; i < rows; ++i) {
         const Across down = across(i + 2);
-        emit(i * width + x,
+        emit(i, x,
              smooth(up.smooth_of_difference, mid.smooth_of_difference, down.smooth_of_difference),
              V(down.smooth - up.smooth), smooth(up.difference, mid.difference, down.difference));
         up = mid, mid = down;
@@ -198,7 +200,7 @@ class SobelMarch {
 
   int64_t clamp(int64_t y) const { return y < 0 ? 0 : y < t_.height ? y : t_.height - 1; }
 
-  T* row(int64_t plane, int64_t i) const { return ring_ + (plane * t_.ring_rows() + i) * t_.pitch; }
+  T* row(int64_t plane, int64_t i) const { return ring_ + (plane * t_.rows() + i) * t_.pitch; }
 
   const T* known(int64_t plane, int64_t i) const {
     return mark_[plane][i] == 0 ? zeros_ : row(plane, i);

@@ -33,12 +33,16 @@ static inline void stream_fence() {
 #endif
 }
 
-// Bytes put one piece after the other; they leave a whole line at a time, since a line that is
-// written in parts costs its fetching after all.
+// Outputs of more bytes are streamed; a smaller one is still in the caches when it is read.
+constexpr int64_t kStreamed = 8 << 20;
+
+// Bytes put one piece after the other. Past the caches they leave a whole line at a time, since a
+// line that is written in parts costs its fetching after all.
 class Stream {
  public:
-  explicit Stream(void* out)
-      : first_(reinterpret_cast<uintptr_t>(out) % kLine),
+  Stream(void* out, bool past_caches)
+      : past_(past_caches),
+        first_(past_ ? reinterpret_cast<uintptr_t>(out) % kLine : 0),
         held_(first_),
         out_(static_cast<uint8_t*>(out) - first_) {}
 
@@ -46,6 +50,11 @@ class Stream {
 
   void put(const void* bytes, int64_t n) {
     const uint8_t* in = static_cast<const uint8_t*>(bytes);
+    if (!past_) {
+      std::memcpy(out_, in, n);
+      out_ += n;
+      return;
+    }
     if (held_ > 0) {
       const int64_t missing = kLine - held_, count = n < missing ? n : missing;
       std::memcpy(line_ + held_, in, count);
@@ -66,9 +75,29 @@ class Stream {
 
  private:
   static constexpr int64_t kLine = 64;
+  bool past_;
   int64_t first_, held_;  // the bytes [first_, held_) of a line are known and wait
   uint8_t* out_;          // where that line goes
   uint8_t line_[kLine];
 };
+
+// The same for numbers of another type.
+template <class T>
+static inline void put_as(DType dtype, Stream& out, const T* in, int64_t n) {
+  with_float(dtype, [&](auto* type) {
+    using Out = std::remove_pointer_t<decltype(type)>;
+    if constexpr (std::is_same_v<Out, T>) {
+      out.put(in, n * sizeof(T));
+    } else {
+      constexpr int64_t kBlock = 256;
+      Out block[kBlock];
+      for (int64_t x = 0; x < n; x += kBlock) {
+        const int64_t count = n - x < kBlock ? n - x : kBlock;
+        for (int64_t i = 0; i < count; ++i) block[i] = narrow(in[x + i], type);
+        out.put(block, count * sizeof(Out));
+      }
+    }
+  });
+}
 
 }  // namespace egcnn::EGCNN_ISA

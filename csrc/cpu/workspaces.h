@@ -1,6 +1,7 @@
 // How each CPU kernel divides its workspace: the kernels and the size queries read it here.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -18,56 +19,64 @@ constexpr int64_t kSobelRun = 16;
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct SobelTiles {
-  int64_t depth, height;
-  int64_t step, width;   // elements between neighbours along x, and of a row of all of them
+  int64_t volumes, depth, height;
+  int64_t step, width;   // elements from one voxel to the next along x, and of a whole row
   int64_t left, pitch;   // elements before a row's first in scratch, and from row to row
-  int64_t volumes;       // channels_last_3d interleaves the channels in one volume
   int64_t tile, planes;  // rows and planes of a slab
-  int64_t halo;          // rows and planes that a slab reads on each side
-  size_t element;        // bytes
+  int64_t halo;          // rows that a slab reads beyond its own on each side
+  int64_t extra;         // planes that a caller keeps beside the ring of three
+  int64_t element;       // bytes
 
-  SobelTiles(const Size& size, int64_t voxel_stride, int64_t halo, size_t element, int threads)
-      : depth(size.depth), height(size.height), step(voxel_stride),
-        width(size.width * voxel_stride),
-        volumes(voxel_stride > 1 ? size.batch : size.batch * size.channels),
-        halo(halo), element(element) {
-    constexpr int64_t kRing = 256 << 10;  // bytes of three planes that stay in the second cache
-    const int64_t line = 64 / int64_t(element);
+  SobelTiles(const Size& size, const Tensor& x, int64_t halo, int64_t extra, int64_t element,
+             int threads)
+      : depth(size.depth), height(size.height), step(x.voxel_stride),
+        width(size.width * step), halo(halo), extra(extra), element(element) {
+    // channels_last_3d is one volume, whose neighbours along x are `step` elements apart.
+    volumes = step > 1 ? size.batch : size.batch * size.channels;
+    const int64_t line = 64 / element;
     left = ceil_div(step, line) * line;
     pitch = ceil_div(left + width + step, line) * line;
-    const int64_t fit = kRing / (3 * pitch * int64_t(element)) - 2 * halo;
-    const int64_t rows = fit > 8 ? fit : 8;
-    // Some slabs for each thread, but none so thin that it reads more halo than its own.
+    // As many rows as stay in the second cache; enough slabs to share out evenly, but none so thin
+    // that it mostly reads its neighbours' rows.
+    constexpr int64_t kCache = 384 << 10, kThin = 8;
+    const int64_t fit = kCache / ((3 + extra) * pitch * element) - 2 * halo;
     const int64_t wanted = ceil_div(8 * threads, volumes);
-    int64_t y_tiles = ceil_div(height, rows);
-    int64_t z_tiles = ceil_div(wanted, y_tiles);
-    if (z_tiles > ceil_div(depth, 8)) z_tiles = ceil_div(depth, 8);
-    if (y_tiles < wanted / z_tiles) y_tiles = wanted / z_tiles;
-    if (y_tiles > ceil_div(height, 8)) y_tiles = ceil_div(height, 8);
+    int64_t y_tiles = ceil_div(height, std::max(fit, kThin));
+    const int64_t z_tiles = std::min(ceil_div(wanted, y_tiles), ceil_div(depth, kThin));
+    y_tiles = std::max(y_tiles, std::min(wanted / z_tiles, ceil_div(height, kThin)));
     planes = ceil_div(depth, z_tiles);
     tile = ceil_div(height, y_tiles);
   }
 
-  int64_t ring_rows() const { return tile + 2 * halo; }
-  int64_t ring() const { return 3 * ring_rows() * pitch; }
+  int64_t rows() const { return tile + 2 * halo; }
 
-  // A thread's: the ring, both rows along z of a run, a row of zeros, the run's output; then four bytes of marks a row.
+  // A thread's scratch: elements of the ring and the extra planes, of both rows along z of a run,
+  // of its output and of a row of zeros; then marks, four bytes a row.
   size_t bytes() const {
-    const int64_t rows = 2 * (kSobelRun + 2) + kSobelRun + 1;
-    const size_t marks = 4 * (ring_rows() + 2);
-    return (((ring() + rows * pitch + 192) * element + marks) + 127) / 64 * 64;
+    const int64_t elements =
+        ((3 + extra) * rows() + 2 * (kSobelRun + 2) + kSobelRun + 1) * pitch + 3 * 64;
+    return ceil_div(elements * element + 4 * (rows() + 2) + 64, 64) * 64;
   }
 };
 
 static inline SobelTiles sobel_edges_tiles(const SobelEdges& p) {
-  const size_t element = p.labels.dtype == DType::f64   ? 8
-                         : p.labels.dtype <= DType::bf16 ? 4
-                         : p.threshold > 0               ? 2
-                                                         : 1;
+  const int64_t element = p.labels.dtype == DType::f64    ? 8
+                          : p.labels.dtype <= DType::bf16 ? 4
+                          : p.threshold > 0               ? 2
+                                                          : 1;
   // A label map has one channel for all regions.
   Size size = p.size;
   if (p.region_counts != nullptr) size.channels = 1;
-  return SobelTiles(size, p.labels.voxel_stride, 1, element, p.resources.threads);
+  return SobelTiles(size, p.labels, 1, 0, element, p.resources.threads);
+}
+
+static inline SobelTiles sobel_magnitude_tiles(const SobelMagnitude& p) {
+  return SobelTiles(p.size, p.x, 1, 0, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
+}
+
+// Beside the ring: the gradient with respect to three components, and two sums of three planes.
+static inline SobelTiles sobel_magnitude_backward_tiles(const SobelMagnitudeBackward& p) {
+  return SobelTiles(p.size, p.x, 2, 9, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
 }
 
 // --- Edge gate: voxels that are worked on at a time, and elements of scratch a thread ---

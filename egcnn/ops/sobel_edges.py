@@ -18,6 +18,7 @@ from egcnn.ops._tensors import (
     check_volume,
     empty_like,
     launch,
+    memory_format,
     no_second_derivative,
 )
 
@@ -135,6 +136,8 @@ def _(grad: Tensor, x: Tensor) -> Tensor:
 @torch.library.impl("egcnn::sobel_magnitude_backward", DEVICES)
 def _(grad: Tensor, x: Tensor) -> Tensor:
     grad_x = empty_like(x)
+    # The kernels walk all three in step.
+    grad = grad.contiguous(memory_format=memory_format(x))
     launch("sobel_magnitude_backward", grad=grad, x=x, grad_x=grad_x, shape=x.shape)
     return grad_x
 

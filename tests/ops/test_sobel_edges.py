@@ -202,6 +202,17 @@ def test_magnitude_and_gradient_of_deep_volumes(
     assert_near(x.grad, expected.grad, torch.float64)
 
 
+def test_gradient_in_another_format_than_its_input() -> None:
+    x = torch.randn(2, 3, 5, 6, 7)
+    grad = torch.randn_like(x)
+    expected = torch.ops.egcnn.sobel_magnitude_backward(grad, x)
+    for formats in (FORMATS, FORMATS[::-1]):
+        g, y = (t.contiguous(memory_format=f) for t, f in zip((grad, x), formats, strict=True))
+        result = torch.ops.egcnn.sobel_magnitude_backward(g, y)
+        assert result.stride() == y.stride()
+        assert_near(result, expected.double(), torch.float32)
+
+
 def test_a_mask_of_255_is_a_mask() -> None:
     mask = torch.rand(1, 1, 4, 5, 6) > 0.5
     assert torch.equal(ops.sobel_edges(mask.byte() * 255), ops.sobel_edges(mask))
