@@ -29,6 +29,8 @@ def training_run(request: pytest.FixtureRequest, suite) -> Iterator[TrainingRun]
 def test_training_step(
     record: Callable[[list[float]], None], suite, training_run: TrainingRun, training: Training
 ) -> None:
+    if suite.quick and training.compiled:
+        pytest.skip("tracing a network takes seconds")
     row, profile, times = training_run.measure(training)
     suite.rows.append(row | {"memory": suite.memory})
     suite.profiles[f"{training_run.name}, {training.name}"] = profile

@@ -26,7 +26,6 @@ from benchmarks.cases import Case
 from benchmarks.clocks import MEMORY_MODES, Clock, CudaClock, WallClock
 from benchmarks.measuring import CaseRun, Row, parts, providers
 from benchmarks.peers import OURS, Peer
-from egcnn import ops
 
 #: A provider that took so many seconds sits out the larger sizes of a sweep.
 SLOW = 1.0

@@ -80,9 +80,7 @@ class CaseRun:
         self._bandwidths = [self._bandwidth()]
 
     def _bandwidth(self) -> float:
-        rate = bandwidth(self.clock, self.case.bound, max(self.plan.bytes.values()))
-        self.clock.clear()
-        return rate
+        return bandwidth(self.clock, self.case.bound, max(self.plan.bytes.values()))
 
     @property
     def providers(self) -> list[Peer]:
@@ -171,9 +169,6 @@ class CaseRun:
             if target := self.case.targets.get(row["what"]):
                 row["target"] = str(target)
                 row["reached"] = target.reached(row["share"], row["best_ms"])
-        torch._dynamo.reset()
-        self.sets, self._function = [], None
-        self.clock.clear()
         return self.rows
 
 

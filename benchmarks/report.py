@@ -87,7 +87,6 @@ CASE: Column = ("case", lambda row: row["case"])
 PART: Column = ("part", lambda row: row["what"])
 MEMORY: Column = ("memory", lambda row: row.get("memory", ""))
 PROVIDER: Column = ("provider", lambda row: row["provider"])
-VOXELS: Column = ("voxels", lambda row: f"{row['voxels']:,}")
 TIME: Column = ("ms (quartiles)", spread)
 MEDIAN: Column = ("ms", lambda row: number(row.get("ms")))
 REPLAY: Column = ("in a graph", lambda row: number(row.get("replay_ms")))
@@ -135,12 +134,10 @@ def tables(data: dict[str, Any]) -> list[Table]:
         PEER_PEAK,
         RATIO,
     )
-    swept = (CASE, PART, VOXELS, TIME, FLOOR, SHARE, PEER, PEER_TIME, RATIO)
+    swept = (CASE, PART, TIME, FLOOR, SHARE, PEER, PEER_TIME, RATIO)
     return [
         *make("Steps before", data.get("steps", []), *STEP_COLUMNS),
-        *make(
-            "egcnn against the best peer", grouped(reused, "main", "size", "real"), *against
-        ),
+        *make("egcnn against the best peer", grouped(reused, "main", "size", "real"), *against),
         *make(
             "By where the memory of results comes from",
             several_modes(ours),
@@ -261,12 +258,14 @@ def show(data: dict[str, Any]) -> None:
     from rich.table import Table as RichTable
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 150
     console.print(f"\n{heading(data)}", highlight=False)
     for table in tables(data):
         shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
         for index, name in enumerate(table.header):
             left = index == 0 or name in ("part", "memory", "best peer", "provider", "target")
-            shown.add_column(name, justify="left" if left else "right", overflow="fold")
+            shown.add_column(name, justify="left" if left else "right", no_wrap=index == 0)
         before: tuple[str, ...] = ("",)
         for line in table.lines:
             first = "" if line[0] == before[0] else line[0]

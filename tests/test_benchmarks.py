@@ -164,7 +164,9 @@ def test_gpu_script_without_a_gpu(tmp_path: Path) -> None:
 
     rows = [row for row in data["rows"] if row["group"] == "main"]
     for row in rows:
-        assert {"case", "what", "provider", "ms", "floor_ms", "share", "gb_s", "peak_mb"} <= set(row)
+        assert {"case", "what", "provider", "ms", "floor_ms", "share", "gb_s", "peak_mb"} <= set(
+            row
+        )
         assert len(row["bandwidth_gb_s"]) == 2
     names = {p.name: p for peers in PEERS.values() for p in peers if "cpu" in p.devices}
     names = {name: peer for name, peer in names.items() if not peer.autotuned}
