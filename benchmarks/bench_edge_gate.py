@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.cases import CONTIGUOUS, LAST, Case, cliff_cases, gate_case, sizes
+from benchmarks.cases import LAST, Case, cliff_cases, gate_case, sizes
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
@@ -18,9 +18,8 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         channels = s.gate[1]
         chosen += [
             make(s.gate, dtype=torch.float32),
-            make(s.gate, dtype=torch.bfloat16, memory_format=CONTIGUOUS, group="size"),
+            make(s.gate, dtype=torch.bfloat16, group="size"),
             make(s.gate, dtype=torch.float32, memory_format=LAST, group="size"),
-            make(s.gate, dtype=torch.bfloat16, memory_format=LAST, group="size"),
             make((1, channels, *s.patch), dtype=torch.float32, group="size"),
             make((s.batch[0], 16, *s.batch[1:]), dtype=torch.float32, group="size"),
             *cliff_cases(make, s.gate),

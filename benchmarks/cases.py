@@ -110,7 +110,12 @@ def peers_of(operator: str, group: str) -> list[Peer]:
         return [CALLS[operator]]
     if group == "sweep":
         return [p for p in peers if p.name in ("eager reference", "scipy sobel", BEST[operator])]
-    return peers if group == "main" else [peer for peer in peers if not peer.slow]
+    return [peer for peer in peers if not peer.main_only or group == "main"]
+
+
+def parts_of(group: str) -> tuple[str, ...]:
+    """What is measured of a differentiable operator."""
+    return ("both",) if group == "sweep" else ("forward", "backward", "both")
 
 
 #: The peer that comes nearest to us at most sizes.
@@ -121,8 +126,6 @@ BEST = {
     "channel_gate": "compiled matmul",
     "gumbel_consistency": "compiled sparse",
 }
-
-FORWARD, ALL = ("forward",), ("forward", "backward", "both")
 
 
 @functools.lru_cache(maxsize=4)
@@ -221,10 +224,10 @@ def edge_case(
         operator="sobel_edges",
         ours=ops.sobel_edges,
         voxels=voxels,
-        parts=FORWARD,
+        parts=("forward",),
         plan=plan,
         group=group,
-        peers=peers_of("sobel_edges", group),
+        peers=peers_of("sobel_edges", group if kind == "masks" else "size"),
         targets={"forward": Target(share=0.8)} if kind == "masks" and group == "main" else {},
     )
 
@@ -251,7 +254,7 @@ def magnitude_case(
         operator="sobel_magnitude",
         ours=ops.sobel_magnitude,
         voxels=shape[0] * math.prod(shape[2:]),
-        parts=ALL,
+        parts=parts_of(group),
         plan=plan,
         group=group,
         peers=peers_of("sobel_magnitude", group),
@@ -300,7 +303,7 @@ def gate_case(
         operator=f"{gate}_gate",
         ours=ops.edge_gate,
         voxels=batch * math.prod(size),
-        parts=ALL,
+        parts=parts_of(group),
         plan=plan,
         group=group,
         peers=peers_of(f"{gate}_gate", group),
@@ -348,7 +351,7 @@ def consistency_case(
         operator="gumbel_consistency",
         ours=lambda logits, target, seed: ops.gumbel_consistency(logits, target, seed=seed),
         voxels=voxels,
-        parts=ALL,
+        parts=parts_of(group),
         plan=plan,
         group=group,
         peers=peers_of("gumbel_consistency", group),
@@ -418,8 +421,8 @@ CPU = Sizes(
     gate=(1, 32, 80, 96, 64),
     consistency=(1, 4, 160, 192, 128),
     patch=(32, 32, 32),
-    batch=(4, 128, 128, 128),
-    sweep=(1, 4, 8, 16, 32, 64, 96, 128, 160, 256, 384, 512),
+    batch=(4, 96, 96, 96),
+    sweep=(1, 8, 16, 32, 64, 128, 160, 256, 384, 512),
 )
 CUDA = Sizes(
     edges=(8, 3, 155, 240, 240),
@@ -428,7 +431,7 @@ CUDA = Sizes(
     consistency=(8, 4, 160, 192, 128),
     patch=(64, 64, 64),
     batch=(16, 128, 128, 128),
-    sweep=(1, 4, 8, 16, 32, 64, 96, 128, 160, 256, 384, 512),
+    sweep=(1, 8, 16, 32, 64, 128, 160, 256, 384, 512),
 )
 
 

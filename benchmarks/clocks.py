@@ -91,8 +91,8 @@ class WallClock:
     """The same for the CPU.
 
     Args:
-        seconds: what one measurement may take; it takes at least three runs, of runs under a
-            second at least five, and ends early once it has twenty and a fifth of the time.
+        seconds: what one measurement may take, beyond three runs at the least; it ends early once
+            it has twenty and a fifth of the time.
         memory: where results come from. ``"reused"``: the C library keeps what is freed and hands
             it out again, as a training process that has settled in does. ``"fresh"``: every
             result is new memory, whose pages the system makes while they are first written.
@@ -103,7 +103,7 @@ class WallClock:
 
     cache_bytes = 0  # inputs do not rotate: the CPU's copy is measured on as warm a cache
 
-    def __init__(self, seconds: float = 1.5, memory: str = "reused") -> None:
+    def __init__(self, seconds: float = 0.75, memory: str = "reused") -> None:
         self.device = torch.device("cpu")
         self.seconds = seconds
         if memory == "large pages" and os.environ.get("THP_MEM_ALLOC_ENABLE") != "1":
@@ -119,19 +119,21 @@ class WallClock:
 
     def times(self, work: Work) -> list[float]:
         """Seconds of each of several runs."""
-        for turn in range(2):
-            work(turn)()
         times: list[float] = []
+        warm = False
         while not self._enough(len(times), sum(times)):
             run = work(len(times))
             start = time.perf_counter()
             result = run()
-            times.append(time.perf_counter() - start)
+            spent = time.perf_counter() - start
             del result  # before the next run asks for memory
+            if warm or spent > self.seconds / 3:  # a long run warms up within itself
+                times.append(spent)
+            warm = True
         return times
 
     def _enough(self, runs: int, spent: float) -> bool:
-        if runs < 3 or (runs < 5 and spent < runs):
+        if runs < 3:
             return False
         return spent >= self.seconds or runs >= 1000 or (runs >= 20 and spent >= self.seconds / 5)
 

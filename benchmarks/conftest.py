@@ -78,7 +78,7 @@ class Suite:
         """Made when it is first asked for: it changes how the process allocates."""
         if self._clock is None:
             cuda = self.device.type == "cuda"
-            seconds = 0.01 if self.quick else 1.5
+            seconds = 0.01 if self.quick else 0.75
             self._clock = CudaClock() if cuda else WallClock(seconds, self.memory)
         return self._clock
 
@@ -87,9 +87,11 @@ class Suite:
         """Of torch.compile."""
         return "eager" if self.quick else "inductor"
 
-    def wants(self, case: Case, peer: Peer) -> bool:
-        """Memory that is not reused is measured for the main cases and their faster peers."""
-        return self.memory == "reused" or (case.group == "main" and not peer.slow)
+    def wants(self, case: Case, peer: Peer, what: str) -> bool:
+        """Of memory that is not reused, the main cases alone, and neither every peer nor part."""
+        if self.memory == "reused":
+            return True
+        return case.group == "main" and not peer.main_only and what != "backward"
 
     def run_of(self, case: Case) -> CaseRun:
         """The case under way; one at a time, since it holds the inputs."""
@@ -117,8 +119,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param((case, peer, what), id=f"{case.group}-{case.name}-{peer.name}-{what}")
         for case in metafunc.module.cases(suite.device, suite.quick)
         for peer in providers(case, suite.device)
-        if suite.wants(case, peer)
         for what in parts(case, peer)
+        if suite.wants(case, peer, what)
     ]
     metafunc.parametrize("measurement", measurements)
 

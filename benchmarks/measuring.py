@@ -137,9 +137,10 @@ class CaseRun:
             "high_ms": high * 1e3,
             "runs": len(times),
         }
-        # NumPy and ITK keep no account of theirs.
-        torch_only = peer.package in ("torch", "monai") or isinstance(self.clock, CudaClock)
-        row["peak_mb"] = self.clock.peak_bytes(work(0)) / 1e6 if torch_only else None
+        # NumPy and ITK keep no account of theirs; backward alone holds what both hold.
+        counted = peer.package in ("torch", "monai") or isinstance(self.clock, CudaClock)
+        if counted and what != "backward":
+            row["peak_mb"] = self.clock.peak_bytes(work(0)) / 1e6
         # Where launch gaps could show. Backward alone would need its forward captured too.
         if peer.name == OURS and what != "backward" and row["ms"] < 1:
             replay = self.clock.replay(work, len(self.sets))
@@ -157,14 +158,16 @@ class CaseRun:
             row["gb_s"] = row["bytes"] / row["best_ms"] / 1e6
             row["floor_ms"] = row["bytes"] / statistics.mean(self._bandwidths) * 1e3
             row["share"] = row["floor_ms"] / row["best_ms"]
+        same = {peer.name for peer in self.case.peers if peer.exact or self.case.group == "call"}
+        rivals = [row for row in timed if row["provider"] in same]
         for row in timed:
             if row["provider"] != OURS:
                 continue
-            others = [r for r in timed if r["what"] == row["what"] and r is not row]
+            others = [r for r in rivals if r["what"] == row["what"]]
             if others:
                 best = min(others, key=lambda other: other["ms"])
                 row["best_peer"], row["best_peer_ms"] = best["provider"], best["ms"]
-                row["best_peer_mb"] = best["peak_mb"]
+                row["best_peer_mb"] = best.get("peak_mb")
                 row["ratio"] = best["ms"] / row["ms"]  # both by the same clock
             if target := self.case.targets.get(row["what"]):
                 row["target"] = str(target)

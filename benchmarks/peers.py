@@ -418,7 +418,7 @@ class Peer:
         autotuned: with ``mode="max-autotune-no-cudagraphs"``, which takes long to compile.
         differentiable: whether autograd goes through it.
         exact: whether it computes the very same, and not only something near it.
-        slow: loses by more than ten times at any size: measured at the main sizes only.
+        main_only: left out of all but the main cases, being slow or much like another peer.
         devices: where it runs.
         package: what it needs beyond torch and SciPy.
     """
@@ -429,7 +429,7 @@ class Peer:
     autotuned: bool = False
     differentiable: bool = True
     exact: bool = True
-    slow: bool = False
+    main_only: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     package: str = "torch"
 
@@ -444,7 +444,7 @@ class Peer:
 def _array_peer(name: str, package: str, function: Callable[..., Tensor], **options: Any) -> Peer:
     """A peer that works on NumPy's arrays, or on CuPy's."""
     device = "cuda" if package == "cupy" else "cpu"
-    options = {"differentiable": False, "slow": True, "devices": (device,), **options}
+    options = {"differentiable": False, "main_only": True, "devices": (device,), **options}
     return Peer(name, function, package=package, **options)
 
 
@@ -453,44 +453,44 @@ PEERS = {
     for operator, peers in {
         "sobel_edges": [
             Peer("eager reference", reference.sobel_edges),
-            Peer("eager conv3d", edges_conv3d, slow=True),
-            Peer("MONAI SobelGradients", edges_monai, slow=True, package="monai"),
+            Peer("eager conv3d", edges_conv3d, main_only=True),
+            Peer("MONAI SobelGradients", edges_monai, main_only=True, package="monai"),
             _array_peer("scipy sobel", "scipy", edges_scipy),
-            _array_peer("cupy sobel", "cupy", edges_cupy, slow=False),
+            _array_peer("cupy sobel", "cupy", edges_cupy, main_only=False),
             _array_peer("skimage sobel", "skimage", edges_skimage),
             _array_peer("skimage boundaries", "skimage", edges_boundaries, exact=False),
             _array_peer("SimpleITK Sobel", "SimpleITK", edges_itk_sobel, exact=False),
             _array_peer("SimpleITK gradient", "SimpleITK", edges_itk_gradient, exact=False),
             _array_peer("SimpleITK contour", "SimpleITK", edges_itk_contour, exact=False),
             Peer("compiled slices", edges_slices, compiled=True),
-            Peer("compiled gather", edges_gather, compiled=True),
+            Peer("compiled gather", edges_gather, compiled=True, main_only=True),
         ],
         "sobel_magnitude": [
             Peer("eager reference", reference.sobel_magnitude),
-            Peer("eager conv3d", magnitude_conv3d, slow=True),
-            Peer("MONAI SobelGradients", magnitude_monai, slow=True, package="monai"),
+            Peer("eager conv3d", magnitude_conv3d, main_only=True),
+            Peer("MONAI SobelGradients", magnitude_monai, main_only=True, package="monai"),
             _array_peer("scipy sobel", "scipy", magnitude_scipy),
-            _array_peer("cupy sobel", "cupy", magnitude_cupy, slow=False),
+            _array_peer("cupy sobel", "cupy", magnitude_cupy, main_only=False),
             _array_peer("skimage sobel", "skimage", magnitude_skimage),
             Peer("compiled slices", magnitude_slices, compiled=True),
-            Peer("compiled reference", reference.sobel_magnitude, compiled=True),
+            Peer("compiled reference", reference.sobel_magnitude, compiled=True, main_only=True),
         ],
         "voxel_gate": [
             Peer("eager reference", reference.edge_gate),
-            Peer("eager conv3d", gate_conv3d),
+            Peer("eager conv3d", gate_conv3d, main_only=True),
             Peer("compiled sum", gate_sum, compiled=True),
         ],
         "channel_gate": [
             Peer("eager reference", reference.edge_gate),
-            Peer("eager conv3d", gate_conv3d),
+            Peer("eager conv3d", gate_conv3d, main_only=True),
             Peer("compiled matmul", gate_matmul, compiled=True),
             Peer("compiled conv3d", gate_conv3d, compiled=True),
             Peer("autotuned matmul", gate_matmul, compiled=True, autotuned=True),
         ],
         "gumbel_consistency": [
-            Peer("eager reference", reference.gumbel_consistency),
+            Peer("eager reference", reference.gumbel_consistency, main_only=True),
             Peer("eager sparse", consistency_sparse),
-            Peer("compiled reference", reference.gumbel_consistency, compiled=True),
+            Peer("compiled reference", reference.gumbel_consistency, compiled=True, main_only=True),
             Peer("compiled sparse", consistency_sparse, compiled=True),
         ],
     }.items()
