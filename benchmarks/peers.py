@@ -211,10 +211,10 @@ def edges_skimage(labels: Tensor, regions: Regions | None = None) -> Tensor:
 
 
 def magnitude_skimage(x: Tensor) -> Tensor:
-    """The same, whose kernels sum to 1 and whose squares are averaged over the axes."""
+    """The same, whose squares are averaged over the axes."""
     from skimage.filters import sobel
 
-    return _each_volume(x, lambda v: sobel(v) * np.float32(12**0.5))
+    return _each_volume(x, lambda v: sobel(v) * np.float32(3**0.5))
 
 
 def edges_boundaries(labels: Tensor, regions: Regions | None = None) -> Tensor:
