@@ -1,27 +1,48 @@
-"""The consistency loss on four classes with about 2 % of edge voxels."""
+"""The consistency loss on four classes with about 2 % of edge voxels, and on real masks."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
-from egcnn import ops
+from benchmarks.cases import (
+    Case,
+    cliff_cases,
+    consistency_case,
+    cube,
+    real_files,
+    real_labels,
+    sizes,
+)
+
+CLASSES = {"KiTS19": 3, "hippocampus": 3}
 
 
-@pytest.mark.parametrize("what", ["forward", "both"])
-def test_consistency(measure, quick: bool, what: str) -> None:
-    size = (16, 24, 24) if quick else (160, 192, 128)
-    target = torch.zeros(1, 1, *size, dtype=torch.uint8)
-    for value, share in ((1, 0.2), (2, 0.15), (3, 0.1)):
-        target[(0, 0, *(slice(int(n / 2 - n * share), int(n / 2 + n * share)) for n in size))] = (
-            value
-        )
-    logits = torch.randn(1, 4, *size, requires_grad=what == "both")
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    s = sizes(device, quick)
+    make = partial(consistency_case, device)
+    return [
+        make(s.consistency),
+        make((1, 4, *s.patch), group="size"),
+        make((s.batch[0], 4, *s.batch[1:]), group="size"),
+        *(
+            make(
+                (1, CLASSES[name], *size),
+                group="real",
+                labels=partial(real_labels, path, device),
+                label=f" {name}",
+            )
+            for name, (path, size) in real_files().items()
+        ),
+        *cliff_cases(make, s.consistency),
+        *(
+            make((1, 4, n, n, n), group="sweep", labels=partial(cube, n, device))
+            for n in s.cubes(384)
+        ),
+    ]
 
-    def run() -> None:
-        loss = ops.gumbel_consistency(logits, target, seed=1)
-        if what == "both":
-            torch.autograd.grad(loss, logits)
 
-    # The labels are read; of the logits only the band around edges need be, so at the least none.
-    measure(run, target.nbytes + (logits.nbytes if what == "both" else 0))
+def test_consistency(measure: Callable[[], None]) -> None:
+    measure()

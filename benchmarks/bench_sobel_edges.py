@@ -1,30 +1,69 @@
-"""Sobel edge targets: a BraTS label map to the edges of its three nested regions."""
+"""Sobel edges and magnitude: training's sizes, real masks, no cliffs, one voxel to 512^3."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
-from egcnn import ops
+from benchmarks.cases import (
+    LAST,
+    Case,
+    cliff_cases,
+    cube,
+    edge_case,
+    eightfold,
+    magnitude_case,
+    odd,
+    real_files,
+    real_labels,
+    sizes,
+)
 
-REGIONS = [(1, 2, 4), (1, 4), (4,)]
+ORGANS = {"KiTS19": [(1, 2), (2,)], "hippocampus": [(1,), (2,)]}
 
 
-def test_label_map(measure, quick: bool) -> None:
-    size = (24, 48, 48) if quick else (155, 240, 240)
-    labels = torch.zeros(1, 1, *size, dtype=torch.uint8)
-    for value, share in ((2, 0.25), (1, 0.15), (4, 0.08)):
-        labels[(0, 0, *(slice(int(n / 2 - n * share), int(n / 2 + n * share)) for n in size))] = (
-            value
-        )
-    measure(lambda: ops.sobel_edges(labels, REGIONS), labels.numel() * (1 + len(REGIONS)))
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    s = sizes(device, quick)
+    edges, magnitude = partial(edge_case, device), partial(magnitude_case, device)
+    cliff = partial(edges, kind="masks", group="cliff")
+    return [
+        edges(s.edges, "masks"),
+        edges(s.edges, "labels"),
+        edges(s.edges, "random masks", group="size"),
+        edges((1, 3, *s.patch), "masks", group="size"),
+        edges((s.batch[0], 3, *s.batch[1:]), "masks", group="size"),
+        *(
+            edges(
+                (1, 2, *size),
+                f"{name} labels",
+                group="real",
+                labels=partial(real_labels, path, device),
+                regions=ORGANS[name],
+            )
+            for name, (path, size) in real_files().items()
+        ),
+        magnitude(s.magnitude),
+        magnitude((1, 4, *s.patch), group="size"),
+        cliff(s.edges),
+        cliff(s.edges, dtype=torch.bfloat16),
+        cliff(s.edges, memory_format=LAST),
+        cliff(odd(s.edges)),
+        cliff(eightfold(s.edges)),
+        *cliff_cases(magnitude, s.magnitude),
+        *(
+            edges(
+                (1, 1, n, n, n),
+                "masks",
+                group="sweep",
+                labels=partial(cube, n, device),
+                regions=[(1, 2, 3)],
+            )
+            for n in s.cubes(512)
+        ),
+    ]
 
 
-def test_magnitude_and_gradient(measure, quick: bool) -> None:
-    size = (16, 24, 24) if quick else (80, 96, 64)
-    x = torch.randn(1, 3, *size, requires_grad=True)
-
-    def both() -> None:
-        x.grad = None
-        ops.sobel_magnitude(x).sum().backward()
-
-    measure(both, x.nbytes * 5)
+def test_sobel(measure: Callable[[], None]) -> None:
+    measure()

@@ -1,23 +1,33 @@
 """What is measured: each operator at the sizes that training has, or tiny ones.
 
-A case knows how to draw its inputs, the fewest bytes that it has to move, and the target set for it
-on an H100.
+A case knows how to draw its inputs, the fewest bytes that it has to move, who computes the same,
+and the target set for it on an H100. ``bench_*.py`` and ``gpu.py`` measure these.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from peers import mixed_voxels
+import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.peers import CALLS, PEERS, Peer, mixed_voxels
 from egcnn import ops
 from egcnn.regions import BRATS
+
+#: Real label maps, which are not part of the project.
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last_3d
+TYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.uint8: "uint8"}
 
 
 @dataclass
@@ -27,6 +37,18 @@ class Inputs:
     arguments: tuple[Any, ...]
     leaves: tuple[Tensor, ...] = ()
     grad: Tensor | None = None
+
+
+@dataclass
+class Plan:
+    """A case ready to be measured: how to draw a set of inputs, and the fewest bytes of each part.
+
+    ``facts`` stand beside the results: the share of edge voxels.
+    """
+
+    draw: Callable[[], Inputs]
+    bytes: dict[str, int]
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,21 +66,69 @@ class Target:
         return share >= self.share and milliseconds * 1000 <= self.microseconds
 
 
-@dataclass
+@dataclass(eq=False)
 class Case:
-    """An operator at one size: how to draw inputs, and the fewest bytes that each part moves."""
+    """An operator at one size.
+
+    Attributes:
+        name: as it stands in tables.
+        operator: a key of :data:`benchmarks.peers.PEERS`.
+        ours: takes the operator's arguments.
+        voxels: of one channel, over the batch.
+        parts: of forward, backward and both.
+        plan: made when its turn comes.
+        group: why it is there: ``"main"`` (what training has, also measured with memory that is
+            not reused), ``"size"``, ``"real"`` (masks), ``"cliff"`` (ours alone where others
+            fall), ``"sweep"`` (from small to large), ``"call"`` (the time of a call).
+        peers: who else computes it.
+        bound: whose bandwidth is the floor's, the ``"copy"``'s or the ``"triad"``'s.
+        targets: by part.
+        tf32: float32 products may be rounded.
+        autotune: whether autotuned peers, which take long to compile, take part.
+    """
 
     name: str
     operator: str
     ours: Callable[..., Tensor]
-    draw: Callable[[], Inputs]
-    bytes: dict[str, int]
+    voxels: int
+    parts: tuple[str, ...]
+    plan: Callable[[], Plan]
+    group: str = "main"
+    peers: Sequence[Peer] = ()
+    bound: str = "copy"
     targets: dict[str, Target] = field(default_factory=dict)
     tf32: bool = False
     autotune: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
+def peers_of(operator: str, group: str) -> list[Peer]:
+    """Who is measured beside us in a group of cases."""
+    peers = PEERS[operator]
+    if group == "cliff":
+        return []
+    if group == "call":
+        return [CALLS[operator]]
+    if group == "sweep":
+        return [p for p in peers if p.name in ("eager reference", "scipy sobel", BEST[operator])]
+    return [peer for peer in peers if not peer.main_only or group == "main"]
+
+
+def parts_of(group: str) -> tuple[str, ...]:
+    """What is measured of a differentiable operator."""
+    return ("both",) if group == "sweep" else ("forward", "backward", "both")
+
+
+#: The peer that comes nearest to us at most sizes.
+BEST = {
+    "sobel_edges": "compiled slices",
+    "sobel_magnitude": "compiled slices",
+    "voxel_gate": "compiled sum",
+    "channel_gate": "compiled matmul",
+    "gumbel_consistency": "compiled sparse",
+}
+
+
+@functools.lru_cache(maxsize=4)
 def phantom(
     batch: int, size: Sequence[int], device: torch.device
 ) -> tuple[Tensor, dict[str, float]]:
@@ -84,72 +154,128 @@ def phantom(
         labels = (distance < radius * shells).sum(1, keepdim=True).to(torch.uint8)
         edges = mixed_voxels(labels)
         low, high = (radius, high) if edges.float().mean() < 0.02 else (low, radius)
-    band = torch.nn.functional.max_pool3d(edges.to(torch.float32), 3, 1, 1)
-    shares = {"edge_share": edges.float().mean().item(), "band_share": band.mean().item()}
-    return labels, shares
+    return labels, edge_shares(labels)
+
+
+def edge_shares(labels: Tensor) -> dict[str, float]:
+    """Which share of the voxels are edges, and which lie in the band around them."""
+    edges = mixed_voxels(labels).to(torch.float32)
+    band = F.max_pool3d(edges, 3, 1, 1)
+    return {"edge_share": edges.mean().item(), "band_share": band.mean().item()}
 
 
 def brats_phantom(
     batch: int, size: Sequence[int], device: torch.device
 ) -> tuple[Tensor, dict[str, float]]:
     """The same with BraTS's labels: oedema around a core around enhancing tumour."""
-    labels, shares = phantom(batch, size, device)
+    labels, shares = phantom(batch, tuple(size), device)
     return torch.tensor([0, 2, 1, 4], dtype=torch.uint8, device=device)[labels.long()], shares
 
 
-def edge_case(device: torch.device, quick: bool, kind: str) -> Case:
-    """Sobel edges of ready-made masks, of a label map, of masks in which no row is empty."""
-    batch, size = (2, (12, 20, 18)) if quick else (8, (155, 240, 240))
-    labels, shares = brats_phantom(batch, size, device)
-    voxels = labels.numel()
+@functools.lru_cache(maxsize=1)
+def cube(edge: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+    """A phantom of any size in little time: one of 64 voxels an edge, stretched or cut."""
+    labels = phantom(1, (64, 64, 64), device)[0]
+    if edge > 64:
+        labels = F.interpolate(labels, size=(edge,) * 3)
+    middle = (slice((labels.shape[2] - edge) // 2, (labels.shape[2] + edge) // 2),) * 3
+    labels = labels[(..., *middle)].contiguous()
+    return labels, edge_shares(labels)
 
-    def draw() -> Inputs:
-        if kind == "labels":
-            return Inputs((labels.clone(), BRATS.labels))
+
+# --- Sobel edges and magnitude -------------------------------------------------------------------
+
+
+def edge_case(
+    device: torch.device,
+    shape: Sequence[int],
+    kind: str,
+    *,
+    group: str = "main",
+    labels: Callable[[], tuple[Tensor, dict[str, float]]] | None = None,
+    regions: Sequence[Sequence[int]] = BRATS.labels,
+    dtype: torch.dtype = torch.uint8,
+    memory_format: torch.memory_format = CONTIGUOUS,
+) -> Case:
+    """Sobel edges of ready-made masks, of a label map, of masks in which no row is empty.
+
+    ``shape`` is that of the edges, ``labels`` gives the label map, BraTS's phantom by default.
+    """
+    batch, channels, *size = shape
+    voxels = batch * math.prod(size)
+
+    def plan() -> Plan:
         if kind == "random masks":
-            shape = (batch, 3, *size)
-            return Inputs((torch.randint(0, 2, shape, dtype=torch.uint8, device=device),))
-        return Inputs((BRATS.masks(labels),))
+            drawn = torch.randint(0, 2, tuple(shape), device=device).to(dtype)
+            facts = {}
+        else:
+            make = labels or partial(brats_phantom, batch, size, device)
+            drawn, facts = make()
+            if kind == "masks":
+                drawn = torch.cat([torch.isin(drawn, drawn.new_tensor(r)) for r in regions], 1)
+                drawn = drawn.to(dtype, memory_format=memory_format)
+        extra = (regions,) if "labels" in kind else ()
+        moved = voxels * (channels + drawn.shape[1] * drawn.dtype.itemsize)
+        return Plan(lambda: Inputs((drawn.clone(), *extra)), {"forward": moved}, facts)
 
+    shown = shape_name(batch, 1, *size) if "labels" in kind else shape_name(*shape)
     return Case(
-        name=f"Sobel edges, {kind} {shape_name(batch, 1 if kind == 'labels' else 3, *size)}",
+        name=f"Sobel edges, {kind}{describe_type(dtype, memory_format)} {shown}",
         operator="sobel_edges",
         ours=ops.sobel_edges,
-        draw=draw,
-        bytes={"forward": voxels * (4 if kind == "labels" else 6)},
-        targets={"forward": Target(share=0.8)} if kind == "masks" else {},
-        facts={} if kind == "random masks" else shares,
+        voxels=voxels,
+        parts=("forward",),
+        plan=plan,
+        group=group,
+        peers=peers_of("sobel_edges", group if kind == "masks" else "size"),
+        targets={"forward": Target(share=0.8)} if kind == "masks" and group == "main" else {},
     )
 
 
-def magnitude_case(device: torch.device, quick: bool) -> Case:
+def magnitude_case(
+    device: torch.device,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = CONTIGUOUS,
+    group: str = "main",
+) -> Case:
     """The differentiable Sobel magnitude."""
-    shape = (1, 2, 9, 11, 13) if quick else (8, 4, 160, 192, 128)
 
-    def draw() -> Inputs:
-        x = torch.randn(shape, device=device).requires_grad_()
-        return Inputs((x,), (x,), torch.randn(shape, device=device))
+    def plan() -> Plan:
+        def draw() -> Inputs:
+            x, grad = (normal(shape, device, dtype, memory_format) for _ in range(2))
+            return Inputs((x.requires_grad_(),), (x,), grad)
 
-    nbytes = 4 * math.prod(shape)
+        nbytes = math.prod(shape) * dtype.itemsize
+        return Plan(draw, {"forward": 2 * nbytes, "backward": 3 * nbytes, "both": 5 * nbytes})
+
     return Case(
-        name=f"Sobel magnitude fp32 {shape_name(*shape)}",
+        name=f"Sobel magnitude{describe_type(dtype, memory_format)} {shape_name(*shape)}",
         operator="sobel_magnitude",
         ours=ops.sobel_magnitude,
-        draw=draw,
-        bytes={"forward": 2 * nbytes, "backward": 3 * nbytes, "both": 5 * nbytes},
+        voxels=shape[0] * math.prod(shape[2:]),
+        parts=parts_of(group),
+        plan=plan,
+        group=group,
+        peers=peers_of("sobel_magnitude", group),
     )
+
+
+# --- Edge gate -----------------------------------------------------------------------------------
 
 
 def gate_case(
     device: torch.device,
-    quick: bool,
+    shape: Sequence[int],
     gate: str,
     dtype: torch.dtype,
-    memory_format: torch.memory_format = torch.contiguous_format,
+    memory_format: torch.memory_format = CONTIGUOUS,
+    *,
     tf32: bool = False,
+    group: str = "main",
 ) -> Case:
-    """The edge gate with 32 channels in both streams."""
-    batch, channels, *size = (2, 8, 5, 6, 7) if quick else (8, 32, 160, 192, 128)
+    """The edge gate, with as many channels in the main stream as in the edge stream."""
+    batch, channels, *size = shape
     if device.type == "cuda":
         # Six tensors of this size are ours; eager peers hold as many again.
         memory = torch.cuda.get_device_properties(0).total_memory
@@ -158,56 +284,102 @@ def gate_case(
     shape = (batch, channels, *size)
     gates = 1 if gate == "voxel" else channels
 
-    def draw() -> Inputs:
-        e, m, grad = (
-            torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format).normal_()
-            for _ in range(3)
-        )
-        weights = [torch.randn(gates, channels, device=device) * 0.1 for _ in range(2)]
-        weights.append(torch.randn(gates, device=device) * 0.1)
-        leaves = tuple(tensor.requires_grad_() for tensor in (e, m, *weights))
-        return Inputs(leaves, leaves, grad)
+    def plan() -> Plan:
+        def draw() -> Inputs:
+            e, m, grad = (normal(shape, device, dtype, memory_format) for _ in range(3))
+            weights = [torch.randn(gates, channels, device=device) * 0.1 for _ in range(2)]
+            weights.append(torch.randn(gates, device=device) * 0.1)
+            leaves = tuple(tensor.requires_grad_() for tensor in (e, m, *weights))
+            return Inputs(leaves, leaves, grad)
 
-    nbytes = math.prod(shape) * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
+        return Plan(draw, {"forward": 3 * nbytes, "backward": 5 * nbytes, "both": 8 * nbytes})
+
     half = dtype == torch.bfloat16
     target = Target(share=0.8 if gate == "voxel" else 0.7)
-    type_name = "bf16" if half else "tf32" if tf32 else "fp32"
-    layout = "" if memory_format == torch.contiguous_format else " channels_last_3d"
+    type_name = " tf32" if tf32 else describe_type(dtype, memory_format)
     return Case(
-        name=f"{gate} gate {type_name}{layout} {shape_name(*shape)}",
+        name=f"{gate} gate{type_name} {shape_name(*shape)}",
         operator=f"{gate}_gate",
         ours=ops.edge_gate,
-        draw=draw,
-        bytes={"forward": 3 * nbytes, "backward": 5 * nbytes, "both": 8 * nbytes},
+        voxels=batch * math.prod(size),
+        parts=parts_of(group),
+        plan=plan,
+        group=group,
+        peers=peers_of(f"{gate}_gate", group),
+        bound="triad" if device.type == "cpu" else "copy",  # as the targets for CUDA were set
         targets={"forward": target, "backward": target} if half else {},
         tf32=tf32,
-        autotune=gate == "channel" and half and not layout,
+        autotune=device.type == "cuda" and gate == "channel" and half and memory_format != LAST,
     )
 
 
-def consistency_case(device: torch.device, quick: bool) -> Case:
-    """The consistency loss of four classes, 2% of the voxels on edges."""
-    batch, channels, *size = (2, 4, 16, 16, 16) if quick else (8, 4, 160, 192, 128)
-    labels, shares = phantom(batch, size, device)
+# --- Gumbel-softmax consistency ------------------------------------------------------------------
 
-    def draw() -> Inputs:
-        logits = torch.randn(batch, channels, *size, device=device).requires_grad_()
-        seed = torch.randint(0, 2**62, (), device=device)
-        grad = torch.ones((), device=device)
-        return Inputs((logits, labels.clone(), seed), (logits,), grad)
 
-    # The labels are read, of the logits only the band around edges; the gradient is dense.
-    read = labels.numel() + int(shares["band_share"] * labels.numel()) * channels * 4
-    written = labels.numel() * channels * 4
+def consistency_case(
+    device: torch.device,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = CONTIGUOUS,
+    *,
+    group: str = "main",
+    labels: Callable[[], tuple[Tensor, dict[str, float]]] | None = None,
+    label: str = "",
+) -> Case:
+    """The consistency loss of so many classes, by default with 2% of the voxels on edges."""
+    batch, channels, *size = shape
+    voxels = batch * math.prod(size)
+
+    def plan() -> Plan:
+        target, shares = (labels or partial(phantom, batch, tuple(size), device))()
+
+        def draw() -> Inputs:
+            logits = normal(shape, device, dtype, memory_format).requires_grad_()
+            seed = torch.randint(0, 2**62, (), device=device)
+            grad = torch.ones((), device=device)
+            return Inputs((logits, target.clone(), seed), (logits,), grad)
+
+        # The labels are read, of the logits only the band around edges; the gradient is dense.
+        written = voxels * channels * dtype.itemsize
+        read = target.nbytes + int(shares["band_share"] * written)
+        moved = {"forward": read, "backward": read + written, "both": 2 * read + written}
+        return Plan(draw, moved, shares)
+
     return Case(
-        name=f"consistency fp32 {shape_name(batch, channels, *size)}",
+        name=f"consistency{label}{describe_type(dtype, memory_format)} {shape_name(*shape)}",
         operator="gumbel_consistency",
         ours=lambda logits, target, seed: ops.gumbel_consistency(logits, target, seed=seed),
-        draw=draw,
-        bytes={"forward": read, "backward": read + written, "both": 2 * read + written},
-        targets={"forward": Target(microseconds=45), "both": Target(microseconds=230)},
-        facts=shares,
+        voxels=voxels,
+        parts=parts_of(group),
+        plan=plan,
+        group=group,
+        peers=peers_of("gumbel_consistency", group),
+        targets={"forward": Target(microseconds=45), "both": Target(microseconds=230)}
+        if group == "main"
+        else {},
     )
+
+
+# --- What they share -----------------------------------------------------------------------------
+
+
+def normal(
+    shape: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    """Normally distributed numbers in any type and layout."""
+    return torch.empty(
+        tuple(shape), dtype=dtype, device=device, memory_format=memory_format
+    ).normal_()
+
+
+def describe_type(dtype: torch.dtype, memory_format: torch.memory_format) -> str:
+    """Such as `` bf16 channels_last_3d``; nothing for contiguous bytes."""
+    name = "" if dtype == torch.uint8 else f" {TYPE_NAMES[dtype]}"
+    return name if memory_format == CONTIGUOUS else f"{name} channels_last_3d"
 
 
 def shape_name(*shape: int) -> str:
@@ -215,23 +387,101 @@ def shape_name(*shape: int) -> str:
     return "x".join(map(str, shape))
 
 
-def all_cases(device: torch.device, quick: bool) -> list[Callable[[], Case]]:
-    """Every case, the most telling ones first, each made when its turn comes."""
-    last = torch.channels_last_3d
-    edges, gate = partial(edge_case, device, quick), partial(gate_case, device, quick)
+# --- Which are measured --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shapes of the main cases, those of a small patch, and the edges of the swept cubes."""
+
+    edges: tuple[int, ...]
+    magnitude: tuple[int, ...]
+    gate: tuple[int, ...]
+    consistency: tuple[int, ...]
+    patch: tuple[int, ...]
+    batch: tuple[int, ...]
+    sweep: tuple[int, ...]
+
+    def cubes(self, largest: int) -> list[int]:
+        return [edge for edge in self.sweep if edge <= largest]
+
+
+QUICK = Sizes(
+    edges=(2, 3, 12, 20, 18),
+    magnitude=(1, 2, 9, 11, 13),
+    gate=(2, 8, 5, 6, 7),
+    consistency=(2, 4, 16, 16, 16),
+    patch=(8, 8, 8),
+    batch=(2, 9, 8, 7),
+    sweep=(1, 8),
+)
+CPU = Sizes(
+    edges=(1, 3, 155, 240, 240),
+    magnitude=(1, 4, 160, 192, 128),
+    gate=(1, 32, 80, 96, 64),
+    consistency=(1, 4, 160, 192, 128),
+    patch=(32, 32, 32),
+    batch=(4, 96, 96, 96),
+    sweep=(1, 8, 16, 32, 64, 128, 160, 256, 384, 512),
+)
+CUDA = Sizes(
+    edges=(8, 3, 155, 240, 240),
+    magnitude=(8, 4, 160, 192, 128),
+    gate=(8, 32, 160, 192, 128),
+    consistency=(8, 4, 160, 192, 128),
+    patch=(64, 64, 64),
+    batch=(16, 128, 128, 128),
+    sweep=(1, 8, 16, 32, 64, 128, 160, 256, 384, 512),
+)
+
+
+def sizes(device: torch.device, quick: bool) -> Sizes:
+    """The sizes for a device."""
+    return QUICK if quick else CUDA if device.type == "cuda" else CPU
+
+
+def odd(shape: Sequence[int]) -> tuple[int, ...]:
+    """About the same size, with no extent even."""
+    return (*shape[:2], *(n - 1 + n % 2 for n in shape[2:-1]), shape[-1] + 1 - shape[-1] % 2)
+
+
+def eightfold(shape: Sequence[int]) -> tuple[int, ...]:
+    """A batch of eight that holds as many voxels as one did."""
+    return (8 * shape[0], shape[1], *((n + 1) // 2 for n in shape[2:]))
+
+
+#: Forms in which an operator must not fall off a cliff, the one to compare with first.
+CLIFFS: list[dict[str, Any]] = [
+    {"dtype": torch.float32},
+    {"dtype": torch.bfloat16},
+    {"dtype": torch.float32, "memory_format": LAST},
+]
+
+
+def cliff_cases(make: Callable[..., Case], shape: Sequence[int]) -> list[Case]:
+    """Ours at ``shape``, in other types and layouts, at odd sizes, as a batch of eight."""
     return [
-        partial(edges, "masks"),
-        partial(gate, "voxel", torch.bfloat16),
-        partial(gate, "channel", torch.bfloat16),
-        partial(consistency_case, device, quick),
-        partial(edges, "labels"),
-        partial(edges, "random masks"),
-        partial(magnitude_case, device, quick),
-        partial(gate, "voxel", torch.float32),
-        partial(gate, "channel", torch.float32),
-        partial(gate, "channel", torch.float32, tf32=True),
-        partial(gate, "voxel", torch.bfloat16, last),
-        partial(gate, "channel", torch.bfloat16, last),
-        partial(gate, "voxel", torch.float32, last),
-        partial(gate, "channel", torch.float32, last),
+        *(make(shape, group="cliff", **how) for how in CLIFFS),
+        *(make(change(shape), group="cliff", dtype=torch.float32) for change in (odd, eightfold)),
     ]
+
+
+def real_labels(path: Path, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+    """A label map ``(1, 1, D, H, W)`` from a NIfTI file."""
+    import nibabel
+
+    array = np.asarray(nibabel.load(path).dataobj).astype(np.uint8)
+    labels = torch.from_numpy(np.ascontiguousarray(array)).to(device)[None, None]
+    return labels, edge_shares(labels)
+
+
+def real_files() -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """A file of each kind of real masks and its size, as far as they are on this machine."""
+    import nibabel
+
+    names = {
+        "KiTS19": "kits19_masks/data/case_00108/segmentation.nii.gz",
+        "hippocampus": "hippocampus/labelsTr/hippocampus_001.nii.gz",
+    }
+    paths = {name: DATA / file for name, file in names.items() if (DATA / file).is_file()}
+    return {name: (path, nibabel.load(path).shape) for name, path in paths.items()}

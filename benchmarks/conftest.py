@@ -1,65 +1,215 @@
-"""Benchmarks: ``pytest benchmarks`` times each operator against its plain PyTorch reference.
+"""``pytest benchmarks``: each operator against its peers and against the memory's bandwidth.
 
-``--quick`` takes small volumes and few rounds. Times are medians; compare rows of one run only,
-since machines are noisy.
+``--quick`` takes tiny volumes, and traces compiled peers without compiling them: it shows that all
+of it runs, its times mean nothing. ``--results PATH`` says where the JSON goes.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from itertools import accumulate, chain
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from egcnn import ops
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import report, results
+from benchmarks.cases import Case
+from benchmarks.clocks import MEMORY_MODES, Clock, CudaClock, WallClock
+from benchmarks.measuring import CaseRun, Row, parts, providers
+from benchmarks.peers import OURS, Peer
+
+#: A provider that took so many seconds sits out the larger sizes of a sweep.
+SLOW = 1.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="small volumes, few rounds")
+    group = parser.getgroup("egcnn")
+    group.addoption("--quick", action="store_true", help="tiny volumes, to see that all of it runs")
+    group.addoption("--results", type=Path, metavar="PATH", help="where to write the JSON")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    group.addoption("--device", choices=["cpu", "cuda"], default=default)
+    group.addoption(
+        "--memory",
+        choices=["all", *MEMORY_MODES],
+        default="all",
+        help="where the CPU's results come from; all: reused for every case, and the main cases "
+        "once more for each other mode, in a process of its own",
+    )
 
 
-@pytest.fixture(scope="session")
-def quick(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--quick"))
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.benchmark_quiet = True  # of two tables ours is the readable one
+    config.stash[SUITE] = Suite(config)
 
 
-@pytest.fixture(params=["native", "reference"])
-def provider(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+class Suite:
+    """What one run of pytest collects."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        options = config.option
+        self.quick = bool(options.quick)
+        self.device = torch.device(options.device)
+        self.memory = "reused" if options.memory == "all" else options.memory
+        # The other modes follow at the end, each in a process of its own.
+        several = options.memory == "all" and self.device.type == "cpu" and not self.quick
+        self.modes_to_come = MEMORY_MODES[1:] if several else ()
+        self.rows: list[Row] = []
+        self.profiles: dict[str, list[Row]] = {}
+        self.sat_out: set[tuple[str, str, str]] = set()
+        self.found: dict[str, Any] = {}
+        self.path: Path | None = None
+        self._clock: Clock | None = None
+        self._run: CaseRun | None = None
+        if self.quick:
+            torch.set_num_threads(1)  # volumes as small as these are not worth a second thread
+
+    @property
+    def clock(self) -> Clock:
+        """Made when it is first asked for: it changes how the process allocates."""
+        if self._clock is None:
+            cuda = self.device.type == "cuda"
+            seconds = 0.01 if self.quick else 0.75
+            self._clock = CudaClock() if cuda else WallClock(seconds, self.memory)
+        return self._clock
+
+    @property
+    def backend(self) -> str:
+        """Of torch.compile."""
+        return "eager" if self.quick else "inductor"
+
+    def wants(self, case: Case, peer: Peer, what: str) -> bool:
+        """Of memory that is not reused, the main cases alone, and neither every peer nor part."""
+        if self.memory == "reused":
+            return True
+        return case.group == "main" and not peer.main_only and what != "backward"
+
+    def run_of(self, case: Case) -> CaseRun:
+        """The case under way; one at a time, since it holds the inputs."""
+        if self._run is None or self._run.case is not case:
+            self.finish_case()
+            torch.manual_seed(0)
+            self._run = CaseRun(self.clock, case, self.backend)
+        return self._run
+
+    def finish_case(self) -> None:
+        """Measure the bandwidth after the case under way and keep its rows."""
+        if self._run is not None:
+            self.rows += [row | {"memory": self.memory} for row in self._run.finish()]
+        self._run = None
+
+
+SUITE = pytest.StashKey[Suite]()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "measurement" not in metafunc.fixturenames:
+        return
+    suite = metafunc.config.stash[SUITE]
+    measurements = [
+        pytest.param((case, peer, what), id=f"{case.group}-{case.name}-{peer.name}-{what}")
+        for case in metafunc.module.cases(suite.device, suite.quick)
+        for peer in providers(case, suite.device)
+        for what in parts(case, peer)
+        if suite.wants(case, peer, what)
+    ]
+    metafunc.parametrize("measurement", measurements)
 
 
 @pytest.fixture
-def measure(benchmark: Any, provider: str, quick: bool) -> Callable[..., None]:
-    """``measure(run, bytes)``: time ``run()`` served by ``provider``.
-
-    ``bytes`` is the least that the operation has to move through memory; the bandwidth that it
-    makes is written beside the time, next to that of a plain copy taken in the same breath.
-    """
-
-    def run(function: Callable[[], object], minimum_bytes: int) -> None:
-        benchmark.extra_info["copy GB/s"] = round(copy_bandwidth(), 1)
-        rounds = 3 if quick else 15
-        if provider == "reference":
-            with ops.use_reference():
-                benchmark.pedantic(function, rounds=rounds, warmup_rounds=1)
-        else:
-            benchmark.pedantic(function, rounds=rounds, warmup_rounds=1)
-        median = benchmark.stats.stats.median
-        benchmark.extra_info["GB/s"] = round(minimum_bytes / median / 1e9, 2)
-
-    return run
+def suite(request: pytest.FixtureRequest) -> Suite:
+    return request.config.stash[SUITE]
 
 
-def copy_bandwidth() -> float:
-    """Bytes read and written per second by a copy of 64 MB, in GB/s."""
-    from time import perf_counter
+@pytest.fixture
+def record(benchmark: Any) -> Callable[[list[float]], None]:
+    """Hands times that our own clock took to pytest-benchmark, for its tables and files."""
 
-    source = torch.ones(1 << 24)
-    target = torch.empty_like(source)
-    times = []
-    for _ in range(5):
-        start = perf_counter()
-        target.copy_(source)
-        times.append(perf_counter() - start)
-    return 2 * source.nbytes / sorted(times)[2] / 1e9
+    def replay(times: list[float]) -> None:
+        ticks = accumulate(chain.from_iterable((t, 0.0) for t in times), initial=0.0)
+        benchmark._timer = ticks.__next__
+        benchmark.pedantic(lambda: None, rounds=len(times))
+
+    return replay
+
+
+@pytest.fixture
+def measure(
+    record: Callable[[list[float]], None], suite: Suite, measurement: tuple[Case, Peer, str]
+) -> Callable[[], None]:
+    """Measures one part of one case by one provider."""
+    case, peer, what = measurement
+    key = (case.operator, peer.name, what)
+
+    def body() -> None:
+        if case.group == "sweep" and key in suite.sat_out:
+            pytest.skip(f"took more than {SLOW:g} s at a smaller size")
+        run = suite.run_of(case)
+        try:
+            times = run.measure(peer, what)
+        except Exception as error:
+            if peer.name == OURS:
+                raise
+            run.note(peer, what, report.describe(error))
+            pytest.xfail(f"the peer failed: {report.describe(error)}")
+        if min(times) > SLOW:
+            suite.sat_out.add(key)
+        record(times)
+
+    return body
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Measure the other memory modes, write the JSON."""
+    suite = session.config.stash[SUITE]
+    options = session.config.option
+    suite.finish_case()
+    if not suite.rows:
+        return
+    if any(row["group"] == "main" for row in suite.rows):
+        for memory in suite.modes_to_come:
+            suite.rows += measure_elsewhere(session.config, memory)
+    suite.found = results.stamp(suite.device)
+    suite.found |= {"complete": True, "rows": suite.rows, "profiles": suite.profiles}
+    if options.results or not suite.quick:
+        suite.path = options.results or results.default_path(suite.found)
+        report.write(suite.path, suite.found)
+
+
+def measure_elsewhere(config: pytest.Config, memory: str) -> list[Row]:
+    """The rows of this same command in a new process with another kind of memory."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if memory == "large pages":
+        environment["THP_MEM_ALLOC_ENABLE"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.json"
+        # Not -m pytest, which would put this folder's egcnn before the installed one.
+        command = [sys.executable, sys.argv[0], *config.invocation_params.args]
+        command += ["--memory", memory, "--results", str(path)]
+        process = subprocess.run(
+            command,
+            cwd=config.invocation_params.dir,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if not path.exists():
+            raise RuntimeError(f"measuring {memory} memory failed:\n{process.stdout[-2000:]}")
+        return json.loads(path.read_text())["rows"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: Any) -> None:
+    suite = config.stash[SUITE]
+    if suite.found:
+        report.show(suite.found)
+    if suite.path:
+        terminalreporter.write_line(f"{suite.path}, {suite.path.with_suffix('.md').name}")

@@ -1,8 +1,9 @@
 """The operators as others would write them: what ours are measured against.
 
 Each function takes the arguments of its operator in ``egcnn.ops`` and computes the same, with the
-operator's default options. ``PEERS`` lists the forms that are worth measuring, among them the
-strongest known for ``torch.compile``. Nothing here measures.
+operator's default options; those of libraries that define an edge a little otherwise are marked
+inexact. ``PEERS`` lists the forms that are worth measuring, among them the strongest known for
+``torch.compile``. Nothing here measures.
 """
 
 from __future__ import annotations
@@ -176,6 +177,94 @@ def magnitude_cupy(x: Tensor) -> Tensor:
     return _on_cupy(x, _norm)
 
 
+def _monai_gradients(x: Tensor) -> Tensor:
+    """16 times the gradients of ``(B, C, D, H, W)``, ``(3, B, C, D, H, W)``."""
+    from monai.transforms import SobelGradients
+
+    sobel = SobelGradients(normalize_kernels=False, padding_mode="replicate")
+    gradients = sobel(x.flatten(0, 1))  # type: ignore[no-untyped-call]
+    return gradients.as_subclass(Tensor).view(3, *x.shape)
+
+
+def edges_monai(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """``monai.transforms.SobelGradients`` with replicated borders instead of reflected ones."""
+    return _monai_gradients(_inside(labels, regions).float()).ne(0).any(0).to(torch.uint8)
+
+
+def magnitude_monai(x: Tensor) -> Tensor:
+    """The same, and the root of the squares."""
+    return _root(_monai_gradients(x).square().sum(0) / 256)
+
+
+def _each_volume(x: Tensor, function: Callable[[Any], Any]) -> Tensor:
+    """``function`` of each volume of ``(B, C, D, H, W)``, as NumPy arrays."""
+    results = [function(volume) for volume in x.detach().flatten(0, 1).contiguous().numpy()]
+    return torch.from_numpy(np.stack(results)).view(x.shape)
+
+
+def edges_skimage(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """``skimage.filters.sobel``, one region after the other."""
+    from skimage.filters import sobel
+
+    inside = _inside(labels, regions).float()
+    return _each_volume(inside, lambda v: (sobel(v) != 0).astype(np.uint8))
+
+
+def magnitude_skimage(x: Tensor) -> Tensor:
+    """The same, whose squares are averaged over the axes."""
+    from skimage.filters import sobel
+
+    return _each_volume(x, lambda v: sobel(v) * np.float32(3**0.5))
+
+
+def edges_boundaries(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """``skimage.segmentation.find_boundaries``: any voxel whose 27 neighbours are not all alike.
+
+    Of these, Sobel's gradients leave out the few at which they cancel out.
+    """
+    from skimage.segmentation import find_boundaries
+
+    inside = _inside(labels, regions)
+    return _each_volume(inside, lambda v: find_boundaries(v, connectivity=3).astype(np.uint8))
+
+
+def edges_itk_sobel(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """``SimpleITK.SobelEdgeDetection``, whose 3D kernel has weights of its own."""
+    import SimpleITK
+
+    def edges(volume: Any) -> Any:
+        image = SimpleITK.SobelEdgeDetection(SimpleITK.GetImageFromArray(volume))
+        return SimpleITK.GetArrayViewFromImage(image) > 0
+
+    inside = _inside(labels, regions).float()
+    return _each_volume(inside, edges).to(torch.uint8)
+
+
+def edges_itk_gradient(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """``SimpleITK.GradientMagnitude``: central differences, without smoothing across."""
+    import SimpleITK
+
+    def edges(volume: Any) -> Any:
+        image = SimpleITK.GradientMagnitude(SimpleITK.GetImageFromArray(volume))
+        return SimpleITK.GetArrayViewFromImage(image) > 0
+
+    inside = _inside(labels, regions).float()
+    return _each_volume(inside, edges).to(torch.uint8)
+
+
+def edges_itk_contour(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """``SimpleITK.BinaryContour``: the inner one of the two layers of voxels that Sobel marks."""
+    import SimpleITK
+
+    def edges(volume: Any) -> Any:
+        image = SimpleITK.BinaryContour(
+            SimpleITK.GetImageFromArray(volume), fullyConnected=True, foregroundValue=1
+        )
+        return SimpleITK.GetArrayFromImage(image)
+
+    return _each_volume(_inside(labels, regions).to(torch.uint8), edges)
+
+
 # --- Edge gate -----------------------------------------------------------------------------------
 
 
@@ -295,7 +384,27 @@ def consistency_sparse(logits: Tensor, target: Tensor, seed: Tensor, tau: float 
     return (total / count.clamp(min=1)).mean()
 
 
+# --- Calls ---------------------------------------------------------------------------------------
+
+
+def call_pool(x: Tensor, *_: object) -> Tensor:
+    """A native operator of torch that reads the same neighbourhood."""
+    return F.avg_pool3d(x, 3, 1, 1)
+
+
+def call_conv3d(e: Tensor, m: Tensor, weight_e: Tensor, *_: object) -> Tensor:
+    """A native operator of torch with the same input: one of the gate's two products."""
+    return F.conv3d(e, weight_e[:, :, None, None, None])
+
+
+def call_cross_entropy(logits: Tensor, target: Tensor, *_: object) -> Tensor:
+    """A native loss of torch over the same logits and labels."""
+    return F.cross_entropy(logits, target[:, 0])
+
+
 # --- Which forms to measure ----------------------------------------------------------------------
+
+OURS = "egcnn"
 
 
 @dataclass(frozen=True)
@@ -308,7 +417,10 @@ class Peer:
         compiled: to be run under ``torch.compile``.
         autotuned: with ``mode="max-autotune-no-cudagraphs"``, which takes long to compile.
         differentiable: whether autograd goes through it.
+        exact: whether it computes the very same, and not only something near it.
+        main_only: left out of all but the main cases, being slow or much like another peer.
         devices: where it runs.
+        package: what it needs beyond torch and SciPy.
     """
 
     name: str
@@ -316,54 +428,79 @@ class Peer:
     compiled: bool = False
     autotuned: bool = False
     differentiable: bool = True
+    exact: bool = True
+    main_only: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
+    package: str = "torch"
 
     def build(self, backend: str = "inductor") -> Callable[..., Tensor]:
         """The function to call, compiled by ``backend`` where it is to be compiled."""
         if not self.compiled:
             return self.function
         mode = "max-autotune-no-cudagraphs" if self.autotuned and backend == "inductor" else None
-        return torch.compile(self.function, backend=backend, mode=mode)
+        return torch.compile(self.function, backend=backend, mode=mode, dynamic=False)
 
 
-def _ndimage_peers(on_cpu: Callable[..., Tensor], on_cuda: Callable[..., Tensor]) -> list[Peer]:
-    peers = [Peer("scipy", on_cpu, differentiable=False, devices=("cpu",))]
-    if importlib.util.find_spec("cupy"):
-        peers.append(Peer("cupy", on_cuda, differentiable=False, devices=("cuda",)))
-    return peers
+def _array_peer(name: str, package: str, function: Callable[..., Tensor], **options: Any) -> Peer:
+    """A peer that works on NumPy's arrays, or on CuPy's."""
+    device = "cuda" if package == "cupy" else "cpu"
+    options = {"differentiable": False, "main_only": True, "devices": (device,), **options}
+    return Peer(name, function, package=package, **options)
 
 
 PEERS = {
-    "sobel_edges": [
-        Peer("eager reference", reference.sobel_edges),
-        Peer("eager conv3d", edges_conv3d),
-        *_ndimage_peers(edges_scipy, edges_cupy),
-        Peer("compiled slices", edges_slices, compiled=True),
-        Peer("compiled gather", edges_gather, compiled=True),
-    ],
-    "sobel_magnitude": [
-        Peer("eager reference", reference.sobel_magnitude),
-        Peer("eager conv3d", magnitude_conv3d),
-        *_ndimage_peers(magnitude_scipy, magnitude_cupy),
-        Peer("compiled slices", magnitude_slices, compiled=True),
-        Peer("compiled reference", reference.sobel_magnitude, compiled=True),
-    ],
-    "voxel_gate": [
-        Peer("eager reference", reference.edge_gate),
-        Peer("eager conv3d", gate_conv3d),
-        Peer("compiled sum", gate_sum, compiled=True),
-    ],
-    "channel_gate": [
-        Peer("eager reference", reference.edge_gate),
-        Peer("eager conv3d", gate_conv3d),
-        Peer("compiled matmul", gate_matmul, compiled=True),
-        Peer("compiled conv3d", gate_conv3d, compiled=True),
-        Peer("autotuned matmul", gate_matmul, compiled=True, autotuned=True),
-    ],
-    "gumbel_consistency": [
-        Peer("eager reference", reference.gumbel_consistency),
-        Peer("eager sparse", consistency_sparse),
-        Peer("compiled reference", reference.gumbel_consistency, compiled=True),
-        Peer("compiled sparse", consistency_sparse, compiled=True),
-    ],
+    operator: [peer for peer in peers if importlib.util.find_spec(peer.package)]
+    for operator, peers in {
+        "sobel_edges": [
+            Peer("eager reference", reference.sobel_edges),
+            Peer("eager conv3d", edges_conv3d, main_only=True),
+            Peer("MONAI SobelGradients", edges_monai, main_only=True, package="monai"),
+            _array_peer("scipy sobel", "scipy", edges_scipy),
+            _array_peer("cupy sobel", "cupy", edges_cupy, main_only=False),
+            _array_peer("skimage sobel", "skimage", edges_skimage),
+            _array_peer("skimage boundaries", "skimage", edges_boundaries, exact=False),
+            _array_peer("SimpleITK Sobel", "SimpleITK", edges_itk_sobel, exact=False),
+            _array_peer("SimpleITK gradient", "SimpleITK", edges_itk_gradient, exact=False),
+            _array_peer("SimpleITK contour", "SimpleITK", edges_itk_contour, exact=False),
+            Peer("compiled slices", edges_slices, compiled=True),
+            Peer("compiled gather", edges_gather, compiled=True, main_only=True),
+        ],
+        "sobel_magnitude": [
+            Peer("eager reference", reference.sobel_magnitude),
+            Peer("eager conv3d", magnitude_conv3d, main_only=True),
+            Peer("MONAI SobelGradients", magnitude_monai, main_only=True, package="monai"),
+            _array_peer("scipy sobel", "scipy", magnitude_scipy),
+            _array_peer("cupy sobel", "cupy", magnitude_cupy, main_only=False),
+            _array_peer("skimage sobel", "skimage", magnitude_skimage),
+            Peer("compiled slices", magnitude_slices, compiled=True),
+            Peer("compiled reference", reference.sobel_magnitude, compiled=True, main_only=True),
+        ],
+        "voxel_gate": [
+            Peer("eager reference", reference.edge_gate),
+            Peer("eager conv3d", gate_conv3d, main_only=True),
+            Peer("compiled sum", gate_sum, compiled=True),
+        ],
+        "channel_gate": [
+            Peer("eager reference", reference.edge_gate),
+            Peer("eager conv3d", gate_conv3d, main_only=True),
+            Peer("compiled matmul", gate_matmul, compiled=True),
+            Peer("compiled conv3d", gate_conv3d, compiled=True),
+            Peer("autotuned matmul", gate_matmul, compiled=True, autotuned=True),
+        ],
+        "gumbel_consistency": [
+            Peer("eager reference", reference.gumbel_consistency, main_only=True),
+            Peer("eager sparse", consistency_sparse),
+            Peer("compiled reference", reference.gumbel_consistency, compiled=True, main_only=True),
+            Peer("compiled sparse", consistency_sparse, compiled=True),
+        ],
+    }.items()
+}
+
+#: Native operators of torch beside which the time of a call of ours stands.
+CALLS = {
+    "sobel_edges": Peer("torch avg_pool3d", call_pool, differentiable=False, exact=False),
+    "sobel_magnitude": Peer("torch avg_pool3d", call_pool, exact=False),
+    "voxel_gate": Peer("torch conv3d", call_conv3d, exact=False),
+    "channel_gate": Peer("torch conv3d", call_conv3d, exact=False),
+    "gumbel_consistency": Peer("torch cross_entropy", call_cross_entropy, exact=False),
 }

@@ -1,0 +1,34 @@
+"""The time of a call: volumes of 8x8x8, beside a native operator of torch on the same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case, consistency_case, cube, edge_case, gate_case, magnitude_case
+
+SIZE = (8, 8, 8)
+
+
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    labels = partial(cube, SIZE[0], device)
+
+    def classes() -> tuple[Tensor, dict[str, float]]:
+        target, facts = labels()
+        return target.long(), facts  # as torch's own loss wants it
+
+    call = {"group": "call", "dtype": torch.float32}
+    return [
+        edge_case(device, (1, 1, *SIZE), "masks", labels=labels, regions=[(1, 2, 3)], **call),
+        magnitude_case(device, (1, 1, *SIZE), **call),
+        gate_case(device, (1, 8, *SIZE), "voxel", **call),
+        gate_case(device, (1, 8, *SIZE), "channel", **call),
+        consistency_case(device, (1, 4, *SIZE), labels=classes, **call),
+    ]
+
+
+def test_call(measure: Callable[[], None]) -> None:
+    measure()

@@ -1,0 +1,37 @@
+"""A training step with the fused operators, with the reference, and without the edge stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from benchmarks.measuring import set_tf32
+from benchmarks.training import TRAININGS, Training, TrainingRun
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def training_run(request: pytest.FixtureRequest, suite) -> Iterator[TrainingRun]:
+    if suite.memory != "reused":
+        pytest.skip("a training reuses its memory")
+    suite.finish_case()
+    set_tf32(True)
+    cuda = suite.device.type == "cuda"
+    patch, filters = ((160, 192, 128), 32) if cuda else ((64, 64, 64), 8)
+    if suite.quick:
+        patch, filters = (16, 16, 16), 4
+    yield TrainingRun(suite.clock, patch, filters, request.param, suite.backend)
+    set_tf32(False)
+
+
+@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.name)
+def test_training_step(
+    record: Callable[[list[float]], None], suite, training_run: TrainingRun, training: Training
+) -> None:
+    if suite.quick and training.compiled:
+        pytest.skip("tracing a network takes seconds")
+    row, profile, times = training_run.measure(training)
+    suite.rows.append(row | {"memory": suite.memory})
+    suite.profiles[f"{training_run.name}, {training.name}"] = profile
+    record(times)

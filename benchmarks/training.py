@@ -1,0 +1,139 @@
+"""A training step of EG-CNN around Seg-Net: with the fused operators, without them, and without
+the edge stream; eager and compiled; and where its time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.cases import brats_phantom, shape_name
+from benchmarks.clocks import Clock
+from benchmarks.measuring import Row
+from egcnn import ops
+from egcnn.losses import EGCNNLoss
+from egcnn.nn import EGCNN, SegNet
+from egcnn.regions import BRATS
+
+
+@dataclass(frozen=True)
+class Training:
+    """Which network is trained, and how it is served."""
+
+    name: str
+    edge: bool = True
+    fused: bool = True
+    compiled: bool = False
+
+
+TRAININGS = (
+    Training("egcnn"),
+    Training("reference", fused=False),
+    Training("backbone alone", edge=False),
+    Training("egcnn, compiled", compiled=True),
+    Training("reference, compiled", fused=False, compiled=True),
+    Training("backbone alone, compiled", edge=False, compiled=True),
+)
+
+
+class TrainingRun:
+    """The same step of each training.
+
+    Args:
+        clock: whose device it runs on.
+        patch: voxels along each axis, a batch of one.
+        filters: of Seg-Net.
+        dtype: float32, or autocast to bfloat16.
+        backend: of torch.compile.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        patch: Sequence[int],
+        filters: int,
+        dtype: torch.dtype = torch.bfloat16,
+        backend: str = "inductor",
+    ) -> None:
+        self.clock, self.filters, self.dtype, self.backend = clock, filters, dtype, backend
+        self.labels = brats_phantom(1, patch, clock.device)[0]
+        image = torch.randn(1, 4, *patch, device=clock.device)
+        self.image = image.contiguous(memory_format=torch.channels_last_3d)
+        type_name = "bf16" if dtype == torch.bfloat16 else "fp32"
+        self.name = f"training step {type_name} {shape_name(*patch)}, {filters} filters"
+
+    @contextlib.contextmanager
+    def step(self, training: Training) -> Iterator[Callable[[], float]]:
+        """Gives what takes a step and returns its loss."""
+        torch.manual_seed(0)
+        device = self.clock.device
+        backbone = SegNet(4, 3, filters=self.filters)
+        network = (EGCNN(backbone) if training.edge else backbone).to(device)
+        network = network.to(memory_format=torch.channels_last_3d)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+        loss = EGCNNLoss(BRATS)
+
+        def forward(image: Tensor, labels: Tensor) -> Tensor:
+            segmentation = network(image) if training.edge else (network(image), None)
+            return loss(segmentation, labels, 1)["loss"]
+
+        if training.compiled:
+            forward = torch.compile(forward, backend=self.backend, dynamic=False)
+
+        def step() -> float:
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, self.dtype == torch.bfloat16):
+                total = forward(self.image, self.labels)
+            total.backward()
+            optimizer.step()
+            return total.item()
+
+        with contextlib.nullcontext() if training.fused else ops.use_reference():
+            yield step
+        torch._dynamo.reset()
+        self.clock.clear()
+
+    def measure(self, training: Training) -> tuple[Row, list[Row], list[float]]:
+        """A row of time and memory, where the time goes, and the seconds of each step."""
+        with self.step(training) as step:
+            first_loss = step()
+            times = self.clock.times(lambda turn: step)
+            low, median, high = statistics.quantiles(times, n=4)
+            row: Row = {
+                "group": "training",
+                "operator": "training_step",
+                "case": self.name,
+                "provider": training.name,
+                "what": "step",
+                "voxels": self.labels.numel(),
+                "first_loss": first_loss,
+                "ms": median * 1e3,
+                "low_ms": low * 1e3,
+                "high_ms": high * 1e3,
+                "runs": len(times),
+                "peak_mb": self.clock.peak_bytes(step) / 1e6,
+            }
+            return row, profiled(step, self.clock.device), times
+
+
+def profiled(step: Callable[[], Any], device: torch.device, count: int = 12) -> list[Row]:
+    """The operators that take most of a step, by the time in themselves."""
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with profile(activities=activities) as profiler:
+        step()
+    times = [
+        (e.self_device_time_total if cuda else e.self_cpu_time_total, e.key, e.count)
+        for e in profiler.key_averages()
+    ]
+    total = sum(time for time, *_ in times)
+    return [
+        {"operator": key, "ms": time / 1e3, "share": time / total, "calls": calls}
+        for time, key, calls in sorted(times, reverse=True)[:count]
+    ]
