@@ -36,15 +36,13 @@ size_t sobel_magnitude_backward_workspace(const SobelMagnitudeBackward& p) {
 }
 
 size_t edge_gate_workspace(const EdgeGate& p) {
-  return p.resources.threads * edge_gate_scratch(p.size.channels, p.main_channels, p.gates) *
-         sizeof(double);
+  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, false);
+  return (plan.weights + p.resources.threads * plan.scratch) * sizeof(double);
 }
 
 size_t edge_gate_backward_workspace(const EdgeGateBackward& p) {
-  const int64_t ce = p.size.channels, cm = p.main_channels;
-  return (edge_gate_chunks(ce, cm, p.gates) * p.gates * (ce + cm + 1) +
-          p.resources.threads * edge_gate_backward_scratch(ce, cm, p.gates)) *
-         sizeof(double);
+  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, true);
+  return ((1 + plan.chunks) * plan.weights + p.resources.threads * plan.scratch) * sizeof(double);
 }
 
 size_t consistency_workspace(const Consistency& p) {

@@ -1,119 +1,96 @@
-// The edge-gated layer (Eqs. 1 and 2), in blocks of voxels that stay in the second-level cache
-// between the two 1x1x1 convolutions and the product.
-#include "../math/gate.h"
-#include "workspaces.h"
-#include "rows.h"
-
+// The edge-gated layer (Eqs. 1 and 2), in blocks of voxels that stay in the second-level cache from
+// the load to the store. With x = (e, m, 1) and W = (We, Wm, b), a block's sums are W x; backward,
+// with ds their gradient, dx = W^T ds and dW = ds x^T.
 #include <omp.h>
+
+#include "edge_gate_block.h"
+#include "pages.h"
+#include "vector_math.h"
+#include "workspaces.h"
 
 namespace egcnn::EGCNN_ISA {
 
-// Loads and stores a block of voxels of every channel, channel after channel. In channels_last_3d
-// the block is one run of memory, which is turned over in the cache: `staging` holds it.
+// The gate of math/gate.h, for loops over vectors.
 template <class Acc>
-static inline void load_block(const Tensor& t, int64_t channels, int64_t batch, int64_t voxel,
-                              int64_t n, Acc* __restrict staging, Acc* __restrict out) {
-  if (t.voxel_stride == 1) {
-    for (int64_t c = 0; c < channels; ++c) {
-      load(t, offset(t, batch, c, voxel), n, out + c * kBlock);
-    }
-    return;
-  }
-  const Tensor run{t.data, t.dtype, 0, 0, 1};
-  load(run, offset(t, batch, 0, voxel), n * channels, staging);
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t v = 0; v < n; ++v) out[c * kBlock + v] = staging[v * channels + c];
-  }
+static inline Acc gate(Acc sum, bool relu) {
+  return vector::sigmoid(relu && sum < 0 ? Acc(0) : sum);
 }
 
 template <class Acc>
-static inline void store_block(const Tensor& t, int64_t channels, int64_t batch, int64_t voxel,
-                               int64_t n, Acc* __restrict staging, const Acc* __restrict in) {
-  if (t.voxel_stride == 1) {
-    for (int64_t c = 0; c < channels; ++c) {
-      store(t, offset(t, batch, c, voxel), n, in + c * kBlock);
-    }
-    return;
-  }
-  for (int64_t v = 0; v < n; ++v) {
-    for (int64_t c = 0; c < channels; ++c) staging[v * channels + c] = in[c * kBlock + v];
-  }
-  const Tensor run{t.data, t.dtype, 0, 0, 1};
-  store(run, offset(t, batch, 0, voxel), n * channels, staging);
+static inline Acc gate_slope(Acc sum, Acc alpha, bool relu) {
+  return relu && sum <= 0 ? Acc(0) : alpha * (1 - alpha);
 }
 
-// out[r] += sum over c of weight(r, c) * in[c]; four channels a pass, to load `out` less often.
-template <class Acc, class Weight>
-static inline void multiply(int64_t rows, int64_t channels, Weight&& weight, const Acc* in,
-                            int64_t n, Acc* out) {
-  for (int64_t r = 0; r < rows; ++r) {
-    Acc* __restrict sum = out + r * kBlock;
-    int64_t c = 0;
-    for (; c + 4 <= channels; c += 4) {
-      const Acc w0 = weight(r, c), w1 = weight(r, c + 1);
-      const Acc w2 = weight(r, c + 2), w3 = weight(r, c + 3);
-      const Acc *a = in + c * kBlock, *b = a + kBlock, *d = b + kBlock, *f = d + kBlock;
-      for (int64_t v = 0; v < n; ++v) sum[v] += w0 * a[v] + w1 * b[v] + w2 * d[v] + w3 * f[v];
-    }
-    for (; c < channels; ++c) {
-      const Acc w = weight(r, c);
-      const Acc* a = in + c * kBlock;
-      for (int64_t v = 0; v < n; ++v) sum[v] += w * a[v];
-    }
-  }
-}
-
-template <class Acc>
-static inline Acc dot(const Acc* a, const Acc* b, int64_t n) {
-  Acc sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t v = 0; v < n; ++v) sum += a[v] * b[v];
-  return sum;
-}
-
-// The argument of the gate's activation for a block.
+// W, row after row.
 template <class Acc, class Params>
-static inline void gate_sums(const Params& p, const Acc* e, const Acc* m, int64_t n, Acc* sums) {
-  const Acc* weight_e = static_cast<const Acc*>(p.weight_e);
-  const Acc* weight_m = static_cast<const Acc*>(p.weight_m);
-  const Acc* bias = static_cast<const Acc*>(p.bias);
+static void pack_weights(const Params& p, Acc* packed) {
   const int64_t ce = p.size.channels, cm = p.main_channels;
   for (int64_t g = 0; g < p.gates; ++g) {
-    for (int64_t v = 0; v < n; ++v) sums[g * kBlock + v] = bias[g];
+    const Acc* weight_e = static_cast<const Acc*>(p.weight_e) + g * ce;
+    const Acc* weight_m = static_cast<const Acc*>(p.weight_m) + g * cm;
+    for (int64_t c = 0; c < ce; ++c) *packed++ = weight_e[c];
+    for (int64_t c = 0; c < cm; ++c) *packed++ = weight_m[c];
+    *packed++ = static_cast<const Acc*>(p.bias)[g];
   }
-  multiply(p.gates, ce, [&](int64_t g, int64_t c) { return weight_e[g * ce + c]; }, e, n, sums);
-  multiply(p.gates, cm, [&](int64_t g, int64_t c) { return weight_m[g * cm + c]; }, m, n, sums);
+}
+
+static size_t bytes(const Tensor& t, int64_t batch) {
+  const int sizes[] = {8, 4, 2, 2};
+  return batch * t.batch_stride * sizes[int(t.dtype)];
+}
+
+// Larger outputs leave the caches before anyone reads them again.
+static bool streams(size_t bytes) { return bytes > size_t(8) << 20; }
+
+// The block of inputs of a job, filled up with zeros to whole panels.
+template <class Acc, class Params>
+static inline void load_inputs(const Params& p, const EdgeGatePlan& plan, int64_t batch,
+                               int64_t voxel, int64_t n, int64_t filled, Acc* staging, Acc* x) {
+  const int64_t ce = p.size.channels, cm = p.main_channels;
+  load_block(p.e, ce, batch, voxel, n, filled, staging, x, plan.pitch);
+  load_block(p.m, cm, batch, voxel, n, filled, staging, x + ce * plan.pitch, plan.pitch);
+  Acc* ones = x + (ce + cm) * plan.pitch;
+  for (int64_t v = 0; v < filled; ++v) ones[v] = 1;
+}
+
+template <class Acc>
+static inline int64_t fill(int64_t n) {
+  return (n + kPanel<Acc> - 1) / kPanel<Acc> * kPanel<Acc>;
 }
 
 template <class Acc>
 static void edge_gate(const EdgeGate& p) {
-  const int64_t ce = p.size.channels, cm = p.main_channels, voxels = p.size.voxels();
-  const int64_t blocks = (voxels + kBlock - 1) / kBlock;
+  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, false);
+  const int64_t ce = p.size.channels, voxels = p.size.voxels(), pitch = plan.pitch;
+  Acc* weights = static_cast<Acc*>(p.resources.workspace);
+  pack_weights(p, weights);
+  const size_t size = bytes(p.out, p.size.batch);
+  advise_huge(p.out.data, size);
+
 #pragma omp parallel num_threads(p.resources.threads)
   {
-    Acc* e = static_cast<Acc*>(p.resources.workspace) +
-             omp_get_thread_num() * edge_gate_scratch(ce, cm, p.gates);
-    Acc* m = e + ce * kBlock;
-    Acc* sums = m + cm * kBlock;
-    Acc* staging = sums + p.gates * kBlock;
+    Acc* x = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc* sums = x + plan.inputs * pitch;
+    Acc* staging = x + plan.staging;
 #pragma omp for schedule(static)
-    for (int64_t job = 0; job < p.size.batch * blocks; ++job) {
-      const int64_t batch = job / blocks, voxel = job % blocks * kBlock;
-      const int64_t n = voxels - voxel < kBlock ? voxels - voxel : kBlock;
-      load_block(p.e, ce, batch, voxel, n, staging, e);
-      load_block(p.m, cm, batch, voxel, n, staging, m);
-      gate_sums(p, e, m, n, sums);
-      for (int64_t i = 0; i < p.gates; ++i) {
-        Acc* s = sums + i * kBlock;
-        for (int64_t v = 0; v < n; ++v) s[v] = math::gate(s[v], p.relu);
+    for (int64_t job = 0; job < plan.jobs; ++job) {
+      const int64_t batch = job / plan.blocks, voxel = job % plan.blocks * plan.block;
+      const int64_t n = voxels - voxel < plan.block ? voxels - voxel : plan.block;
+      const int64_t filled = fill<Acc>(n);
+      load_inputs(p, plan, batch, voxel, n, filled, staging, x);
+      multiply(p.gates, plan.inputs, filled, weights, plan.inputs, 1, x, sums, pitch, false);
+      for (int64_t g = 0; g < p.gates; ++g) {
+        Acc* s = sums + g * pitch;
+        for (int64_t v = 0; v < filled; ++v) s[v] = 1 + gate(s[v], p.relu);
       }
       for (int64_t c = 0; c < ce; ++c) {
-        const Acc* alpha = sums + (p.gates == 1 ? 0 : c) * kBlock;
-        Acc* x = e + c * kBlock;
-        for (int64_t v = 0; v < n; ++v) x[v] = x[v] * alpha[v] + x[v];
+        const Acc* factor = sums + (p.gates == 1 ? 0 : c) * pitch;
+        Acc* e = x + c * pitch;
+        for (int64_t v = 0; v < filled; ++v) e[v] *= factor[v];
       }
-      store_block(p.out, ce, batch, voxel, n, staging, e);
+      store_block(p.out, ce, batch, voxel, n, streams(size), staging, x, pitch);
     }
+    end_streaming();
   }
 }
 
@@ -123,100 +100,95 @@ void edge_gate_launch(const EdgeGate& p) {
   edge_gate<float>(p);
 }
 
-// Weight gradients are summed in two stages: within each of a number of chunks that depends on the
-// sizes alone, then over the chunks in order. So the threads change no bit of the result.
+// dW is summed in two stages: within each of a number of chunks that depends on the sizes alone,
+// then over the chunks in order. So the threads change no bit of the result.
 template <class Acc>
 static void edge_gate_backward(const EdgeGateBackward& p) {
+  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, true);
   const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
-  const int64_t voxels = p.size.voxels(), blocks = (voxels + kBlock - 1) / kBlock;
-  const int64_t jobs = p.size.batch * blocks;
-  const Acc* weight_e = static_cast<const Acc*>(p.weight_e);
-  const Acc* weight_m = static_cast<const Acc*>(p.weight_m);
-  const int64_t chunks = edge_gate_chunks(ce, cm, gates), sums_size = gates * (ce + cm + 1);
-  double* partials = static_cast<double*>(p.resources.workspace);
-  Acc* scratches = reinterpret_cast<Acc*>(partials + chunks * sums_size);
+  const int64_t voxels = p.size.voxels(), inputs = plan.inputs, pitch = plan.pitch;
+  double* grad_weights = static_cast<double*>(p.resources.workspace);
+  Acc* weights = reinterpret_cast<Acc*>(grad_weights + plan.chunks * plan.weights);
+  pack_weights(p, weights);
+  const size_t size_e = bytes(p.grad_e, p.size.batch), size_m = bytes(p.grad_m, p.size.batch);
+  advise_huge(p.grad_e.data, size_e);
+  advise_huge(p.grad_m.data, size_m);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
-    Acc* e = scratches + omp_get_thread_num() * edge_gate_backward_scratch(ce, cm, gates);
-    Acc* m = e + ce * kBlock;
-    Acc* grad = m + cm * kBlock;
-    Acc* sums = grad + ce * kBlock;
-    Acc* grad_sums = sums + gates * kBlock;
-    Acc* grad_m = grad_sums + gates * kBlock;
-    Acc* staging = grad_m + cm * kBlock;
+    Acc* x = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc* m = x + ce * pitch;
+    Acc* grad = x + inputs * pitch;
+    Acc* factor = grad + ce * pitch;
+    Acc* sums = factor + pitch;
+    Acc* staging = x + plan.staging;
 #pragma omp for schedule(static)
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      double* partial_e = partials + chunk * sums_size;
-      double* partial_m = partial_e + gates * ce;
-      double* partial_bias = partial_m + gates * cm;
-      for (int64_t i = 0; i < sums_size; ++i) partial_e[i] = 0;
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+      double* partial = grad_weights + chunk * plan.weights;
+      for (int64_t i = 0; i < plan.weights; ++i) partial[i] = 0;
       int64_t first, last;
-      share(jobs, chunks, chunk, &first, &last);
+      share(plan.jobs, plan.chunks, chunk, &first, &last);
       for (int64_t job = first; job < last; ++job) {
-        const int64_t batch = job / blocks, voxel = job % blocks * kBlock;
-        const int64_t n = voxels - voxel < kBlock ? voxels - voxel : kBlock;
-        load_block(p.e, ce, batch, voxel, n, staging, e);
-        load_block(p.m, cm, batch, voxel, n, staging, m);
-        load_block(p.grad, ce, batch, voxel, n, staging, grad);
-        gate_sums(p, e, m, n, sums);
+        const int64_t batch = job / plan.blocks, voxel = job % plan.blocks * plan.block;
+        const int64_t n = voxels - voxel < plan.block ? voxels - voxel : plan.block;
+        const int64_t filled = fill<Acc>(n);
+        load_inputs(p, plan, batch, voxel, n, filled, staging, x);
+        load_block(p.grad, ce, batch, voxel, n, filled, staging, grad, pitch);
+        multiply(gates, inputs, filled, weights, inputs, 1, x, sums, pitch, false);
 
-        // d out / d alpha = e; one attention value gathers it from every channel.
-        for (int64_t c = 0; c < ce; ++c) {
-          Acc* __restrict to = grad_sums + (gates == 1 ? 0 : c) * kBlock;
-          const Acc *g = grad + c * kBlock, *x = e + c * kBlock;
-          if (gates == 1 && c > 0) {
-            for (int64_t v = 0; v < n; ++v) to[v] += g[v] * x[v];
-          } else {
-            for (int64_t v = 0; v < n; ++v) to[v] = g[v] * x[v];
+        // ds, in the place of the sums, and the part of de that goes past the gate.
+        if (gates == 1) {
+          Acc* ds = factor;
+          for (int64_t v = 0; v < filled; ++v) ds[v] = 0;
+          for (int64_t c = 0; c < ce; ++c) {
+            const Acc *e = x + c * pitch, *g = grad + c * pitch;
+            for (int64_t v = 0; v < filled; ++v) ds[v] += e[v] * g[v];
+          }
+          for (int64_t v = 0; v < filled; ++v) {
+            const Acc alpha = gate(sums[v], p.relu);
+            sums[v] = ds[v] * gate_slope(sums[v], alpha, p.relu);
+            factor[v] = 1 + alpha;
+          }
+          for (int64_t c = 0; c < ce; ++c) {
+            Acc* g = grad + c * pitch;
+            for (int64_t v = 0; v < filled; ++v) g[v] *= factor[v];
+          }
+        } else {
+          for (int64_t c = 0; c < ce; ++c) {
+            const Acc* e = x + c * pitch;
+            Acc *g = grad + c * pitch, *s = sums + c * pitch;
+            for (int64_t v = 0; v < filled; ++v) {
+              const Acc alpha = gate(s[v], p.relu);
+              s[v] = g[v] * e[v] * gate_slope(s[v], alpha, p.relu);
+              g[v] *= 1 + alpha;
+            }
           }
         }
-        for (int64_t i = 0; i < gates; ++i) {
-          Acc *__restrict s = sums + i * kBlock, *__restrict ds = grad_sums + i * kBlock;
-          for (int64_t v = 0; v < n; ++v) {
-            const Acc alpha = math::gate(s[v], p.relu);
-            ds[v] *= math::gate_slope(s[v], alpha, p.relu);
-            s[v] = alpha;
-          }
-        }
-        for (int64_t i = 0; i < gates; ++i) {
-          const Acc* ds = grad_sums + i * kBlock;
-          for (int64_t c = 0; c < ce; ++c) partial_e[i * ce + c] += dot(ds, e + c * kBlock, n);
-          for (int64_t c = 0; c < cm; ++c) partial_m[i * cm + c] += dot(ds, m + c * kBlock, n);
-          Acc sum = 0;
-#pragma omp simd reduction(+ : sum)
-          for (int64_t v = 0; v < n; ++v) sum += ds[v];
-          partial_bias[i] += sum;
-        }
-
-        for (int64_t c = 0; c < ce; ++c) {
-          const Acc* alpha = sums + (gates == 1 ? 0 : c) * kBlock;
-          Acc* g = grad + c * kBlock;
-          for (int64_t v = 0; v < n; ++v) g[v] += g[v] * alpha[v];
-        }
-        multiply(ce, gates, [&](int64_t c, int64_t i) { return weight_e[i * ce + c]; }, grad_sums,
-                 n, grad);
-        for (int64_t i = 0; i < cm * kBlock; ++i) grad_m[i] = 0;
-        multiply(cm, gates, [&](int64_t c, int64_t i) { return weight_m[i * cm + c]; }, grad_sums,
-                 n, grad_m);
-        store_block(p.grad_e, ce, batch, voxel, n, staging, grad);
-        store_block(p.grad_m, cm, batch, voxel, n, staging, grad_m);
+        multiply_rows(gates, inputs, filled, sums, x, pitch, partial);
+        multiply(ce, gates, filled, weights, 1, inputs, sums, grad, pitch, true);
+        multiply(cm, gates, filled, weights + ce, 1, inputs, sums, m, pitch, false);
+        store_block(p.grad_e, ce, batch, voxel, n, streams(size_e), staging, grad, pitch);
+        store_block(p.grad_m, cm, batch, voxel, n, streams(size_m), staging, m, pitch);
       }
     }
+    end_streaming();
   }
 
-  const auto reduce = [&](int64_t start, int64_t count, void* out) {
-    for (int64_t i = 0; i < count; ++i) {
-      double sum = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        sum += partials[chunk * sums_size + start + i];
-      }
-      static_cast<Acc*>(out)[i] = Acc(sum);
+  const auto total = [&](int64_t i) {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+      sum += grad_weights[chunk * plan.weights + i];
     }
+    return Acc(sum);
   };
-  reduce(0, gates * ce, p.grad_weight_e);
-  reduce(gates * ce, gates * cm, p.grad_weight_m);
-  reduce(gates * (ce + cm), gates, p.grad_bias);
+  for (int64_t g = 0; g < gates; ++g) {
+    const int64_t row = g * inputs;
+    Acc* to_e = static_cast<Acc*>(p.grad_weight_e) + g * ce;
+    Acc* to_m = static_cast<Acc*>(p.grad_weight_m) + g * cm;
+    for (int64_t c = 0; c < ce; ++c) to_e[c] = total(row + c);
+    for (int64_t c = 0; c < cm; ++c) to_m[c] = total(row + ce + c);
+    static_cast<Acc*>(p.grad_bias)[g] = total(row + ce + cm);
+  }
 }
 
 void edge_gate_backward_launch(const EdgeGateBackward& p) {

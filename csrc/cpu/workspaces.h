@@ -79,23 +79,41 @@ static inline SobelTiles sobel_magnitude_backward_tiles(const SobelMagnitudeBack
   return SobelTiles(p.size, p.x, 2, 9, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
 }
 
-// --- Edge gate: voxels that are worked on at a time, and elements of scratch a thread ---
-constexpr int64_t kBlock = 256;
+// --- Edge gate ---
+// Work goes in blocks of voxels. A block's inputs are the rows of e, of m and one of ones, whose
+// weight is the bias; `rows` more hold what is computed of them.
+struct EdgeGatePlan {
+  int64_t inputs;   // rows
+  int64_t block;    // voxels of a block, at most
+  int64_t blocks;   // of a sample
+  int64_t jobs;     // blocks of all samples
+  int64_t pitch;    // elements from row to row; not a power of two, which would crowd the caches
+  int64_t staging;  // offset of a vector of voxels of all channels, and one vector
+  int64_t scratch;  // elements a thread
+  int64_t weights;  // elements of the weights and biases of all gates
+  int64_t chunks;   // of jobs, each with its own sums of the weights' gradients
 
-static inline int64_t edge_gate_scratch(int64_t ce, int64_t cm, int64_t gates) {
-  return (ce + cm + gates + (ce > cm ? ce : cm)) * kBlock;
-}
-
-static inline int64_t edge_gate_backward_scratch(int64_t ce, int64_t cm, int64_t gates) {
-  return (2 * ce + 2 * cm + 2 * gates + (ce > cm ? ce : cm)) * kBlock;
-}
-
-// Partial sums of the weight gradients: enough to share out, within 16 MB where that is possible.
-static inline int64_t edge_gate_chunks(int64_t ce, int64_t cm, int64_t gates) {
-  const int64_t sums = gates * (ce + cm + 1);
-  const int64_t fit = (int64_t(1) << 21) / (sums > 0 ? sums : 1);
-  return fit < 16 ? 16 : fit > 128 ? 128 : fit;
-}
+  EdgeGatePlan(const Size& size, int64_t main_channels, int64_t gates, bool backward) {
+    const int64_t ce = size.channels, cm = main_channels, voxels = size.voxels();
+    inputs = ce + cm + 1;
+    const int64_t rows = inputs + gates + 1 + (backward ? ce : 0);
+    // What the second-level cache holds beside the rest, but enough blocks to share out.
+    const int64_t fit = (int64_t(96) << 10) / rows, share = (size.batch * voxels + 15) / 16;
+    const int64_t wanted = fit < share ? fit : share;
+    block = ((wanted < 1024 ? wanted : 1024) + 63) / 64 * 64;
+    if (block == 0) block = 64;
+    blocks = (voxels + block - 1) / block;
+    jobs = size.batch * blocks;
+    pitch = block + 16;
+    staging = rows * pitch;
+    scratch = staging + 16 * ((ce > cm ? ce : cm) + 1);
+    weights = (gates * inputs + 15) / 16 * 16;
+    // Within 4 MB where that is possible.
+    const int64_t few = (int64_t(1) << 19) / (weights > 0 ? weights : 1);
+    chunks = few < 8 ? 8 : few > 64 ? 64 : few;
+    if (chunks > jobs) chunks = jobs;
+  }
+};
 
 // --- Consistency: arrays for one sample ---
 // Marks an edge of the hard sample where the truth has none; no squared gradient is so large.

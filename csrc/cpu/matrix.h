@@ -1,0 +1,196 @@
+// Small dense products on blocks that lie in the caches, in the widest vectors of the instruction
+// set. A block is a matrix of rows of `pitch` elements, one a channel, with the voxels along it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "rows.h"
+
+namespace egcnn::EGCNN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class Acc>
+constexpr int kLanes = kVectorBytes / sizeof(Acc);
+
+template <class Acc>
+struct VectorOf {
+  typedef Acc type __attribute__((vector_size(kVectorBytes)));
+  typedef Acc unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(Acc)), may_alias));
+};
+
+template <class Acc>
+using Vector = typename VectorOf<Acc>::type;
+
+template <class Acc>
+static inline Vector<Acc> load_vector(const Acc* from) {
+  return *reinterpret_cast<const typename VectorOf<Acc>::unaligned*>(from);
+}
+
+template <class Acc>
+static inline void store_vector(Acc* to, Vector<Acc> value) {
+  *reinterpret_cast<typename VectorOf<Acc>::unaligned*>(to) = value;
+}
+
+// Lane i is a's lane i, or b's lane i - step where i has the bit `step`; and of the higher halves:
+// a's lane i + step, or b's lane i. One step of a transposition.
+template <int step, bool high, class Acc, int... i>
+static inline Vector<Acc> interleave(Vector<Acc> a, Vector<Acc> b,
+                                     std::integer_sequence<int, i...>) {
+  constexpr int lanes = kLanes<Acc>;
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, (i & step ? i + lanes - (high ? 0 : step)
+                                                 : i + (high ? step : 0))...);
+#else
+  using Lane = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
+  typedef Lane Mask __attribute__((vector_size(kVectorBytes)));
+  return __builtin_shuffle(
+      a, b, Mask{(i & step ? i + lanes - (high ? 0 : step) : i + (high ? step : 0))...});
+#endif
+}
+
+template <int step, bool high, class Acc>
+static inline Vector<Acc> interleave(Vector<Acc> a, Vector<Acc> b) {
+  return interleave<step, high, Acc>(a, b, std::make_integer_sequence<int, kLanes<Acc>>());
+}
+
+// Turns over a square of vectors.
+template <int step, class Acc>
+static inline void transpose_square(Vector<Acc>* v) {
+  if constexpr (step < kLanes<Acc>) {
+    for (int i = 0; i < kLanes<Acc>; ++i) {
+      if (i & step) continue;
+      const Vector<Acc> a = v[i], b = v[i + step];
+      v[i] = interleave<step, false, Acc>(a, b);
+      v[i + step] = interleave<step, true, Acc>(a, b);
+    }
+    transpose_square<2 * step, Acc>(v);
+  }
+}
+
+// Lane i of the result is the sum of the lanes of v[i].
+template <int step, class Acc>
+static inline Vector<Acc> sum_each(Vector<Acc>* v) {
+  if constexpr (step == kLanes<Acc>) {
+    return v[0];
+  } else {
+    for (int i = 0; i < kLanes<Acc>; i += 2 * step) {
+      const Vector<Acc> a = v[i], b = v[i + step];
+      v[i] = interleave<step, false, Acc>(a, b) + interleave<step, true, Acc>(a, b);
+    }
+    return sum_each<2 * step, Acc>(v);
+  }
+}
+
+// out[j][i] = in[i][j], for a vector of j and as many i as `rows`, at most a vector. `out` is
+// written in whole vectors, one row after the other: what a vector writes beyond `rows` is rubbish.
+template <class Acc>
+static inline void transpose(const Acc* in, int64_t in_pitch, int64_t rows, Acc* out,
+                             int64_t out_pitch, int64_t columns) {
+  constexpr int lanes = kLanes<Acc>;
+  Vector<Acc> v[lanes];
+  for (int i = 0; i < lanes; ++i) v[i] = i < rows ? load_vector(in + i * in_pitch) : Vector<Acc>{};
+  transpose_square<1, Acc>(v);
+  for (int j = 0; j < lanes; ++j) {
+    if (j < columns) store_vector(out + j * out_pitch, v[j]);
+  }
+}
+
+// out (I, J vectors) = a b, or out += a b. `a` has any strides, `b` and `out` rows of `pitch`.
+template <int I, int J, class Acc>
+static inline void multiply_tile(int64_t depth, const Acc* a, int64_t a_row, int64_t a_column,
+                                 const Acc* b, Acc* out, int64_t pitch, bool add) {
+  constexpr int lanes = kLanes<Acc>;
+  Vector<Acc> sum[I][J];
+  for (int i = 0; i < I; ++i) {
+    for (int j = 0; j < J; ++j) {
+      sum[i][j] = add ? load_vector(out + i * pitch + j * lanes) : Vector<Acc>{};
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector<Acc> x[J];
+    for (int j = 0; j < J; ++j) x[j] = load_vector(b + k * pitch + j * lanes);
+    for (int i = 0; i < I; ++i) {
+      const Acc w = a[i * a_row + k * a_column];
+      for (int j = 0; j < J; ++j) sum[i][j] += w * x[j];
+    }
+  }
+  for (int i = 0; i < I; ++i) {
+    for (int j = 0; j < J; ++j) store_vector(out + i * pitch + j * lanes, sum[i][j]);
+  }
+}
+
+// Voxels that a product covers at a time: blocks are filled up to multiples of it.
+template <class Acc>
+constexpr int kPanel = 2 * kLanes<Acc>;
+
+// Rows of a tile: as many as the registers hold beside the operands.
+constexpr int kTile = kVectorBytes == 64 ? 8 : 4;
+
+template <class Acc>
+static inline void multiply(int64_t rows, int64_t depth, int64_t n, const Acc* a, int64_t a_row,
+                            int64_t a_column, const Acc* b, Acc* out, int64_t pitch, bool add) {
+  for (int64_t v = 0; v < n; v += kPanel<Acc>) {
+    int64_t r = 0;
+    const auto tiles = [&](auto tile) {
+      constexpr int I = decltype(tile)::value;
+      for (; r + I <= rows; r += I) {
+        multiply_tile<I, 2>(depth, a + r * a_row, a_row, a_column, b + v, out + r * pitch + v,
+                            pitch, add);
+      }
+    };
+    tiles(std::integral_constant<int, kTile>());
+    tiles(std::integral_constant<int, kTile / 2>());
+    tiles(std::integral_constant<int, 1>());
+  }
+}
+
+// sums[r][c] += the product of row r of `a` and row c of `b`, over n voxels.
+template <int I, class Acc>
+static inline void multiply_rows_tile(int64_t columns, int64_t n, const Acc* a, const Acc* b,
+                                      int64_t pitch, double* sums, int64_t sums_pitch) {
+  constexpr int lanes = kLanes<Acc>, J = lanes / I;
+  for (int64_t c = 0; c < columns; c += J) {
+    // The last tile may lack rows: it reads the last one again.
+    const Acc* row[J];
+    for (int j = 0; j < J; ++j) row[j] = b + (c + j < columns ? c + j : columns - 1) * pitch;
+    Vector<Acc> sum[lanes] = {};
+    for (int64_t v = 0; v < n; v += lanes) {
+      Vector<Acc> x[I];
+      for (int i = 0; i < I; ++i) x[i] = load_vector(a + i * pitch + v);
+      for (int j = 0; j < J; ++j) {
+        const Vector<Acc> y = load_vector(row[j] + v);
+        for (int i = 0; i < I; ++i) sum[i * J + j] += x[i] * y;
+      }
+    }
+    const Vector<Acc> total = sum_each<1, Acc>(sum);
+    for (int i = 0; i < I; ++i) {
+      for (int j = 0; j < J && c + j < columns; ++j) {
+        sums[i * sums_pitch + c + j] += total[i * J + j];
+      }
+    }
+  }
+}
+
+template <class Acc>
+static inline void multiply_rows(int64_t rows, int64_t columns, int64_t n, const Acc* a,
+                                 const Acc* b, int64_t pitch, double* sums) {
+  constexpr int I = kLanes<Acc> >= 8 ? 4 : 2;
+  int64_t r = 0;
+  for (; r + I <= rows; r += I) {
+    multiply_rows_tile<I>(columns, n, a + r * pitch, b, pitch, sums + r * columns, columns);
+  }
+  for (; r < rows; ++r) {
+    multiply_rows_tile<1>(columns, n, a + r * pitch, b, pitch, sums + r * columns, columns);
+  }
+}
+
+}  // namespace egcnn::EGCNN_ISA
