@@ -1,0 +1,74 @@
+// Writes an output from its first byte to its last without fetching it into the caches before.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
+#include "rows.h"
+
+namespace egcnn::EGCNN_ISA {
+
+// One cache line to an aligned address, past the caches where the machine can.
+static inline void stream_line(uint8_t* out, const uint8_t* in) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(out), _mm512_loadu_si512(in));
+#elif defined(__SSE2__)
+  for (int i = 0; i < 64; i += 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(out + i),
+                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
+  }
+#else
+  std::memcpy(out, in, 64);
+#endif
+}
+
+// To be called by a thread before others read what it streamed.
+static inline void stream_fence() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
+
+// Bytes put one piece after the other; they leave a whole line at a time, since a line that is
+// written in parts costs its fetching after all.
+class Stream {
+ public:
+  explicit Stream(void* out)
+      : first_(reinterpret_cast<uintptr_t>(out) % kLine),
+        held_(first_),
+        out_(static_cast<uint8_t*>(out) - first_) {}
+
+  ~Stream() { std::memcpy(out_ + first_, line_ + first_, held_ - first_); }
+
+  void put(const void* bytes, int64_t n) {
+    const uint8_t* in = static_cast<const uint8_t*>(bytes);
+    if (held_ > 0) {
+      const int64_t missing = kLine - held_, count = n < missing ? n : missing;
+      std::memcpy(line_ + held_, in, count);
+      held_ += count, in += count, n -= count;
+      if (held_ < kLine) return;
+      if (first_ > 0) {
+        std::memcpy(out_ + first_, line_ + first_, kLine - first_);
+      } else {
+        stream_line(out_, line_);
+      }
+      out_ += kLine;
+      first_ = 0;
+    }
+    for (; n >= kLine; n -= kLine, in += kLine, out_ += kLine) stream_line(out_, in);
+    std::memcpy(line_, in, n);
+    held_ = n;
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  int64_t first_, held_;  // the bytes [first_, held_) of a line are known and wait
+  uint8_t* out_;          // where that line goes
+  uint8_t line_[kLine];
+};
+
+}  // namespace egcnn::EGCNN_ISA
