@@ -25,29 +25,42 @@ enum class Pass { count, loss, gradient };
 
 // --- Sobel along a row ---
 
-// The unscaled gradient (z, y, x) for columns [first, last) of a row, which may be read up to 64
-// columns further: value(i, j, x) is that of neighbour i along z, j along y. Results lie as columns
-// do. Borders replicate.
-template <class V, class Value>
-static inline void sobel_columns(int64_t first, int64_t last, int64_t width, int64_t pitch,
-                                 Value&& value, V* columns, V* gradient) {
-  constexpr int64_t kBlock = 32;
+constexpr int64_t kBlock = 64;
+
+// A row and those around it along z and y; `from` says by which value a voxel counts.
+template <class T, class V, class From>
+static inline void smooth_rows(const T* const (&rows)[3][3], int64_t first, From&& from,
+                               V* __restrict smooth_zy, V* __restrict smooth_z_diff_y,
+                               V* __restrict diff_z_smooth_y) {
+  const T *a0 = rows[0][0] + first, *a1 = rows[0][1] + first, *a2 = rows[0][2] + first;
+  const T *b0 = rows[1][0] + first, *b1 = rows[1][1] + first, *b2 = rows[1][2] + first;
+  const T *c0 = rows[2][0] + first, *c1 = rows[2][1] + first, *c2 = rows[2][2] + first;
+#pragma omp simd
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const V before[3] = {from(a0[i]), from(a1[i]), from(a2[i])};
+    const V at[3] = {from(b0[i]), from(b1[i]), from(b2[i])};
+    const V after[3] = {from(c0[i]), from(c1[i]), from(c2[i])};
+    const V s0 = V(before[0] + 2 * at[0] + after[0]), s1 = V(before[1] + 2 * at[1] + after[1]);
+    const V s2 = V(before[2] + 2 * at[2] + after[2]);
+    const V d0 = V(after[0] - before[0]), d1 = V(after[1] - before[1]);
+    const V d2 = V(after[2] - before[2]);
+    smooth_zy[i] = V(s0 + 2 * s1 + s2);
+    smooth_z_diff_y[i] = V(s2 - s0);
+    diff_z_smooth_y[i] = V(d0 + 2 * d1 + d2);
+  }
+}
+
+// The unscaled gradient (z, y, x) for columns [first, last) of a row; up to a block more are read
+// and written. Results lie as columns do, `pitch` apart. Borders replicate.
+template <class T, class V, class From>
+static inline void sobel_row(const T* const (&rows)[3][3], int64_t first, int64_t last,
+                             int64_t width, From&& from, V* columns, V* gradient, int64_t pitch) {
   V* __restrict smooth_zy = columns + 1;
   V* __restrict smooth_z_diff_y = smooth_zy + pitch;
   V* __restrict diff_z_smooth_y = smooth_z_diff_y + pitch;
-  const int64_t from = first > 0 ? first - 1 : 0, to = last < width ? last + 1 : width;
-  for (int64_t start = from; start < to; start += kBlock) {
-    for (int64_t x = start; x < start + kBlock; ++x) {
-      V smooth[3], differ[3];
-      for (int j = 0; j < 3; ++j) {
-        const V before = value(0, j, x), at = value(1, j, x), after = value(2, j, x);
-        smooth[j] = V(before + 2 * at + after);
-        differ[j] = V(after - before);
-      }
-      smooth_zy[x] = V(smooth[0] + 2 * smooth[1] + smooth[2]);
-      smooth_z_diff_y[x] = V(smooth[2] - smooth[0]);
-      diff_z_smooth_y[x] = V(differ[0] + 2 * differ[1] + differ[2]);
-    }
+  const int64_t begin = first > 0 ? first - 1 : 0, end = last < width ? last + 1 : width;
+  for (int64_t x = begin; x < end; x += kBlock) {
+    smooth_rows(rows, x, from, smooth_zy + x, smooth_z_diff_y + x, diff_z_smooth_y + x);
   }
   for (V* row : {smooth_zy, smooth_z_diff_y, diff_z_smooth_y}) {
     row[-1] = row[0];
@@ -55,6 +68,7 @@ static inline void sobel_columns(int64_t first, int64_t last, int64_t width, int
   }
   V *__restrict gz = gradient, *__restrict gy = gz + pitch, *__restrict gx = gy + pitch;
   for (int64_t start = first; start < last; start += kBlock) {
+#pragma omp simd
     for (int64_t x = start; x < start + kBlock; ++x) {
       gz[x] = V(diff_z_smooth_y[x - 1] + 2 * diff_z_smooth_y[x] + diff_z_smooth_y[x + 1]);
       gy[x] = V(smooth_z_diff_y[x - 1] + 2 * smooth_z_diff_y[x] + smooth_z_diff_y[x + 1]);
@@ -390,10 +404,8 @@ class March {
       for (int i = 0; i < 3; ++i) {
         for (int j = 0; j < 3; ++j) rows[i][j] = row_of(zs[i], ys[j]);
       }
-      sobel_columns(
-          first, last, width_, row,
-          [&](int i, int j, int64_t x) { return int8_t(rows[i][j][x] == code); },
-          own_.byte_columns, gradient);
+      sobel_row(rows, first, last, width_, [code](Code at) { return int8_t(at == code); },
+                own_.byte_columns, gradient, row);
     };
     const auto sobel_hard = [&] {
       sobel_codes([&](int64_t zz, int64_t yy) { return hard_plane(zz) + position(yy); },
@@ -407,12 +419,14 @@ class March {
                 own_.truth_gradient);
     if (p_.both) sobel_hard();
     uint8_t* any = own_.any;
-    for (int64_t x = first; x < last_word * kWord; ++x) {
-      any[x] = uint8_t(truth_gradient[x] | truth_gradient[row + x] | truth_gradient[2 * row + x]);
-      if (p_.both) {
-        any[x] |= uint8_t(hard_gradient[x] | hard_gradient[row + x] | hard_gradient[2 * row + x]);
+    const auto mark = [&](const int8_t* g, uint8_t keep) {
+#pragma omp simd
+      for (int64_t x = first; x < last_word * kWord; ++x) {
+        any[x] = uint8_t((any[x] & keep) | g[x] | g[row + x] | g[2 * row + x]);
       }
-    }
+    };
+    mark(truth_gradient, 0);
+    if (p_.both) mark(hard_gradient, 0xFF);
     static constexpr uint8_t kNone[kWord] = {};
     int64_t count = 0;
     for (int64_t w = first_word; w < last_word; ++w) {
@@ -429,9 +443,8 @@ class March {
           rows[i][j] = samples(own_.dense, zs[i]) + c * own_.plane + position(ys[j]);
         }
       }
-      sobel_columns(
-          first, last, width_, row, [&](int i, int j, int64_t x) { return rows[i][j][x]; },
-          own_.columns, own_.soft_gradient);
+      sobel_row(rows, first, last, width_, [](Acc at) { return at; }, own_.columns,
+                own_.soft_gradient, row);
     }
     if (edges_ + count > own_.edges) flush(c, z);
     for (int64_t w = first_word; w < last_word; ++w) {
