@@ -86,11 +86,7 @@ class March {
         const ConsistencyWorkspace<Acc, Code>& shared, bool backward, int thread)
       : p_(p), plan_(plan), shared_(shared), own_(shared.scratch(p, plan, backward, thread)),
         height_(p.size.height), width_(p.size.width), depth_(p.size.depth),
-        sampler_{p, {}, own_.noise, own_.noisy, own_.best, own_.sum, own_.code} {
-    for (int i = 0; i < math::kPhiloxKeys; ++i) {
-      sampler_.keys[i] = math::philox_key(uint64_t(*p.seed), i);
-    }
-  }
+        sampler_{p, GumbelKeys(*p.seed), own_.noise, own_.noisy, own_.best, own_.sum, own_.code} {}
 
   // Draws the hard sample of one of all strips' planes everywhere.
   void draw(int64_t plane) {
@@ -484,6 +480,7 @@ class March {
       return;
     }
     const Acc scale = shared_.scales[volume_ * plan_.classes + c];
+#pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       const Acc magnitude = math::sobel_magnitude(gz[i], gy[i], gx[i]);
       const Acc mismatch = magnitude - math::sobel_magnitude(truth[i]);

@@ -135,6 +135,9 @@ EGCNN_OUT_OF_LINE void load(const Tensor& tensor, int64_t start, int64_t n, Acc*
 template <class Acc>
 EGCNN_OUT_OF_LINE void load_listed(const Tensor& tensor, int64_t start, const int32_t* position,
                                    int64_t n, Acc* __restrict out) {
+  if (n > 0 && position[n - 1] - position[0] == n - 1) {
+    return load(tensor, start + position[0] * tensor.voxel_stride, n, out);
+  }
   with_float(tensor.dtype, [&](auto* type) {
     const auto* in = static_cast<decltype(type)>(tensor.data) + start;
     const int64_t stride = tensor.voxel_stride;

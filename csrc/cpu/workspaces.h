@@ -99,7 +99,7 @@ struct ConsistencyScratch {
   Acc *edge_gradient, *edge_truth;                        // (3, edges), (edges)
   uint32_t* noise;                                        // (4, kVoxels)
   Acc *noisy, *best, *sum;                                // (classes, kVoxels), (kVoxels)
-  Code* code;                                             // (kVoxels)
+  int32_t* code;                                          // (kVoxels)
   Acc* out;                                               // (classes, row) of the output's type
 
   ConsistencyScratch(const Consistency& p, const ConsistencyPlan& plan, bool backward,
