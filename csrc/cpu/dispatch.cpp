@@ -46,7 +46,13 @@ size_t edge_gate_backward_workspace(const EdgeGateBackward& p) {
 }
 
 size_t consistency_workspace(const Consistency& p) {
-  return ConsistencyWorkspace<double>(p.size, nullptr).bytes(p.resources.threads);
+  return p.logits.dtype == DType::f64 ? consistency_bytes<double>(p, false)
+                                      : consistency_bytes<float>(p, false);
+}
+
+size_t consistency_backward_workspace(const Consistency& p) {
+  return p.logits.dtype == DType::f64 ? consistency_bytes<double>(p, true)
+                                      : consistency_bytes<float>(p, true);
 }
 
 #define EGCNN_KERNELS(isa)                                                        \
@@ -58,7 +64,7 @@ size_t consistency_workspace(const Consistency& p) {
         {edge_gate_workspace, isa::edge_gate_launch},                             \
         {edge_gate_backward_workspace, isa::edge_gate_backward_launch},           \
         {consistency_workspace, isa::consistency_launch},                         \
-        {consistency_workspace, isa::consistency_backward_launch},                \
+        {consistency_backward_workspace, isa::consistency_backward_launch},                \
   }
 
 std::vector<Kernels> find_kernels() {

@@ -135,6 +135,24 @@ EGCNN_OUT_OF_LINE void load(const Tensor& tensor, int64_t start, int64_t n, Acc*
   });
 }
 
+// The same for the n voxels at start + position[i] voxels.
+template <class Acc>
+EGCNN_OUT_OF_LINE void load_listed(const Tensor& tensor, int64_t start, const int32_t* position,
+                                   int64_t n, Acc* __restrict out) {
+  if (n > 0 && position[n - 1] - position[0] == n - 1) {
+    return load(tensor, start + position[0] * tensor.voxel_stride, n, out);
+  }
+  with_float(tensor.dtype, [&](auto* type) {
+    const auto* in = static_cast<decltype(type)>(tensor.data) + start;
+    const int64_t stride = tensor.voxel_stride;
+    if (stride == 1) {
+      for (int64_t i = 0; i < n; ++i) out[i] = widen<Acc>(in[position[i]]);
+    } else {
+      for (int64_t i = 0; i < n; ++i) out[i] = widen<Acc>(in[position[i] * stride]);
+    }
+  });
+}
+
 template <class Acc>
 EGCNN_OUT_OF_LINE void store(const Tensor& tensor, int64_t start, int64_t n, const Acc* __restrict in) {
   with_float(tensor.dtype, [&](auto* type) {

@@ -115,49 +115,158 @@ struct EdgeGatePlan {
   }
 };
 
-// --- Consistency: arrays for one sample ---
-// Marks an edge of the hard sample where the truth has none; no squared gradient is so large.
-constexpr uint16_t kHardOnly = 0xFFFF;
+// --- Consistency: planes of strips of rows on their way through the stages ---
+constexpr int64_t kRing = 4;       // planes in flight, at least 3
+constexpr int64_t kTruthRing = 8;  // planes of the target, at least 5: more stages look at them
+constexpr int64_t kReach = 4;      // rows around a strip that its stages look at
+constexpr int64_t kSlack = 128;    // elements beyond a plane that vectors may touch
+constexpr int64_t kLanes = 16;
+constexpr int64_t kVoxels = 256;  // sampled at a time
+constexpr int64_t kEdges = 512;   // compared at a time
 
-template <class Acc>
-struct ConsistencyWorkspace {
-  double* sums;     // (C, D) mismatch of each plane
-  int64_t* counts;  // (C, D) edges of each plane
-  Acc* soft;        // (C, D, H, W)
-  Acc* grad;        // (C, D, H, W) of the sample, then of the logits
-  uint16_t* edges;  // (C, D, H, W) 0, or the truth's squared gradient, or kHardOnly
-  uint8_t* hard;    // (C, D, H, W)
-  uint8_t* band;    // (D, H, W)
-  Acc* rows;        // kSobelRows rows a thread
-  int64_t pitch;
+// How a call is cut up: by sizes alone, since sums are made strip by strip.
+struct ConsistencyPlan {
+  int64_t classes;  // of a volume, which is a sample or, in the sigmoid form, a region of it
+  int64_t volumes;
+  int64_t strip, strips;  // rows of a strip, strips of a plane
+  int64_t planes;         // of all strips of all volumes
+  int64_t words, sets;    // of 64 voxels to a row, of 64 classes
+  bool wide;              // classes need more than a byte
 
-  ConsistencyWorkspace(const Size& size, void* workspace) {
-    const int64_t planes = size.channels * size.depth, voxels = size.channels * size.voxels();
-    pitch = size.width + 2;
-    char* next = static_cast<char*>(workspace);
-    take(next, sums, planes);
-    take(next, counts, planes);
-    take(next, soft, voxels);
-    take(next, grad, voxels);
-    take(next, edges, voxels);
-    take(next, hard, voxels);
-    take(next, band, size.voxels());
-    take(next, rows, 0);
-    used = next - static_cast<char*>(workspace);
-  }
-
-  Acc* scratch(int64_t thread) const { return rows + thread * kSobelRows * pitch; }
-
-  size_t bytes(int threads) const { return used + threads * kSobelRows * pitch * sizeof(Acc); }
-
- private:
-  size_t used;
-
-  template <class T>
-  static void take(char*& next, T*& array, int64_t count) {
-    array = reinterpret_cast<T*>(next);
-    next += (count * sizeof(T) + 63) / 64 * 64;
+  explicit ConsistencyPlan(const Consistency& p) {
+    const Size& size = p.size;
+    classes = p.softmax ? size.channels : 1;
+    volumes = size.batch * (p.softmax ? 1 : size.channels);
+    // The samples and gradients in flight are to have about 2^20 elements.
+    int64_t fit = (int64_t(1) << 20) / (2 * kRing * classes * size.width);
+    fit = fit < 16 ? 16 : fit;
+    strips = (size.height + fit - 1) / fit;
+    strip = (size.height + strips - 1) / strips;
+    planes = volumes * strips * size.depth;
+    words = (size.width + 63) / 64;
+    sets = (classes + 63) / 64;
+    wide = classes > 255;
   }
 };
+
+// Arrays one after the other, each at a cache line.
+class Arrays {
+ public:
+  explicit Arrays(void* first) : first_(static_cast<char*>(first)), next_(first_) {}
+
+  template <class T>
+  void take(T*& array, int64_t count) {
+    array = reinterpret_cast<T*>(next_);
+    next_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+  }
+
+  size_t bytes() const { return size_t(next_ - first_); }
+
+ private:
+  char* first_;
+  char* next_;
+};
+
+// One thread's arrays. A plane is one of a strip with the rows around, by position from its first
+// row; a row has room for whole vectors.
+template <class Acc, class Code>
+struct ConsistencyScratch {
+  int64_t rows, plane, row, edges;
+  Code *truth, *hard;                    // (kTruthRing, plane), (kRing, plane)
+  uint64_t *across, *along, *candidate;  // (kRing, rows, words)
+  uint64_t* around;                      // (words)
+  uint64_t *present, *near;              // (kRing, rows, sets), (rows, sets)
+  int32_t *band, *band_row;              // (kRing, plane), (kRing, rows + 1)
+  Acc *soft, *dense, *grad;              // (kRing, classes, plane) where they are needed
+  int8_t *byte_columns, *truth_gradient, *hard_gradient;  // (3, row)
+  Acc *columns, *soft_gradient;                           // (3, row)
+  uint8_t* any;                                           // (row)
+  int32_t *edge_x, *edge_y;                               // (edges)
+  Acc *edge_gradient, *edge_truth;                        // (3, edges), (edges)
+  uint32_t* noise;                                        // (4, kVoxels)
+  Acc *noisy, *best, *sum;                                // (classes, kVoxels), (kVoxels)
+  int32_t* code;                                          // (kVoxels)
+  Acc* out;                                               // (classes, row) of the output's type
+
+  ConsistencyScratch(const Consistency& p, const ConsistencyPlan& plan, bool backward,
+                     Arrays& arrays) {
+    rows = plan.strip + 2 * kReach;
+    plane = rows * p.size.width + kSlack;
+    row = plan.words * 64 + kSlack;
+    edges = kEdges + row;
+    const int64_t samples = kRing * plan.classes * plane;
+    arrays.take(truth, kTruthRing * plane);
+    arrays.take(hard, kRing * plane);
+    arrays.take(across, kRing * rows * plan.words);
+    arrays.take(along, kRing * rows * plan.words);
+    arrays.take(candidate, kRing * rows * plan.words);
+    arrays.take(around, plan.words);
+    arrays.take(present, kRing * rows * plan.sets);
+    arrays.take(near, rows * plan.sets);
+    arrays.take(band, kRing * plane);
+    arrays.take(band_row, kRing * (rows + 1));
+    arrays.take(soft, backward || !p.hard ? samples : 0);
+    arrays.take(dense, p.hard ? 0 : samples);
+    arrays.take(grad, backward ? samples : 0);
+    arrays.take(byte_columns, 3 * row);
+    arrays.take(truth_gradient, 3 * row);
+    arrays.take(hard_gradient, 3 * row);
+    arrays.take(columns, 3 * row);
+    arrays.take(soft_gradient, 3 * row);
+    arrays.take(any, row);
+    arrays.take(edge_x, edges);
+    arrays.take(edge_y, edges);
+    arrays.take(edge_gradient, 3 * edges);
+    arrays.take(edge_truth, edges);
+    arrays.take(noise, 4 * kVoxels);
+    arrays.take(noisy, plan.classes * kVoxels);
+    arrays.take(best, kVoxels);
+    arrays.take(sum, kVoxels);
+    arrays.take(code, kVoxels);
+    arrays.take(out, plan.classes * row);
+  }
+};
+
+template <class Acc, class Code>
+struct ConsistencyWorkspace {
+  double* sums;         // (planes, classes) mismatch
+  int64_t* counts;      // (planes, classes) edges
+  Acc* scales;          // (volumes, classes) from the gradient of a mismatch to that of the loss
+  int64_t *next, *end;  // (threads) the planes left to each
+  Code* drawn;          // (D, H, W) the hard sample of a volume where it is drawn everywhere
+  Arrays arrays;
+
+  ConsistencyWorkspace(const Consistency& p, const ConsistencyPlan& plan)
+      : arrays(p.resources.workspace) {
+    arrays.take(sums, plan.planes * plan.classes);
+    arrays.take(counts, plan.planes * plan.classes);
+    arrays.take(scales, plan.volumes * plan.classes);
+    arrays.take(next, p.resources.threads);
+    arrays.take(end, p.resources.threads);
+    arrays.take(drawn, p.both ? p.size.voxels() + kSlack : 0);
+  }
+
+  ConsistencyScratch<Acc, Code> scratch(const Consistency& p, const ConsistencyPlan& plan,
+                                        bool backward, int thread) const {
+    Arrays rest = arrays;
+    for (int i = 0; i < thread; ++i) ConsistencyScratch<Acc, Code>(p, plan, backward, rest);
+    return ConsistencyScratch<Acc, Code>(p, plan, backward, rest);
+  }
+};
+
+template <class Acc>
+static inline size_t consistency_bytes(const Consistency& p, bool backward) {
+  if (p.size.empty()) return 0;
+  const ConsistencyPlan plan(p);
+  const auto bytes = [&](auto code) {
+    using Code = decltype(code);
+    Arrays arrays = ConsistencyWorkspace<Acc, Code>(p, plan).arrays;
+    for (int i = 0; i < p.resources.threads; ++i) {
+      ConsistencyScratch<Acc, Code>(p, plan, backward, arrays);
+    }
+    return arrays.bytes();
+  };
+  return plan.wide ? bytes(uint32_t()) : bytes(uint8_t());
+}
 
 }  // namespace egcnn
