@@ -78,15 +78,17 @@ static void edge_gate(const EdgeGate& p) {
       const int64_t n = voxels - voxel < plan.block ? voxels - voxel : plan.block;
       const int64_t filled = fill<Acc>(n);
       load_inputs(p, plan, batch, voxel, n, filled, staging, x);
-      multiply(p.gates, plan.inputs, filled, weights, plan.inputs, 1, x, sums, pitch, false);
-      for (int64_t g = 0; g < p.gates; ++g) {
-        Acc* s = sums + g * pitch;
-        for (int64_t v = 0; v < filled; ++v) s[v] = 1 + gate(s[v], p.relu);
-      }
-      for (int64_t c = 0; c < ce; ++c) {
-        const Acc* factor = sums + (p.gates == 1 ? 0 : c) * pitch;
-        Acc* e = x + c * pitch;
-        for (int64_t v = 0; v < filled; ++v) e[v] *= factor[v];
+      for (int64_t v = 0; v < filled; v += kPanel<Acc>) {
+        prefetch_block(p.e, ce, batch, voxel + n + v, kPanel<Acc>);
+        prefetch_block(p.m, p.main_channels, batch, voxel + n + v, kPanel<Acc>);
+        multiply(p.gates, plan.inputs, weights, plan.inputs, 1, x + v, pitch, sums, kPanel<Acc>,
+                 false);
+        for (int64_t i = 0; i < p.gates * kPanel<Acc>; ++i) sums[i] = 1 + gate(sums[i], p.relu);
+        for (int64_t c = 0; c < ce; ++c) {
+          Acc* e = x + c * pitch + v;
+          const Acc* factor = sums + (p.gates == 1 ? 0 : c) * kPanel<Acc>;
+          for (int64_t i = 0; i < kPanel<Acc>; ++i) e[i] *= factor[i];
+        }
       }
       store_block(p.out, ce, batch, voxel, n, streams(size), staging, x, pitch);
     }
@@ -119,8 +121,7 @@ static void edge_gate_backward(const EdgeGateBackward& p) {
     Acc* x = weights + plan.weights + omp_get_thread_num() * plan.scratch;
     Acc* m = x + ce * pitch;
     Acc* grad = x + inputs * pitch;
-    Acc* factor = grad + ce * pitch;
-    Acc* sums = factor + pitch;
+    Acc* sums = grad + ce * pitch;
     Acc* staging = x + plan.staging;
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
@@ -134,39 +135,43 @@ static void edge_gate_backward(const EdgeGateBackward& p) {
         const int64_t filled = fill<Acc>(n);
         load_inputs(p, plan, batch, voxel, n, filled, staging, x);
         load_block(p.grad, ce, batch, voxel, n, filled, staging, grad, pitch);
-        multiply(gates, inputs, filled, weights, inputs, 1, x, sums, pitch, false);
-
-        // ds, in the place of the sums, and the part of de that goes past the gate.
-        if (gates == 1) {
-          Acc* ds = factor;
-          for (int64_t v = 0; v < filled; ++v) ds[v] = 0;
-          for (int64_t c = 0; c < ce; ++c) {
-            const Acc *e = x + c * pitch, *g = grad + c * pitch;
-            for (int64_t v = 0; v < filled; ++v) ds[v] += e[v] * g[v];
-          }
-          for (int64_t v = 0; v < filled; ++v) {
-            const Acc alpha = gate(sums[v], p.relu);
-            sums[v] = ds[v] * gate_slope(sums[v], alpha, p.relu);
-            factor[v] = 1 + alpha;
-          }
-          for (int64_t c = 0; c < ce; ++c) {
-            Acc* g = grad + c * pitch;
-            for (int64_t v = 0; v < filled; ++v) g[v] *= factor[v];
-          }
-        } else {
-          for (int64_t c = 0; c < ce; ++c) {
-            const Acc* e = x + c * pitch;
-            Acc *g = grad + c * pitch, *s = sums + c * pitch;
-            for (int64_t v = 0; v < filled; ++v) {
-              const Acc alpha = gate(s[v], p.relu);
-              s[v] = g[v] * e[v] * gate_slope(s[v], alpha, p.relu);
-              g[v] *= 1 + alpha;
+        for (int64_t v = 0; v < filled; v += kPanel<Acc>) {
+          Acc *s = sums + v, *g = grad + v, *e = x + v;
+          prefetch_block(p.e, ce, batch, voxel + n + v, kPanel<Acc>);
+          prefetch_block(p.m, cm, batch, voxel + n + v, kPanel<Acc>);
+          multiply(gates, inputs, weights, inputs, 1, e, pitch, s, pitch, false);
+          // ds, in the place of the sums, and the part of de that goes past the gate.
+          if (gates == 1) {
+            Acc products[kPanel<Acc>] = {};
+            for (int64_t c = 0; c < ce; ++c) {
+              for (int64_t i = 0; i < kPanel<Acc>; ++i) {
+                products[i] += e[c * pitch + i] * g[c * pitch + i];
+              }
+            }
+            for (int64_t i = 0; i < kPanel<Acc>; ++i) {
+              const Acc alpha = gate(s[i], p.relu);
+              s[i] = products[i] * gate_slope(s[i], alpha, p.relu);
+              products[i] = 1 + alpha;
+            }
+            for (int64_t c = 0; c < ce; ++c) {
+              for (int64_t i = 0; i < kPanel<Acc>; ++i) g[c * pitch + i] *= products[i];
+            }
+          } else {
+            for (int64_t c = 0; c < ce; ++c) {
+              for (int64_t i = c * pitch; i < c * pitch + kPanel<Acc>; ++i) {
+                const Acc alpha = gate(s[i], p.relu);
+                s[i] = g[i] * e[i] * gate_slope(s[i], alpha, p.relu);
+                g[i] *= 1 + alpha;
+              }
             }
           }
+          prefetch_block(p.grad, ce, batch, voxel + n + v, kPanel<Acc>);
+          multiply(ce, gates, weights, 1, inputs, s, pitch, g, pitch, true);
         }
         multiply_rows(gates, inputs, filled, sums, x, pitch, partial);
-        multiply(ce, gates, filled, weights, 1, inputs, sums, grad, pitch, true);
-        multiply(cm, gates, filled, weights + ce, 1, inputs, sums, m, pitch, false);
+        for (int64_t v = 0; v < filled; v += kPanel<Acc>) {
+          multiply(cm, gates, weights + ce, 1, inputs, sums + v, pitch, m + v, pitch, false);
+        }
         store_block(p.grad_e, ce, batch, voxel, n, streams(size_e), staging, grad, pitch);
         store_block(p.grad_m, cm, batch, voxel, n, streams(size_m), staging, m, pitch);
       }

@@ -104,10 +104,11 @@ static inline void transpose(const Acc* in, int64_t in_pitch, int64_t rows, Acc*
   }
 }
 
-// out (I, J vectors) = a b, or out += a b. `a` has any strides, `b` and `out` rows of `pitch`.
+// out (I, J vectors) = a b, or out += a b. `a` has any strides.
 template <int I, int J, class Acc>
 static inline void multiply_tile(int64_t depth, const Acc* a, int64_t a_row, int64_t a_column,
-                                 const Acc* b, Acc* out, int64_t pitch, bool add) {
+                                 const Acc* b, int64_t b_pitch, Acc* out, int64_t pitch,
+                                 bool add) {
   constexpr int lanes = kLanes<Acc>;
   Vector<Acc> sum[I][J];
   for (int i = 0; i < I; ++i) {
@@ -117,7 +118,7 @@ static inline void multiply_tile(int64_t depth, const Acc* a, int64_t a_row, int
   }
   for (int64_t k = 0; k < depth; ++k) {
     Vector<Acc> x[J];
-    for (int j = 0; j < J; ++j) x[j] = load_vector(b + k * pitch + j * lanes);
+    for (int j = 0; j < J; ++j) x[j] = load_vector(b + k * b_pitch + j * lanes);
     for (int i = 0; i < I; ++i) {
       const Acc w = a[i * a_row + k * a_column];
       for (int j = 0; j < J; ++j) sum[i][j] += w * x[j];
@@ -128,28 +129,28 @@ static inline void multiply_tile(int64_t depth, const Acc* a, int64_t a_row, int
   }
 }
 
-// Voxels that a product covers at a time: blocks are filled up to multiples of it.
+// Voxels that are worked on at a time in the first-level cache; blocks are filled up to multiples.
 template <class Acc>
-constexpr int kPanel = 2 * kLanes<Acc>;
+constexpr int kPanel = 4 * kLanes<Acc>;
 
 // Rows of a tile: as many as the registers hold beside the operands.
 constexpr int kTile = kVectorBytes == 64 ? 8 : 4;
 
+// out (rows, a panel) = a b, or out += a b.
 template <class Acc>
-static inline void multiply(int64_t rows, int64_t depth, int64_t n, const Acc* a, int64_t a_row,
-                            int64_t a_column, const Acc* b, Acc* out, int64_t pitch, bool add) {
-  for (int64_t v = 0; v < n; v += kPanel<Acc>) {
-    int64_t r = 0;
-    const auto tiles = [&](auto tile) {
-      constexpr int I = decltype(tile)::value;
-      for (; r + I <= rows; r += I) {
-        multiply_tile<I, 2>(depth, a + r * a_row, a_row, a_column, b + v, out + r * pitch + v,
-                            pitch, add);
-      }
-    };
-    tiles(std::integral_constant<int, kTile>());
-    tiles(std::integral_constant<int, kTile / 2>());
-    tiles(std::integral_constant<int, 1>());
+static inline void multiply(int64_t rows, int64_t depth, const Acc* a, int64_t a_row,
+                            int64_t a_column, const Acc* b, int64_t b_pitch, Acc* out,
+                            int64_t pitch, bool add) {
+  const int64_t tiled = rows / kTile * kTile;
+  for (int64_t v = 0; v < kPanel<Acc>; v += kPanel<Acc> / 2) {
+    for (int64_t r = 0; r < tiled; r += kTile) {
+      multiply_tile<kTile, 2>(depth, a + r * a_row, a_row, a_column, b + v, b_pitch,
+                              out + r * pitch + v, pitch, add);
+    }
+  }
+  for (int64_t r = tiled; r < rows; ++r) {
+    multiply_tile<1, 4>(depth, a + r * a_row, a_row, a_column, b, b_pitch, out + r * pitch, pitch,
+                        add);
   }
 }
 

@@ -9,6 +9,17 @@
 
 namespace egcnn::EGCNN_ISA::vector {
 
+// Of |x| <= ln 2 / 2.
+static inline float exp_near_zero(float x) {
+  float p = 1.9875691500e-4f;
+  p = p * x + 1.3981999507e-3f;
+  p = p * x + 8.3334519073e-3f;
+  p = p * x + 4.1665795894e-2f;
+  p = p * x + 1.6666665459e-1f;
+  p = p * x + 5.0000001201e-1f;
+  return p * x * x + x + 1.0f;
+}
+
 static inline float exp(float x) {
   // Beyond these the result is 0 or infinite. A NaN compares false and stays.
   x = x < -104.0f ? -104.0f : x;
@@ -16,13 +27,7 @@ static inline float exp(float x) {
   // x = n ln 2 + r; adding 1.5 * 2^23 rounds to a whole number in every instruction set.
   const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  const float p = exp_near_zero(r);
   // 2^n in two factors, since denormal and infinite results have no single one.
   const int32_t whole = int32_t(n), half = whole >> 1;
   return p * from_bits(uint32_t(half + 127) << 23) * from_bits(uint32_t(whole - half + 127) << 23);
@@ -50,9 +55,16 @@ static inline float log(float x) {
 static inline double exp(double x) { return ::exp(x); }
 static inline double log(double x) { return ::log(x); }
 
-template <class T>
-static inline T sigmoid(T x) {
-  return T(1) / (T(1) + exp(-x));
+// Below -87 the result is that at -87, about 1e-38, so that one scale factor does.
+static inline float sigmoid(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 87.0f ? 87.0f : x;
+  const float shifted = x * -1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+  const float r = (-x - n * 0.693359375f) - n * -2.12194440e-4f;
+  const float scale = from_bits((to_bits(shifted) << 23) + 0x3F800000u);
+  return 1.0f / (1.0f + exp_near_zero(r) * scale);
 }
+
+static inline double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 
 }  // namespace egcnn::EGCNN_ISA::vector
