@@ -28,7 +28,7 @@ from benchmarks.measuring import CaseRun, Row, parts, providers
 from benchmarks.peers import OURS, Peer
 
 #: A provider that took so many seconds sits out the larger sizes of a sweep.
-SLOW = 1.0
+SLOW = 0.5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -62,7 +62,7 @@ class TrainingRun:
         backend: str = "inductor",
     ) -> None:
         self.clock, self.filters, self.dtype, self.backend = clock, filters, dtype, backend
-        self.labels = brats_phantom(1, patch, clock.device)[0]
+        self.labels = brats_phantom(1, patch, clock.device)
         image = torch.randn(1, 4, *patch, device=clock.device)
         self.image = image.contiguous(memory_format=torch.channels_last_3d)
         type_name = "bf16" if dtype == torch.bfloat16 else "fp32"
