@@ -129,9 +129,7 @@ BEST = {
 
 
 @functools.lru_cache(maxsize=4)
-def phantom(
-    batch: int, size: Sequence[int], device: torch.device
-) -> tuple[Tensor, dict[str, float]]:
+def phantom(batch: int, size: Sequence[int], device: torch.device) -> Tensor:
     """Three nested wavy bodies a volume, labels 0 to 3, so large that 2% of voxels are edges."""
     generator = torch.Generator().manual_seed(0)
     axes = [(torch.arange(n, device=device) - n / 2) / min(size) * 2 for n in size]
@@ -154,7 +152,7 @@ def phantom(
         labels = (distance < radius * shells).sum(1, keepdim=True).to(torch.uint8)
         edges = mixed_voxels(labels)
         low, high = (radius, high) if edges.float().mean() < 0.02 else (low, radius)
-    return labels, edge_shares(labels)
+    return labels
 
 
 def edge_shares(labels: Tensor) -> dict[str, float]:
@@ -164,23 +162,20 @@ def edge_shares(labels: Tensor) -> dict[str, float]:
     return {"edge_share": edges.mean().item(), "band_share": band.mean().item()}
 
 
-def brats_phantom(
-    batch: int, size: Sequence[int], device: torch.device
-) -> tuple[Tensor, dict[str, float]]:
+def brats_phantom(batch: int, size: Sequence[int], device: torch.device) -> Tensor:
     """The same with BraTS's labels: oedema around a core around enhancing tumour."""
-    labels, shares = phantom(batch, tuple(size), device)
-    return torch.tensor([0, 2, 1, 4], dtype=torch.uint8, device=device)[labels.long()], shares
+    labels = phantom(batch, tuple(size), device)
+    return torch.tensor([0, 2, 1, 4], dtype=torch.uint8, device=device)[labels.long()]
 
 
 @functools.lru_cache(maxsize=1)
-def cube(edge: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+def cube(edge: int, device: torch.device) -> Tensor:
     """A phantom of any size in little time: one of 64 voxels an edge, stretched or cut."""
-    labels = phantom(1, (64, 64, 64), device)[0]
+    labels = phantom(1, (64, 64, 64), device)
     if edge > 64:
         labels = F.interpolate(labels, size=(edge,) * 3)
     middle = (slice((labels.shape[2] - edge) // 2, (labels.shape[2] + edge) // 2),) * 3
-    labels = labels[(..., *middle)].contiguous()
-    return labels, edge_shares(labels)
+    return labels[(..., *middle)].contiguous()
 
 
 # --- Sobel edges and magnitude -------------------------------------------------------------------
@@ -192,7 +187,7 @@ def edge_case(
     kind: str,
     *,
     group: str = "main",
-    labels: Callable[[], tuple[Tensor, dict[str, float]]] | None = None,
+    labels: Callable[[], Tensor] | None = None,
     regions: Sequence[Sequence[int]] = BRATS.labels,
     dtype: torch.dtype = torch.uint8,
     memory_format: torch.memory_format = CONTIGUOUS,
@@ -207,13 +202,12 @@ def edge_case(
     def plan() -> Plan:
         if kind == "random masks":
             drawn = torch.randint(0, 2, tuple(shape), device=device).to(dtype)
-            facts = {}
         else:
-            make = labels or partial(brats_phantom, batch, size, device)
-            drawn, facts = make()
-            if kind == "masks":
-                drawn = torch.cat([torch.isin(drawn, drawn.new_tensor(r)) for r in regions], 1)
-                drawn = drawn.to(dtype, memory_format=memory_format)
+            drawn = (labels or partial(brats_phantom, batch, size, device))()
+        facts = edge_shares(drawn) if group in ("main", "real") else {}
+        if kind == "masks":
+            drawn = torch.cat([torch.isin(drawn, drawn.new_tensor(r)) for r in regions], 1)
+            drawn = drawn.to(dtype, memory_format=memory_format)
         extra = (regions,) if "labels" in kind else ()
         moved = voxels * (channels + drawn.shape[1] * drawn.dtype.itemsize)
         return Plan(lambda: Inputs((drawn.clone(), *extra)), {"forward": moved}, facts)
@@ -324,7 +318,7 @@ def consistency_case(
     memory_format: torch.memory_format = CONTIGUOUS,
     *,
     group: str = "main",
-    labels: Callable[[], tuple[Tensor, dict[str, float]]] | None = None,
+    labels: Callable[[], Tensor] | None = None,
     label: str = "",
 ) -> Case:
     """The consistency loss of so many classes, by default with 2% of the voxels on edges."""
@@ -332,7 +326,8 @@ def consistency_case(
     voxels = batch * math.prod(size)
 
     def plan() -> Plan:
-        target, shares = (labels or partial(phantom, batch, tuple(size), device))()
+        target = (labels or partial(phantom, batch, tuple(size), device))()
+        shares = edge_shares(target)
 
         def draw() -> Inputs:
             logits = normal(shape, device, dtype, memory_format).requires_grad_()
@@ -466,13 +461,12 @@ def cliff_cases(make: Callable[..., Case], shape: Sequence[int]) -> list[Case]:
     ]
 
 
-def real_labels(path: Path, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+def real_labels(path: Path, device: torch.device) -> Tensor:
     """A label map ``(1, 1, D, H, W)`` from a NIfTI file."""
     import nibabel
 
     array = np.asarray(nibabel.load(path).dataobj).astype(np.uint8)
-    labels = torch.from_numpy(np.ascontiguousarray(array)).to(device)[None, None]
-    return labels, edge_shares(labels)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)[None, None]
 
 
 def real_files() -> dict[str, tuple[Path, tuple[int, ...]]]:

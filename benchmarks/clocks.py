@@ -103,7 +103,7 @@ class WallClock:
 
     cache_bytes = 0  # inputs do not rotate: the CPU's copy is measured on as warm a cache
 
-    def __init__(self, seconds: float = 0.75, memory: str = "reused") -> None:
+    def __init__(self, seconds: float = 0.6, memory: str = "reused") -> None:
         self.device = torch.device("cpu")
         self.seconds = seconds
         if memory == "large pages" and os.environ.get("THP_MEM_ALLOC_ENABLE") != "1":

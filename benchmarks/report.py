@@ -259,7 +259,7 @@ def show(data: dict[str, Any]) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console.width = 150
+        console.width = 180
     console.print(f"\n{heading(data)}", highlight=False)
     for table in tables(data):
         shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -279,7 +279,7 @@ def show(data: dict[str, Any]) -> None:
 PANELS = {
     "sobel_edges": "Sobel edges of a mask",
     "voxel_gate": "edge gate, 32 channels fp32",
-    "gumbel_consistency": "consistency of 4 classes fp32",
+    "gumbel_consistency": "consistency, 4 classes fp32",
 }
 COLOURS = {
     OURS: "#c8102e",

@@ -51,6 +51,8 @@ class TrainingRun:
         filters: of Seg-Net.
         dtype: float32, or autocast to bfloat16.
         backend: of torch.compile.
+        shallow: three resolutions of one block each instead of the paper's ten blocks on four,
+            which take minutes to compile on two cores.
     """
 
     def __init__(
@@ -60,20 +62,26 @@ class TrainingRun:
         filters: int,
         dtype: torch.dtype = torch.bfloat16,
         backend: str = "inductor",
+        shallow: bool = False,
     ) -> None:
-        self.clock, self.filters, self.dtype, self.backend = clock, filters, dtype, backend
-        self.labels = brats_phantom(1, patch, clock.device)[0]
+        self.clock, self.dtype, self.backend = clock, dtype, backend
+        self.options: dict[str, Any] = {"filters": filters}
+        if shallow:
+            self.options |= {"blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
+        self.labels = brats_phantom(1, patch, clock.device)
+        torch.manual_seed(0)
         image = torch.randn(1, 4, *patch, device=clock.device)
         self.image = image.contiguous(memory_format=torch.channels_last_3d)
         type_name = "bf16" if dtype == torch.bfloat16 else "fp32"
-        self.name = f"training step {type_name} {shape_name(*patch)}, {filters} filters"
+        depth = ", shallow" if shallow else ""
+        self.name = f"training step {type_name} {shape_name(*patch)}, {filters} filters{depth}"
 
     @contextlib.contextmanager
     def step(self, training: Training) -> Iterator[Callable[[], float]]:
         """Gives what takes a step and returns its loss."""
         torch.manual_seed(0)
         device = self.clock.device
-        backbone = SegNet(4, 3, filters=self.filters)
+        backbone = SegNet(4, 3, **self.options)
         network = (EGCNN(backbone) if training.edge else backbone).to(device)
         network = network.to(memory_format=torch.channels_last_3d)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)

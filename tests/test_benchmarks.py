@@ -54,7 +54,7 @@ def test_sobel_edges(peer: Peer, shape: tuple[int, ...]) -> None:
 @peers_of("sobel_edges", exact=False)
 def test_other_definitions_of_an_edge(peer: Peer) -> None:
     """They mark the same surface, some of them a thinner one."""
-    masks = (phantom(1, (24, 26, 22), torch.device("cpu"))[0] > 0).to(torch.uint8)
+    masks = (phantom(1, (24, 26, 22), torch.device("cpu")) > 0).to(torch.uint8)
     edges, sobel = peer.function(masks), reference.sobel_edges(masks)
     assert edges.dtype == sobel.dtype
     assert edges.shape == sobel.shape
