@@ -122,7 +122,8 @@ static void sobel_edges(const SobelEdges& p, IsEdge is_edge) {
                 if constexpr (std::is_integral_v<T>) {
                   if (from_labels) {
                     const T bit = T(1 << r);
-                    march.gradient(y, rows, [=](auto x) { return decltype(x)((x & bit) != 0) & 1; }, emit);
+                    const auto inside = [=](auto x) { return decltype(x)((x & bit) != 0) & 1; };
+                    march.gradient(y, rows, inside, emit);
                     return out.put(staged, n);
                   }
                 }
@@ -201,7 +202,9 @@ static void sobel_magnitude(const SobelMagnitude& p, int64_t element) {
                 [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
                   Lanes<T>::store(squares + i * width + x, gz * gz + gy * gy + gx * gx);
                 });
-            for (int64_t x = 0; x < rows * width; ++x) squares[x] = math::sobel_magnitude(squares[x]);
+            for (int64_t x = 0; x < rows * width; ++x) {
+              squares[x] = math::sobel_magnitude(squares[x]);
+            }
             put_as(p.out.dtype, out, squares, rows * width);
           });
         });
@@ -217,8 +220,8 @@ void sobel_magnitude_launch(const SobelMagnitude& p) {
   sobel_magnitude<float>(p, element);
 }
 
-// From the gradient (gz, gy, gx) of n voxels and that of their magnitudes to the one with respect to
-// (gz, gy, gx).
+// From the gradient (gz, gy, gx) of n voxels and that of their magnitudes to the one with respect
+// to (gz, gy, gx).
 template <class T>
 EGCNN_OUT_OF_LINE void through_magnitude(const T* __restrict grad, int64_t n, T* __restrict gz,
                                          T* __restrict gy, T* __restrict gx) {
