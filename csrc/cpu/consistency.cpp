@@ -11,22 +11,17 @@
 // Each voxel and each sum is computed in the same order however the planes are shared out.
 #include "gumbel_sample.h"
 #include "pages.h"
-#include "sobel_plane.h"
 #include "stream.h"
 #include "voxel_sets.h"
 
 #include <omp.h>
-
-#include <utility>
 
 namespace egcnn::EGCNN_ISA {
 
 enum class Pass { count, loss, gradient };
 
 static int64_t grad_bytes(const Consistency& p) {
-  const DType dtype = p.grad_logits.dtype;
-  const int64_t element = dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-  return p.size.batch * p.size.channels * p.size.voxels() * element;
+  return p.size.batch * p.size.channels * p.size.voxels() * float_bytes(p.grad_logits.dtype);
 }
 
 // --- Sobel along a row ---
@@ -99,7 +94,7 @@ class March {
     enter(plane);
     int32_t* position = own_.band;
     const int64_t n = (rows_end_ - rows_begin_) * width_;
-    for (int64_t i = 0; i < n + kLanes; ++i) position[i] = int32_t(i < n ? i : n - 1);
+    for (int64_t i = 0; i < n; ++i) position[i] = int32_t(i);
     const int64_t first = (z_of(plane) * height_ + rows_begin_) * width_;
     sampler_.draw(batch_, channel_, plan_.classes, first, position, n, shared_.drawn + first,
                   static_cast<Acc*>(nullptr), 0);
@@ -109,7 +104,7 @@ class March {
   void visit(int64_t plane, Pass pass) {
     const int64_t z = z_of(plane);
     const int64_t reach = pass == Pass::gradient ? 1 : 0;
-    if (z == 0 || plane != last_plane_ + 1) {
+    if (z == 0 || plane != last_plane_ + 1 || pass != pass_) {
       enter(plane);
       begin(z - reach);
     }
@@ -149,21 +144,24 @@ class March {
   void begin(int64_t z) {
     const auto from = [](int64_t i) { return i > 0 ? i : 0; };
     compared_ = from(z);
-    sampled_ = from(z - 1);
+    sampled_ = listed_ = from(z - 1);
     found_ = from(z - 2);
     surveyed_ = loaded_ = from(z - 3);
   }
 
-  const Code* truth(int64_t z, int64_t y) const { return truth_[z % kTruthRing] + position(y); }
+  const Code* truth(int64_t z, int64_t y) const { return truth_[z % kEarlyRing] + position(y); }
   Code* hard_plane(int64_t z) const {
     return p_.both ? shared_.drawn + voxel(z) : own_.hard + z % kRing * own_.plane;
   }
   Acc* samples(Acc* of, int64_t z) const { return of + z % kRing * plan_.classes * own_.plane; }
   uint64_t* set(uint64_t* sets, int64_t z, int64_t y) const {
-    return sets + (z % kRing * own_.rows + y - base_) * plan_.words;
+    return sets + (z % kEarlyRing * own_.rows + y - base_) * plan_.words;
+  }
+  uint8_t& has_candidates(int64_t z, int64_t y) const {
+    return own_.has_candidates[z % kEarlyRing * own_.rows + y - base_];
   }
   uint64_t* present(int64_t z, int64_t y) const {
-    return own_.present + (z % kRing * own_.rows + y - base_) * plan_.sets;
+    return own_.present + (z % kEarlyRing * own_.rows + y - base_) * plan_.sets;
   }
 
   // --- Load ---
@@ -172,7 +170,7 @@ class March {
     const Tensor& target = p_.target;
     const int64_t start = offset(target, batch_, channel_, voxel(z));
     const int64_t n = (high(kReach) - base_) * width_;
-    const Code*& truth = truth_[z % kTruthRing];
+    const Code*& truth = truth_[z % kEarlyRing];
     // Bytes stay where they are, unless vectors would read beyond the tensor.
     const int64_t all = plan_.volumes * p_.size.voxels();
     if (sizeof(Code) == 1 && target.dtype == DType::u8 && target.voxel_stride == 1 &&
@@ -180,7 +178,7 @@ class March {
       truth = static_cast<const Code*>(target.data) + start;
       return;
     }
-    Code* codes = own_.truth + z % kTruthRing * own_.plane;
+    Code* codes = own_.truth + z % kEarlyRing * own_.plane;
     truth = codes;
     with_type(target.dtype, [&](auto* type) {
       const auto* in = static_cast<decltype(type)>(target.data) + start;
@@ -220,7 +218,9 @@ class March {
         const uint64_t inside = first_bits(width_ - x);
         const uint64_t dx = differing(at + x, at + x + 1) & first_bits(width_ - 1 - x);
         const uint64_t dy = differing(at + x, below_it + x) & inside;
-        along[w] |= differing(at + x, behind + x) & inside;
+        const uint64_t dz = differing(at + x, behind + x) & inside;
+        if ((dx | dy | dz | carry) == 0) continue;
+        along[w] |= dz;
         const uint64_t wide = dx | dx << 1 | carry;
         carry = dx >> 63;
         across[w] |= wide | dy;
@@ -242,19 +242,20 @@ class March {
         found[w] = before[w] | at[w] | after[w] | along[w] | along_before[w];
         any |= found[w];
       }
-      find_present(z, y, any != 0);
+      has_candidates(z, y) = any != 0;
+      find_present(z, y);
     }
   }
 
   // The classes at a row's candidates. Any class near a candidate is that of a candidate near it.
-  void find_present(int64_t z, int64_t y, bool any) {
+  void find_present(int64_t z, int64_t y) {
     uint64_t* classes = present(z, y);
     if (plan_.classes == 1) {
-      classes[0] = any;
+      classes[0] = has_candidates(z, y);
       return;
     }
     for (int64_t i = 0; i < plan_.sets; ++i) classes[i] = 0;
-    if (!any) return;
+    if (!has_candidates(z, y)) return;
     const auto add = [&](int64_t code) {
       if (code < plan_.classes) classes[code / 64] |= uint64_t(1) << code % 64;
     };
@@ -287,8 +288,11 @@ class March {
 
   void need_sample(int64_t z) {
     for (; sampled_ <= z; ++sampled_) {
-      need_candidates(above_by(sampled_, 1));
-      list_band(sampled_);
+      // A plane ahead, for the logits to arrive meanwhile.
+      for (; listed_ <= above_by(sampled_, 1); ++listed_) {
+        need_candidates(above_by(listed_, 1));
+        list_band(listed_);
+      }
       sample(sampled_);
     }
   }
@@ -301,30 +305,40 @@ class March {
     const int64_t words = plan_.words, planes[3] = {below(z), z, above_by(z, 1)};
     int32_t *list = band(z), *start = band_row(z), n = 0;
     uint64_t* around = own_.around;
+    uint8_t* any = own_.any_of_three - base_;
+    for (int64_t y = low(3); y < high(3); ++y) {
+      any[y] = 0;
+      for (const int64_t plane : planes) any[y] |= has_candidates(plane, y);
+    }
     for (int64_t y = low(2); y < high(2); ++y) {
       start[y - base_] = n;
-      uint64_t any = 0;
+      const int64_t rows[3] = {below(y), y, above(y, height_)};
+      if ((any[rows[0]] | any[rows[1]] | any[rows[2]]) == 0) continue;
       for (int64_t w = 0; w < words; ++w) {
-        uint64_t bits = 0;
+        around[w] = 0;
         for (const int64_t plane : planes) {
-          const uint64_t* found = set(own_.candidate, plane, y) + w;
-          bits |= found[0];
-          if (y > low(kReach)) bits |= found[-words];
-          if (y + 1 < high(kReach)) bits |= found[words];
+          for (const int64_t row : rows) around[w] |= set(own_.candidate, plane, row)[w];
         }
-        around[w] = bits;
-        any |= bits;
       }
-      if (any == 0) continue;
       for (int64_t w = 0; w < words; ++w) {
-        const int32_t first = int32_t(position(y) + w * kWord);
-        for (uint64_t bits = widened(around, w, words, width_); bits != 0; bits &= bits - 1) {
-          list[n++] = first + int32_t(lowest_bit(bits));
-        }
+        for_lanes(widened(around, w, words, width_), w * kWord, [&](int64_t x, uint32_t bits) {
+          const int32_t first = int32_t(position(y) + x);
+          fetch(z, first);
+          compress_range(first, bits, list + n);
+          n += __builtin_popcount(bits);
+        });
       }
     }
     start[high(2) - base_] = n;
-    for (int64_t i = 0; n > 0 && i < kLanes; ++i) list[n + i] = list[n - 1];
+  }
+
+  // Has the logits of kLanes voxels on their way from memory by the time that they are sampled.
+  void fetch(int64_t z, int64_t first) const {
+    const char* logits = static_cast<const char*>(p_.logits.data);
+    for (int64_t c = 0; c < plan_.classes; ++c) {
+      __builtin_prefetch(logits + offset(p_.logits, batch_, channel_ + c, voxel(z) + first) *
+                                      float_bytes(p_.logits.dtype));
+    }
   }
 
   void sample(int64_t z) {
@@ -373,13 +387,6 @@ class March {
       shared_.sums[sums_ + c] = sum_;
       shared_.counts[sums_ + c] = count_;
     }
-  }
-
-  bool has_candidates(int64_t z, int64_t y) const {
-    const uint64_t* found = set(own_.candidate, z, y);
-    uint64_t any = 0;
-    for (int64_t w = 0; w < plan_.words; ++w) any |= found[w];
-    return any != 0;
   }
 
   // Runs of words that have candidates.
@@ -448,23 +455,32 @@ class March {
       sobel_row(rows, first, last, width_, [](Acc at) { return at; }, own_.columns,
                 own_.soft_gradient, row);
     }
-    if (edges_ + count > own_.edges) flush(c, z);
+    if (edges_ + count + kLanes > own_.edges) flush(c, z);
     for (int64_t w = first_word; w < last_word; ++w) {
-      uint64_t bits = differing(any + w * kWord, kNone) & found[w];
-      for (; bits != 0; bits &= bits - 1, ++edges_) {
-        const int64_t x = w * kWord + lowest_bit(bits);
-        int squared = 0;
-        for (int i = 0; i < 3; ++i) {
-          const int g = truth_gradient[i * row + x];
-          squared += g * g;
-          own_.edge_gradient[i * own_.edges + edges_] =
-              hard ? Acc(hard_gradient[i * row + x]) : own_.soft_gradient[i * row + x];
-        }
-        own_.edge_truth[edges_] = Acc(squared);
-        own_.edge_x[edges_] = int32_t(x);
-        own_.edge_y[edges_] = int32_t(y);
-      }
+      for_lanes(differing(any + w * kWord, kNone) & found[w], w * kWord,
+                [&](int64_t x, uint32_t bits) {
+                  if (hard) {
+                    list_edges(y, x, bits, truth_gradient + x, hard_gradient + x);
+                  } else {
+                    list_edges(y, x, bits, truth_gradient + x, own_.soft_gradient + x);
+                  }
+                });
     }
+  }
+
+  // Of the kLanes voxels from x on.
+  template <class V>
+  void list_edges(int64_t y, int64_t x, uint32_t bits, const int8_t* truth, const V* sample) {
+    for (int k = 0; k < 3; ++k) {
+      compress(truth + k * own_.row, bits, own_.edge_truth + k * own_.edges + edges_);
+      compress(sample + k * own_.row, bits, own_.edge_gradient + k * own_.edges + edges_);
+    }
+    const int64_t n = __builtin_popcount(bits);
+    if (pass_ == Pass::gradient) {
+      compress_range(int32_t(x), bits, own_.edge_x + edges_);
+      for (int64_t i = 0; i < n; ++i) own_.edge_y[edges_ + i] = int32_t(y);
+    }
+    edges_ += n;
   }
 
   // Ends the comparison of the edges that are listed.
@@ -473,13 +489,13 @@ class March {
     edges_ = 0;
     if (n == 0) return;
     Acc *gz = own_.edge_gradient, *gy = gz + own_.edges, *gx = gy + own_.edges;
-    const Acc* truth = own_.edge_truth;
+    const Acc *tz = own_.edge_truth, *ty = tz + own_.edges, *tx = ty + own_.edges;
     if (pass_ == Pass::loss) {
       double sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int64_t i = 0; i < n; ++i) {
         const Acc mismatch = math::sobel_magnitude(gz[i], gy[i], gx[i]) -
-                             math::sobel_magnitude(truth[i]);
+                             math::sobel_magnitude(tz[i], ty[i], tx[i]);
         sum += double(mismatch < 0 ? -mismatch : mismatch);
       }
       sum_ += sum;
@@ -489,7 +505,7 @@ class March {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       const Acc magnitude = math::sobel_magnitude(gz[i], gy[i], gx[i]);
-      const Acc mismatch = magnitude - math::sobel_magnitude(truth[i]);
+      const Acc mismatch = magnitude - math::sobel_magnitude(tz[i], ty[i], tx[i]);
       const Acc sign = Acc(mismatch > 0) - Acc(mismatch < 0);
       const Acc slope = scale * sign * math::sobel_slope(magnitude);
       gz[i] *= slope;
@@ -619,8 +635,8 @@ class March {
   // The strip, and the next plane of each stage.
   int64_t last_plane_ = -2;
   int64_t volume_, batch_, channel_, rows_begin_, rows_end_, base_;
-  int64_t loaded_, surveyed_, found_, sampled_, compared_;
-  const Code* truth_[kTruthRing];
+  int64_t loaded_, surveyed_, found_, listed_, sampled_, compared_;
+  const Code* truth_[kEarlyRing];
 
   // What is compared at present: where its sums go, the edges that wait.
   int64_t sums_, count_, edges_;

@@ -45,29 +45,29 @@ struct GumbelSampler {
 
   // n voxels at first + position[i] of a volume, whose classes are the channels from `channel`.
   // hard[position[i]] gets the sample's code, soft[c * pitch + i] its values; either may be null.
-  // `position` has kLanes to read beyond n, which repeat its last.
+  // All arrays have kLanes beyond n, which are filled with anything: no vector is cut short.
   void draw(int64_t batch, int64_t channel, int64_t classes, int64_t first,
             const int32_t* position, int64_t n, Code* hard, Acc* soft, int64_t pitch) {
     for (int64_t i = 0; i < n; i += kVoxels) {
-      const int64_t some = n - i < kVoxels ? (n - i + kLanes - 1) / kLanes * kLanes : kVoxels;
-      draw_some(batch, channel, classes, first, position + i, some, hard,
-                soft == nullptr ? nullptr : soft + i, pitch);
+      draw_some(batch, channel, classes, first, position + i, n - i < kVoxels ? n - i : kVoxels,
+                hard, soft == nullptr ? nullptr : soft + i, pitch);
     }
   }
 
  private:
   void draw_some(int64_t batch, int64_t channel, int64_t classes, int64_t first,
-                 const int32_t* position, int64_t n, Code* hard, Acc* soft, int64_t pitch) {
+                 const int32_t* position, int64_t exact, Code* hard, Acc* soft, int64_t pitch) {
+    const int64_t n = (exact + kLanes - 1) / kLanes * kLanes;
     const uint64_t index = uint64_t(batch * p.size.voxels() + first);
     for (int64_t c = 0; c < classes; ++c) {
       if (c % 4 == 0) draw_words(index, uint32_t((channel + c) / 4), position, n);
       Acc* __restrict z = noisy + c * kVoxels;
-      load_listed(p.logits, offset(p.logits, batch, channel + c, first), position, n, z);
+      load_listed(p.logits, offset(p.logits, batch, channel + c, first), position, exact, z);
       add_noise(p.softmax, words + (channel + c) % 4 * kVoxels, n, z);
       decide(c, z, n, best, code);
     }
     if (hard != nullptr) {
-      for (int64_t i = 0; i < n; ++i) hard[position[i]] = Code(code[i]);
+      for (int64_t i = 0; i < exact; ++i) hard[position[i]] = Code(code[i]);
     }
     if (soft != nullptr) soften(classes, n, soft, pitch);
   }

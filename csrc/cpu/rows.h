@@ -188,6 +188,10 @@ EGCNN_OUT_OF_LINE void load_inside(const Tensor& tensor, int64_t start, int64_t 
   });
 }
 
+// The neighbours of voxel i of n along an axis; borders replicate.
+static inline int64_t below(int64_t i) { return i > 0 ? i - 1 : 0; }
+static inline int64_t above(int64_t i, int64_t n) { return i + 1 < n ? i + 1 : n - 1; }
+
 // Splits `jobs` into `parts` equal runs; part i is [first, last).
 static inline void share(int64_t jobs, int64_t parts, int64_t i, int64_t* first, int64_t* last) {
   *first = jobs * i / parts;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "rows.h"
+#include "workspaces.h"
 
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -36,7 +37,9 @@ static inline uint64_t differing(const uint8_t* a, const uint8_t* b) {
 }
 
 // The first n bits, for n of 0 and more.
-static inline uint64_t first_bits(int64_t n) { return n >= kWord ? ~uint64_t(0) : (uint64_t(1) << n) - 1; }
+static inline uint64_t first_bits(int64_t n) {
+  return n >= kWord ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
+}
 
 static inline int64_t lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
 
@@ -46,6 +49,51 @@ static inline uint64_t widened(const uint64_t* set, int64_t word, int64_t words,
   if (word > 0) bits |= set[word - 1] >> 63;
   if (word + 1 < words) bits |= set[word + 1] << 63;
   return bits & first_bits(n - word * kWord);
+}
+
+// Puts those of kLanes values whose bits are set one after the other; there is to be room for all.
+template <class V, class T>
+static inline void compress(const V* values, uint32_t bits, T* out) {
+  for (; bits != 0; bits &= bits - 1) *out++ = T(values[lowest_bit(bits)]);
+}
+
+// The same of first, first + 1 and so on.
+static inline void compress_range(int32_t first, uint32_t bits, int32_t* out) {
+#ifdef __AVX512F__
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i values = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(bits), values));
+#else
+  for (; bits != 0; bits &= bits - 1) *out++ = first + int32_t(lowest_bit(bits));
+#endif
+}
+
+#ifdef __AVX512F__
+static inline void compress(__m512 values, uint32_t bits, float* out) {
+  _mm512_storeu_ps(out, _mm512_maskz_compress_ps(__mmask16(bits), values));
+}
+
+static inline void compress(const float* values, uint32_t bits, float* out) {
+  compress(_mm512_loadu_ps(values), bits, out);
+}
+
+static inline void compress(const int8_t* values, uint32_t bits, float* out) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  // Masked although all are wanted: g++ 12 warns about its own header otherwise.
+  const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xFFFF, bytes);
+  compress(_mm512_maskz_cvtepi32_ps(0xFFFF, wide), bits, out);
+}
+#endif
+
+// body(x, bits) for each kLanes voxels from x on of which the set has any.
+template <class Body>
+static inline void for_lanes(uint64_t set, int64_t first, Body&& body) {
+  while (set != 0) {
+    const int64_t shift = lowest_bit(set) / kLanes * kLanes;
+    const uint32_t bits = uint32_t(set >> shift) & ((1u << kLanes) - 1);
+    body(first + shift, bits);
+    set &= ~(uint64_t(bits) << shift);
+  }
 }
 
 }  // namespace egcnn::EGCNN_ISA

@@ -9,9 +9,6 @@
 
 namespace egcnn {
 
-// --- Sobel: rows of scratch, each of width + 2, that one thread needs to march over a plane ---
-constexpr int64_t kSobelRows = 15;
-
 // --- Sobel: how a volume is cut into slabs that are marched along z, and a thread's scratch ---
 // Rows whose gradient is computed at a time.
 constexpr int64_t kSobelRun = 16;
@@ -116,8 +113,8 @@ struct EdgeGatePlan {
 };
 
 // --- Consistency: planes of strips of rows on their way through the stages ---
-constexpr int64_t kRing = 4;       // planes in flight, at least 3
-constexpr int64_t kTruthRing = 8;  // planes of the target, at least 5: more stages look at them
+constexpr int64_t kRing = 4;      // planes of samples in flight
+constexpr int64_t kEarlyRing = 8;  // planes of what comes before, which more stages look at
 constexpr int64_t kReach = 4;      // rows around a strip that its stages look at
 constexpr int64_t kSlack = 128;    // elements beyond a plane that vectors may touch
 constexpr int64_t kLanes = 16;
@@ -172,17 +169,18 @@ class Arrays {
 template <class Acc, class Code>
 struct ConsistencyScratch {
   int64_t rows, plane, row, edges;
-  Code *truth, *hard;                    // (kTruthRing, plane), (kRing, plane)
-  uint64_t *across, *along, *candidate;  // (kRing, rows, words)
+  Code *truth, *hard;                    // (kEarlyRing, plane), (kRing, plane)
+  uint64_t *across, *along, *candidate;  // (kEarlyRing, rows, words)
+  uint8_t *has_candidates, *any_of_three;  // (kEarlyRing, rows), (rows)
   uint64_t* around;                      // (words)
-  uint64_t *present, *near;              // (kRing, rows, sets), (rows, sets)
+  uint64_t *present, *near;              // (kEarlyRing, rows, sets), (rows, sets)
   int32_t *band, *band_row;              // (kRing, plane), (kRing, rows + 1)
   Acc *soft, *dense, *grad;              // (kRing, classes, plane) where they are needed
   int8_t *byte_columns, *truth_gradient, *hard_gradient;  // (3, row)
   Acc *columns, *soft_gradient;                           // (3, row)
   uint8_t* any;                                           // (row)
   int32_t *edge_x, *edge_y;                               // (edges)
-  Acc *edge_gradient, *edge_truth;                        // (3, edges), (edges)
+  Acc *edge_gradient, *edge_truth;                        // (3, edges)
   uint32_t* noise;                                        // (4, kVoxels)
   Acc *noisy, *best, *sum;                                // (classes, kVoxels), (kVoxels)
   int32_t* code;                                          // (kVoxels)
@@ -193,15 +191,17 @@ struct ConsistencyScratch {
     rows = plan.strip + 2 * kReach;
     plane = rows * p.size.width + kSlack;
     row = plan.words * 64 + kSlack;
-    edges = kEdges + row;
+    edges = kEdges + kLanes + row;
     const int64_t samples = kRing * plan.classes * plane;
-    arrays.take(truth, kTruthRing * plane);
+    arrays.take(truth, kEarlyRing * plane);
     arrays.take(hard, kRing * plane);
-    arrays.take(across, kRing * rows * plan.words);
-    arrays.take(along, kRing * rows * plan.words);
-    arrays.take(candidate, kRing * rows * plan.words);
+    arrays.take(across, kEarlyRing * rows * plan.words);
+    arrays.take(along, kEarlyRing * rows * plan.words);
+    arrays.take(candidate, kEarlyRing * rows * plan.words);
+    arrays.take(has_candidates, kEarlyRing * rows);
+    arrays.take(any_of_three, rows);
     arrays.take(around, plan.words);
-    arrays.take(present, kRing * rows * plan.sets);
+    arrays.take(present, kEarlyRing * rows * plan.sets);
     arrays.take(near, rows * plan.sets);
     arrays.take(band, kRing * plane);
     arrays.take(band_row, kRing * (rows + 1));
@@ -217,7 +217,7 @@ struct ConsistencyScratch {
     arrays.take(edge_x, edges);
     arrays.take(edge_y, edges);
     arrays.take(edge_gradient, 3 * edges);
-    arrays.take(edge_truth, edges);
+    arrays.take(edge_truth, 3 * edges);
     arrays.take(noise, 4 * kVoxels);
     arrays.take(noisy, plan.classes * kVoxels);
     arrays.take(best, kVoxels);

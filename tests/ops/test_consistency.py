@@ -230,6 +230,66 @@ def test_same_bits_with_any_number_of_threads() -> None:
         assert torch.equal(grad, results[0][1])
 
 
+@pytest.mark.parametrize("hard", [True, False])
+def test_threads_take_over_planes_of_strips(hard: bool) -> None:
+    # Wide enough that a plane is cut into strips, deep enough that threads take from one another;
+    # all edges lie at one end, beside the borders between strips and words.
+    logits = torch.randn(1, 3, 24, 40, 2600)
+    target = torch.zeros(1, 1, 24, 40, 2600, dtype=torch.uint8)
+    target[..., :5, :, :70] = 1
+    target[..., 1:3, 9:33, 60:130] = 2
+    arguments = (target, torch.tensor(1), 0.5, hard, "softmax", "gt")
+    exact = logits.double().requires_grad_()
+    expected = reference.gumbel_consistency(exact, *arguments)
+    expected.backward()
+    assert exact.grad is not None
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            loss = torch.ops.egcnn.gumbel_consistency(logits, *arguments)
+            grad = torch.ops.egcnn.gumbel_consistency_backward(torch.ones(()), logits, *arguments)
+            results.append((loss, grad))
+    finally:
+        torch.set_num_threads(threads)
+    for loss, grad in results:
+        assert torch.equal(loss, results[0][0])
+        assert torch.equal(grad, results[0][1])
+    assert_near(results[0][0], expected.detach(), torch.float32)
+    largest = exact.grad.abs().max().item()
+    torch.testing.assert_close(results[0][1].double(), exact.grad, rtol=2e-4, atol=2e-4 * largest)
+
+
+@pytest.mark.parametrize("support", ["gt", "both"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_one_voxel_edges_and_unaligned_rows(dtype: torch.dtype, support: str) -> None:
+    # A target in which every voxel is an edge, as bytes that start anywhere, read in place.
+    target = torch.randint(0, 5, (2 * 7 * 9 * 131 + 3,), dtype=dtype)[3:].view(2, 1, 7, 9, 131)
+    logits = torch.randn(2, 5, 7, 9, 131)
+    arguments = (target, torch.tensor(3), 0.7, True, "softmax", support)
+    exact = logits.double().requires_grad_()
+    expected = reference.gumbel_consistency(exact, *arguments)
+    expected.backward()
+    assert exact.grad is not None
+    loss = torch.ops.egcnn.gumbel_consistency(logits, *arguments)
+    grad = torch.ops.egcnn.gumbel_consistency_backward(torch.ones(()), logits, *arguments)
+    assert_near(loss, expected.detach(), torch.float32)
+    largest = exact.grad.abs().max().item()
+    torch.testing.assert_close(grad.double(), exact.grad, rtol=2e-4, atol=2e-4 * largest)
+
+
+def test_more_classes_than_a_byte_holds() -> None:
+    logits = torch.randn(1, 300, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 300, (1, 1, 3, 4, 5))
+    for support in ("gt", "both"):
+        options = (target, torch.tensor(3), 0.7, True, "softmax", support)
+        (expected,) = torch.autograd.grad(reference.gumbel_consistency(logits, *options), logits)
+        loss = torch.ops.egcnn.gumbel_consistency(logits, *options)
+        (grad,) = torch.autograd.grad(loss, logits)
+        torch.testing.assert_close(grad, expected)
+
+
 def test_opcheck() -> None:
     for activation, support, hard in OPTIONS:
         logits = torch.randn(1, 3, 3, 4, 5)
