@@ -9,6 +9,7 @@
 // Support "both" first draws the hard sample everywhere and has candidates of it, too.
 //
 // Each voxel and each sum is computed in the same order however the planes are shared out.
+#include "../math/sobel.h"
 #include "gumbel_sample.h"
 #include "pages.h"
 #include "stream.h"
