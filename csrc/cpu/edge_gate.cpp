@@ -1,6 +1,6 @@
 // The edge-gated layer (Eqs. 1 and 2), in blocks of voxels that stay in the second-level cache from
-// the load to the store. With x = (e, m, 1) and W = (We, Wm, b), a block's sums are W x; backward,
-// with ds their gradient, dx = W^T ds and dW = ds x^T.
+// the load to the store. With the inputs x = (e, m, 1) and W = (We, Wm, b), a block's sums are
+// s = W x; backward, dx = W^T ds and dW = ds x^T.
 #include <omp.h>
 
 #include "edge_gate_block.h"
@@ -10,7 +10,7 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// The gate of math/gate.h, for loops over vectors.
+// The gate of math/gate.h as loops over vectors take it.
 template <class Acc>
 static inline Acc gate(Acc sum, bool relu) {
   return vector::sigmoid(relu && sum < 0 ? Acc(0) : sum);
@@ -34,65 +34,54 @@ static void pack_weights(const Params& p, Acc* packed) {
   }
 }
 
-static size_t bytes(const Tensor& t, int64_t batch) {
-  const int sizes[] = {8, 4, 2, 2};
-  return batch * t.batch_stride * sizes[int(t.dtype)];
-}
-
-// Larger outputs leave the caches before anyone reads them again.
-static bool streams(size_t bytes) { return bytes > size_t(8) << 20; }
-
-// The block of inputs of a job, filled up with zeros to whole panels.
-template <class Acc, class Params>
-static inline void load_inputs(const Params& p, const EdgeGatePlan& plan, int64_t batch,
-                               int64_t voxel, int64_t n, int64_t filled, Acc* staging, Acc* x) {
-  const int64_t ce = p.size.channels, cm = p.main_channels;
-  load_block(p.e, ce, batch, voxel, n, filled, staging, x, plan.pitch);
-  load_block(p.m, cm, batch, voxel, n, filled, staging, x + ce * plan.pitch, plan.pitch);
-  Acc* ones = x + (ce + cm) * plan.pitch;
-  for (int64_t v = 0; v < filled; ++v) ones[v] = 1;
-}
-
 template <class Acc>
-static inline int64_t fill(int64_t n) {
-  return (n + kPanel<Acc> - 1) / kPanel<Acc> * kPanel<Acc>;
+static inline Block find_block(const EdgeGatePlan& plan, const Size& size, int64_t job) {
+  const int64_t voxel = job % plan.blocks * plan.block, rest = size.voxels() - voxel;
+  const int64_t n = rest < plan.block ? rest : plan.block;
+  return {job / plan.blocks, voxel, n, (n + kPanel<Acc> - 1) / kPanel<Acc> * kPanel<Acc>};
+}
+
+// Whether an output is streamed. In large pages, if it is large.
+static bool prepare(const Tensor& out, int64_t batch) {
+  const int64_t bytes = batch * out.batch_stride * float_bytes(out.dtype);
+  advise_huge(out.data, bytes);
+  return bytes > kStreamed;
 }
 
 template <class Acc>
 static void edge_gate(const EdgeGate& p) {
   const EdgeGatePlan plan(p.size, p.main_channels, p.gates, false);
-  const int64_t ce = p.size.channels, voxels = p.size.voxels(), pitch = plan.pitch;
+  const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
+  const int64_t inputs = plan.inputs, pitch = plan.pitch;
+  constexpr int64_t panel = kPanel<Acc>;
   Acc* weights = static_cast<Acc*>(p.resources.workspace);
   pack_weights(p, weights);
-  const size_t size = bytes(p.out, p.size.batch);
-  advise_huge(p.out.data, size);
+  const bool stream = prepare(p.out, p.size.batch);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
     Acc* x = weights + plan.weights + omp_get_thread_num() * plan.scratch;
-    Acc* sums = x + plan.inputs * pitch;
-    Acc* staging = x + plan.staging;
+    Acc *e = x, *m = x + ce * pitch, *ones = m + cm * pitch;
+    Acc *sums = ones + pitch, *staging = x + plan.staging;
+    for (int64_t v = 0; v < plan.block; ++v) ones[v] = 1;
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < plan.jobs; ++job) {
-      const int64_t batch = job / plan.blocks, voxel = job % plan.blocks * plan.block;
-      const int64_t n = voxels - voxel < plan.block ? voxels - voxel : plan.block;
-      const int64_t filled = fill<Acc>(n);
-      load_inputs(p, plan, batch, voxel, n, filled, staging, x);
-      for (int64_t v = 0; v < filled; v += kPanel<Acc>) {
-        prefetch_block(p.e, ce, batch, voxel + n + v, kPanel<Acc>);
-        prefetch_block(p.m, p.main_channels, batch, voxel + n + v, kPanel<Acc>);
-        multiply(p.gates, plan.inputs, weights, plan.inputs, 1, x + v, pitch, sums, kPanel<Acc>,
-                 false);
-        for (int64_t i = 0; i < p.gates * kPanel<Acc>; ++i) sums[i] = 1 + gate(sums[i], p.relu);
+      const Block block = find_block<Acc>(plan, p.size, job);
+      load_block(p.e, ce, block, staging, e, pitch);
+      load_block(p.m, cm, block, staging, m, pitch);
+      for (int64_t v = 0; v < block.filled; v += panel) {
+        prefetch_panel<Acc>(p.e, ce, block, v);
+        prefetch_panel<Acc>(p.m, cm, block, v);
+        multiply(gates, inputs, weights, inputs, 1, x + v, pitch, sums, panel, false);
+        for (int64_t i = 0; i < gates * panel; ++i) sums[i] = 1 + gate(sums[i], p.relu);
         for (int64_t c = 0; c < ce; ++c) {
-          Acc* e = x + c * pitch + v;
-          const Acc* factor = sums + (p.gates == 1 ? 0 : c) * kPanel<Acc>;
-          for (int64_t i = 0; i < kPanel<Acc>; ++i) e[i] *= factor[i];
+          const Acc* factor = sums + (gates == 1 ? 0 : c) * panel;
+          for (int64_t i = 0; i < panel; ++i) e[c * pitch + v + i] *= factor[i];
         }
       }
-      store_block(p.out, ce, batch, voxel, n, streams(size), staging, x, pitch);
+      store_block(p.out, ce, block, stream, staging, e, pitch);
     }
-    end_streaming();
+    stream_fence();
   }
 }
 
@@ -102,27 +91,56 @@ void edge_gate_launch(const EdgeGate& p) {
   edge_gate<float>(p);
 }
 
+// Turns a panel's sums into ds, and grad into the part of de that goes past the gate.
+template <class Acc>
+static inline void through_gate(int64_t channels, int64_t gates, bool relu, const Acc* e, Acc* grad,
+                                Acc* sums, int64_t pitch) {
+  constexpr int64_t panel = kPanel<Acc>;
+  if (gates != 1) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t i = c * pitch; i < c * pitch + panel; ++i) {
+        const Acc alpha = gate(sums[i], relu);
+        sums[i] = grad[i] * e[i] * gate_slope(sums[i], alpha, relu);
+        grad[i] *= 1 + alpha;
+      }
+    }
+    return;
+  }
+  // One attention value gathers its gradient from every channel.
+  Acc products[panel] = {}, factor[panel];
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t i = 0; i < panel; ++i) products[i] += e[c * pitch + i] * grad[c * pitch + i];
+  }
+  for (int64_t i = 0; i < panel; ++i) {
+    const Acc alpha = gate(sums[i], relu);
+    sums[i] = products[i] * gate_slope(sums[i], alpha, relu);
+    factor[i] = 1 + alpha;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t i = 0; i < panel; ++i) grad[c * pitch + i] *= factor[i];
+  }
+}
+
 // dW is summed in two stages: within each of a number of chunks that depends on the sizes alone,
 // then over the chunks in order. So the threads change no bit of the result.
 template <class Acc>
 static void edge_gate_backward(const EdgeGateBackward& p) {
   const EdgeGatePlan plan(p.size, p.main_channels, p.gates, true);
   const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
-  const int64_t voxels = p.size.voxels(), inputs = plan.inputs, pitch = plan.pitch;
+  const int64_t inputs = plan.inputs, pitch = plan.pitch;
+  constexpr int64_t panel = kPanel<Acc>;
   double* grad_weights = static_cast<double*>(p.resources.workspace);
   Acc* weights = reinterpret_cast<Acc*>(grad_weights + plan.chunks * plan.weights);
   pack_weights(p, weights);
-  const size_t size_e = bytes(p.grad_e, p.size.batch), size_m = bytes(p.grad_m, p.size.batch);
-  advise_huge(p.grad_e.data, size_e);
-  advise_huge(p.grad_m.data, size_m);
+  const bool stream_e = prepare(p.grad_e, p.size.batch);
+  const bool stream_m = prepare(p.grad_m, p.size.batch);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
     Acc* x = weights + plan.weights + omp_get_thread_num() * plan.scratch;
-    Acc* m = x + ce * pitch;
-    Acc* grad = x + inputs * pitch;
-    Acc* sums = grad + ce * pitch;
-    Acc* staging = x + plan.staging;
+    Acc *e = x, *m = x + ce * pitch, *ones = m + cm * pitch;
+    Acc *grad = ones + pitch, *sums = grad + ce * pitch, *staging = x + plan.staging;
+    for (int64_t v = 0; v < plan.block; ++v) ones[v] = 1;
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       double* partial = grad_weights + chunk * plan.weights;
@@ -130,53 +148,27 @@ static void edge_gate_backward(const EdgeGateBackward& p) {
       int64_t first, last;
       share(plan.jobs, plan.chunks, chunk, &first, &last);
       for (int64_t job = first; job < last; ++job) {
-        const int64_t batch = job / plan.blocks, voxel = job % plan.blocks * plan.block;
-        const int64_t n = voxels - voxel < plan.block ? voxels - voxel : plan.block;
-        const int64_t filled = fill<Acc>(n);
-        load_inputs(p, plan, batch, voxel, n, filled, staging, x);
-        load_block(p.grad, ce, batch, voxel, n, filled, staging, grad, pitch);
-        for (int64_t v = 0; v < filled; v += kPanel<Acc>) {
-          Acc *s = sums + v, *g = grad + v, *e = x + v;
-          prefetch_block(p.e, ce, batch, voxel + n + v, kPanel<Acc>);
-          prefetch_block(p.m, cm, batch, voxel + n + v, kPanel<Acc>);
-          multiply(gates, inputs, weights, inputs, 1, e, pitch, s, pitch, false);
-          // ds, in the place of the sums, and the part of de that goes past the gate.
-          if (gates == 1) {
-            Acc products[kPanel<Acc>] = {};
-            for (int64_t c = 0; c < ce; ++c) {
-              for (int64_t i = 0; i < kPanel<Acc>; ++i) {
-                products[i] += e[c * pitch + i] * g[c * pitch + i];
-              }
-            }
-            for (int64_t i = 0; i < kPanel<Acc>; ++i) {
-              const Acc alpha = gate(s[i], p.relu);
-              s[i] = products[i] * gate_slope(s[i], alpha, p.relu);
-              products[i] = 1 + alpha;
-            }
-            for (int64_t c = 0; c < ce; ++c) {
-              for (int64_t i = 0; i < kPanel<Acc>; ++i) g[c * pitch + i] *= products[i];
-            }
-          } else {
-            for (int64_t c = 0; c < ce; ++c) {
-              for (int64_t i = c * pitch; i < c * pitch + kPanel<Acc>; ++i) {
-                const Acc alpha = gate(s[i], p.relu);
-                s[i] = g[i] * e[i] * gate_slope(s[i], alpha, p.relu);
-                g[i] *= 1 + alpha;
-              }
-            }
-          }
-          prefetch_block(p.grad, ce, batch, voxel + n + v, kPanel<Acc>);
-          multiply(ce, gates, weights, 1, inputs, s, pitch, g, pitch, true);
+        const Block block = find_block<Acc>(plan, p.size, job);
+        load_block(p.e, ce, block, staging, e, pitch);
+        load_block(p.m, cm, block, staging, m, pitch);
+        load_block(p.grad, ce, block, staging, grad, pitch);
+        for (int64_t v = 0; v < block.filled; v += panel) {
+          prefetch_panel<Acc>(p.e, ce, block, v);
+          prefetch_panel<Acc>(p.m, cm, block, v);
+          multiply(gates, inputs, weights, inputs, 1, x + v, pitch, sums + v, pitch, false);
+          through_gate(ce, gates, p.relu, e + v, grad + v, sums + v, pitch);
+          prefetch_panel<Acc>(p.grad, ce, block, v);
+          multiply(ce, gates, weights, 1, inputs, sums + v, pitch, grad + v, pitch, true);
         }
-        multiply_rows(gates, inputs, filled, sums, x, pitch, partial);
-        for (int64_t v = 0; v < filled; v += kPanel<Acc>) {
+        multiply_rows(gates, inputs, block.filled, sums, x, pitch, partial);
+        for (int64_t v = 0; v < block.filled; v += panel) {
           multiply(cm, gates, weights + ce, 1, inputs, sums + v, pitch, m + v, pitch, false);
         }
-        store_block(p.grad_e, ce, batch, voxel, n, streams(size_e), staging, grad, pitch);
-        store_block(p.grad_m, cm, batch, voxel, n, streams(size_m), staging, m, pitch);
+        store_block(p.grad_e, ce, block, stream_e, staging, grad, pitch);
+        store_block(p.grad_m, cm, block, stream_m, staging, m, pitch);
       }
     }
-    end_streaming();
+    stream_fence();
   }
 
   const auto total = [&](int64_t i) {

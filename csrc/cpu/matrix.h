@@ -1,9 +1,9 @@
 // Small dense products on blocks that lie in the caches, in the widest vectors of the instruction
-// set. A block is a matrix of rows of `pitch` elements, one a channel, with the voxels along it.
+// set. A block is a matrix with a row a channel and the voxels along it, `pitch` elements apart.
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "rows.h"
@@ -40,8 +40,8 @@ static inline void store_vector(Acc* to, Vector<Acc> value) {
   *reinterpret_cast<typename VectorOf<Acc>::unaligned*>(to) = value;
 }
 
-// Lane i is a's lane i, or b's lane i - step where i has the bit `step`; and of the higher halves:
-// a's lane i + step, or b's lane i. One step of a transposition.
+// One step of a transposition. Lane i is a's lane i where i lacks the bit `step`, else b's lane
+// i - step; with `high`, a's lane i + step, else b's lane i.
 template <int step, bool high, class Acc, int... i>
 static inline Vector<Acc> interleave(Vector<Acc> a, Vector<Acc> b,
                                      std::integer_sequence<int, i...>) {
@@ -90,8 +90,8 @@ static inline Vector<Acc> sum_each(Vector<Acc>* v) {
   }
 }
 
-// out[j][i] = in[i][j], for a vector of j and as many i as `rows`, at most a vector. `out` is
-// written in whole vectors, one row after the other: what a vector writes beyond `rows` is rubbish.
+// out[j][i] = in[i][j] for i < rows and j < columns, where more than a vector counts as one. Whole
+// vectors are read and written, from the first row to the last; lanes beyond `rows` become 0.
 template <class Acc>
 static inline void transpose(const Acc* in, int64_t in_pitch, int64_t rows, Acc* out,
                              int64_t out_pitch, int64_t columns) {

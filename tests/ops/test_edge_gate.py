@@ -121,13 +121,63 @@ def test_empty_volume_has_zero_weight_gradients(shape: tuple[int, ...]) -> None:
         assert t.grad.eq(0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("kind", ["channel", "voxel"])
+def test_many_blocks_past_the_caches(
+    device: str, dtype: torch.dtype, memory_format: torch.memory_format, kind: str
+) -> None:
+    if device != "cpu":
+        pytest.skip("blocks of the CPU's kernels; slow elsewhere")
+    # Over 8 MB in bf16: streamed. An odd number of voxels: no channel but the first is aligned.
+    shape = (1, 37, 18, 41, 53, 61)
+    inputs = arguments(shape, shape[1] if kind == "channel" else 1, dtype, memory_format)
+    grad = torch.randn_like(inputs[0])
+    exact = [t.double().requires_grad_() for t in inputs]
+    # Without ReLU: among so many sums some round to the other side of its kink.
+    expected = reference.edge_gate(*exact, "sigmoid")
+    expected.backward(grad.double())
+    assert_near(ops.edge_gate(*inputs, activation="sigmoid"), expected.detach(), dtype)
+    gradients = torch.ops.egcnn.edge_gate_backward(grad, *inputs, False)
+    for mine, theirs in zip(gradients, exact, strict=True):
+        assert_near(mine, theirs.grad, dtype)
+
+
+def test_memory_at_odd_addresses() -> None:
+    shape = (1, 3, 2, 5, 6, 7)
+    inputs = arguments(shape, 3, torch.float32)
+    shifted = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in inputs]
+    assert torch.equal(ops.edge_gate(*shifted), ops.edge_gate(*inputs))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("gates", [1, 19])
+def test_nan_stays_in_its_voxel(memory_format: torch.memory_format, gates: int) -> None:
+    inputs = arguments((1, 19, 2, 3, 5, 7), gates, torch.float32, memory_format)
+    expected = ops.edge_gate(*inputs)
+    inputs[0][0, 4, 1, 2, 3] = math.nan
+    result = ops.edge_gate(*inputs)
+    assert result[0, 4, 1, 2, 3].isnan()
+    result[0, :, 1, 2, 3] = expected[0, :, 1, 2, 3]
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("value", [1e3, -1e3, math.inf, -math.inf])
+def test_saturated_gate(value: float) -> None:
+    e = torch.full((1, 1, 1, 1, 3), 2.0).view(1, 1, 1, 1, 3)
+    bias = torch.tensor([value])
+    zeros = torch.zeros(1, 1)
+    result = ops.edge_gate(e, e, zeros, zeros, bias, activation="sigmoid")
+    assert result.flatten().tolist() == [4.0 if value > 0 else 2.0] * 3
+
+
 def test_same_bits_with_any_number_of_threads() -> None:
-    inputs = arguments((2, 5, 3, 9, 10, 11), 5, torch.float32)
+    inputs = arguments((2, 5, 3, 29, 30, 31), 5, torch.float32)
     grad = torch.randn_like(inputs[0])
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 2, 3):
+        for count in (1, 2, 5):
             torch.set_num_threads(count)
             results.append(torch.ops.egcnn.edge_gate_backward(grad, *inputs, True))
     finally:
