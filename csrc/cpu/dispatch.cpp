@@ -1,6 +1,8 @@
 // Tells which instruction sets this machine runs. Every kernel unit was compiled for each of them;
 // this one for the oldest machine that the build supports.
-#include "workspaces.h"
+#include "consistency_plan.h"
+#include "edge_gate_plan.h"
+#include "sobel_tiles.h"
 
 namespace egcnn {
 

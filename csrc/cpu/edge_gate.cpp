@@ -4,9 +4,9 @@
 #include <omp.h>
 
 #include "edge_gate_block.h"
+#include "edge_gate_plan.h"
 #include "pages.h"
 #include "vector_math.h"
-#include "workspaces.h"
 
 namespace egcnn::EGCNN_ISA {
 

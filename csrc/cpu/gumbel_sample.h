@@ -3,8 +3,8 @@
 #pragma once
 
 #include "../math/philox.h"
+#include "consistency_plan.h"
 #include "vector_math.h"
-#include "workspaces.h"
 
 namespace egcnn::EGCNN_ISA {
 

@@ -13,7 +13,7 @@
 
 #include "../math/sobel.h"
 #include "rows.h"
-#include "workspaces.h"
+#include "sobel_tiles.h"
 
 namespace egcnn::EGCNN_ISA {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "rows.h"
-#include "workspaces.h"
+#include "consistency_plan.h"
 
 #ifdef __SSE2__
 #include <immintrin.h>
