@@ -1,8 +1,8 @@
 // Sets of a row's voxels as bits, 64 to a word, found by comparing rows of bytes.
 #pragma once
 
-#include "rows.h"
 #include "consistency_plan.h"
+#include "rows.h"
 
 #ifdef __SSE2__
 #include <immintrin.h>
