@@ -17,6 +17,8 @@
 
 #include <omp.h>
 
+#include <initializer_list>
+
 namespace egcnn::EGCNN_ISA {
 
 enum class Pass { count, loss, gradient };
