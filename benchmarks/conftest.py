@@ -28,7 +28,7 @@ from benchmarks.measuring import CaseRun, Row, parts, providers
 from benchmarks.peers import OURS, Peer
 
 #: A provider that took so many seconds sits out the larger sizes of a sweep.
-SLOW = 0.5
+SLOW = 0.25
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,7 +78,7 @@ class Suite:
         """Made when it is first asked for: it changes how the process allocates."""
         if self._clock is None:
             cuda = self.device.type == "cuda"
-            seconds = 0.01 if self.quick else 0.6
+            seconds = 0.01 if self.quick else 0.4
             self._clock = CudaClock() if cuda else WallClock(seconds, self.memory)
         return self._clock
 
