@@ -43,3 +43,10 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     device = "cuda" if request.param == "cuda" else "cpu"
     with torch.device(device):
         yield device
+
+
+@pytest.fixture
+def cpu_kernels(request: pytest.FixtureRequest) -> None:
+    """For tests of what the CPU alone does, or of sizes that take the stand-in minutes."""
+    if request.node.callspec.params["device"] != "cpu":
+        pytest.skip("a test of the CPU's kernels")

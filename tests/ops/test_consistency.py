@@ -230,6 +230,7 @@ def test_same_bits_with_any_number_of_threads() -> None:
         assert torch.equal(grad, results[0][1])
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("hard", [True, False])
 def test_threads_take_over_planes_of_strips(hard: bool) -> None:
     # Wide enough that a plane is cut into strips, deep enough that threads take from one another;
@@ -279,6 +280,7 @@ def test_one_voxel_edges_and_unaligned_rows(dtype: torch.dtype, support: str) ->
     torch.testing.assert_close(grad.double(), exact.grad, rtol=2e-4, atol=2e-4 * largest)
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 def test_more_classes_than_a_byte_holds() -> None:
     logits = torch.randn(1, 300, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 300, (1, 1, 3, 4, 5))

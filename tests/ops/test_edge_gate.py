@@ -121,14 +121,13 @@ def test_empty_volume_has_zero_weight_gradients(shape: tuple[int, ...]) -> None:
         assert t.grad.eq(0).all()
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("kind", ["channel", "voxel"])
 def test_many_blocks_past_the_caches(
-    device: str, dtype: torch.dtype, memory_format: torch.memory_format, kind: str
+    dtype: torch.dtype, memory_format: torch.memory_format, kind: str
 ) -> None:
-    if device != "cpu":
-        pytest.skip("blocks of the CPU's kernels; slow elsewhere")
     # Over 8 MB in bf16: streamed. An odd number of voxels: no channel but the first is aligned.
     shape = (1, 37, 18, 41, 53, 61)
     inputs = arguments(shape, shape[1] if kind == "channel" else 1, dtype, memory_format)
