@@ -10,14 +10,6 @@
 
 namespace egcnn::EGCNN_ISA {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
 template <class Acc>
 constexpr int kLanes = kVectorBytes / sizeof(Acc);
 

@@ -17,6 +17,15 @@
 
 namespace egcnn::EGCNN_ISA {
 
+// Of the widest vectors of the instruction set.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
 // 16-bit floats as their bits: the same code with every compiler, and vectorisable.
 struct Half {
   uint16_t bits;

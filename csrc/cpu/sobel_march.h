@@ -17,14 +17,6 @@
 
 namespace egcnn::EGCNN_ISA {
 
-#if defined(__AVX512BW__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
 template <int bytes>
 using UInt = std::conditional_t<
     bytes == 8, uint64_t,

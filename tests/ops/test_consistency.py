@@ -99,7 +99,7 @@ def test_value_and_gradient_against_float64(
     logits = torch.randn(2, channels, *size).to(dtype).contiguous(memory_format=memory_format)
     target = blobs(activation, 2, channels, size).contiguous(memory_format=memory_format)
     options = {"tau": 0.7, "hard": hard, "activation": activation, "support": support}
-    exact = logits.double().requires_grad_()
+    exact = logits.double().clone().requires_grad_()
     expected = reference.gumbel_consistency(exact, target, torch.tensor(11), **options)
     expected.backward()
     logits.requires_grad_()
@@ -126,7 +126,7 @@ def test_sizes_beyond_a_tile_of_the_gpu(
     logits = torch.randn(1, 5, *size).to(dtype)
     target = blobs(activation, 1, 5, size)
     options = {"tau": 0.7, "hard": hard, "activation": activation, "support": support}
-    exact = logits.double().requires_grad_()
+    exact = logits.double().clone().requires_grad_()
     expected = reference.gumbel_consistency(exact, target, torch.tensor(11), **options)
     expected.backward()
     logits.requires_grad_()
@@ -240,7 +240,7 @@ def test_threads_take_over_planes_of_strips(hard: bool) -> None:
     target[..., :5, :, :70] = 1
     target[..., 1:3, 9:33, 60:130] = 2
     arguments = (target, torch.tensor(1), 0.5, hard, "softmax", "gt")
-    exact = logits.double().requires_grad_()
+    exact = logits.double().clone().requires_grad_()
     expected = reference.gumbel_consistency(exact, *arguments)
     expected.backward()
     assert exact.grad is not None
@@ -269,7 +269,7 @@ def test_one_voxel_edges_and_unaligned_rows(dtype: torch.dtype, support: str) ->
     target = torch.randint(0, 5, (2 * 7 * 9 * 131 + 3,), dtype=dtype)[3:].view(2, 1, 7, 9, 131)
     logits = torch.randn(2, 5, 7, 9, 131)
     arguments = (target, torch.tensor(3), 0.7, True, "softmax", support)
-    exact = logits.double().requires_grad_()
+    exact = logits.double().clone().requires_grad_()
     expected = reference.gumbel_consistency(exact, *arguments)
     expected.backward()
     assert exact.grad is not None

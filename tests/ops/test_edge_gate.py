@@ -80,7 +80,7 @@ def test_value_and_gradients_against_float64(
 ) -> None:
     inputs = arguments(shape, shape[1] if kind == "channel" else 1, dtype, memory_format)
     grad = torch.randn(inputs[0].shape).to(dtype)  # contiguous whatever the inputs are
-    exact = [t.double().requires_grad_() for t in inputs]
+    exact = [t.double().clone().requires_grad_() for t in inputs]
     expected = reference.edge_gate(*exact, activation)
     expected.backward(grad.double())
     inputs = [t.requires_grad_() for t in inputs]
@@ -132,7 +132,7 @@ def test_many_blocks_past_the_caches(
     shape = (1, 37, 18, 41, 53, 61)
     inputs = arguments(shape, shape[1] if kind == "channel" else 1, dtype, memory_format)
     grad = torch.randn_like(inputs[0])
-    exact = [t.double().requires_grad_() for t in inputs]
+    exact = [t.double().clone().requires_grad_() for t in inputs]
     # Without ReLU: among so many sums some round to the other side of its kink.
     expected = reference.edge_gate(*exact, "sigmoid")
     expected.backward(grad.double())
