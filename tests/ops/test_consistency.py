@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,17 @@ def blobs(activation: str, batch: int, channels: int, size: tuple[int, ...]) -> 
     for dim in (2, 3, 4):
         coarse = coarse.repeat_interleave(3, dim)
     return coarse[..., : size[0], : size[1], : size[2]].contiguous()
+
+
+def both(logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, the reference's in float64, and that one's logits; both have their gradients."""
+    exact = logits.double().clone().requires_grad_()
+    expected = reference.gumbel_consistency(exact, target, torch.tensor(11), **options)
+    expected.backward()
+    logits.requires_grad_()
+    loss = ops.gumbel_consistency(logits, target, seed=11, **options)
+    loss.backward()
+    return loss, expected, exact
 
 
 def test_philox_known_answers() -> None:
@@ -99,12 +111,7 @@ def test_value_and_gradient_against_float64(
     logits = torch.randn(2, channels, *size).to(dtype).contiguous(memory_format=memory_format)
     target = blobs(activation, 2, channels, size).contiguous(memory_format=memory_format)
     options = {"tau": 0.7, "hard": hard, "activation": activation, "support": support}
-    exact = logits.double().clone().requires_grad_()
-    expected = reference.gumbel_consistency(exact, target, torch.tensor(11), **options)
-    expected.backward()
-    logits.requires_grad_()
-    loss = ops.gumbel_consistency(logits, target, seed=11, **options)
-    loss.backward()
+    loss, expected, exact = both(logits, target, **options)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert logits.grad is not None
     assert logits.grad.stride() == torch.empty_like(logits).stride()
@@ -126,12 +133,7 @@ def test_sizes_beyond_a_tile_of_the_gpu(
     logits = torch.randn(1, 5, *size).to(dtype)
     target = blobs(activation, 1, 5, size)
     options = {"tau": 0.7, "hard": hard, "activation": activation, "support": support}
-    exact = logits.double().clone().requires_grad_()
-    expected = reference.gumbel_consistency(exact, target, torch.tensor(11), **options)
-    expected.backward()
-    logits.requires_grad_()
-    loss = ops.gumbel_consistency(logits, target, seed=11, **options)
-    loss.backward()
+    loss, expected, exact = both(logits, target, **options)
     assert_near(loss.detach(), expected.detach(), dtype)
     assert exact.grad is not None
     largest = exact.grad.abs().max().item()
