@@ -107,7 +107,7 @@ def train(clock: Clock, quick: bool) -> tuple[list[Row], dict[str, list[Row]]]:
     set_tf32(True)
     patches = [(16, 16, 16)] if quick else [(160, 192, 128), (128, 128, 128), (96, 96, 96)]
     for patch in patches:
-        run = TrainingRun(clock, patch, 4 if quick else 32)
+        run = TrainingRun(clock, (1, *patch), 4 if quick else 32)
         rows, profiles = [], {}
         try:
             for training in TRAININGS[:3]:  # torch.compile takes longer than there is

@@ -47,7 +47,7 @@ class TrainingRun:
 
     Args:
         clock: whose device it runs on.
-        patch: voxels along each axis, a batch of one.
+        shape: batch, and voxels along each axis.
         filters: of Seg-Net.
         dtype: float32, or autocast to bfloat16.
         backend: of torch.compile.
@@ -58,7 +58,7 @@ class TrainingRun:
     def __init__(
         self,
         clock: Clock,
-        patch: Sequence[int],
+        shape: Sequence[int],
         filters: int,
         dtype: torch.dtype = torch.bfloat16,
         backend: str = "inductor",
@@ -68,13 +68,14 @@ class TrainingRun:
         self.options: dict[str, Any] = {"filters": filters}
         if shallow:
             self.options |= {"blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
-        self.labels = brats_phantom(1, patch, clock.device)
+        batch, *patch = shape
+        self.labels = brats_phantom(batch, patch, clock.device)
         torch.manual_seed(0)
-        image = torch.randn(1, 4, *patch, device=clock.device)
+        image = torch.randn(batch, 4, *patch, device=clock.device)
         self.image = image.contiguous(memory_format=torch.channels_last_3d)
         type_name = "bf16" if dtype == torch.bfloat16 else "fp32"
         depth = ", shallow" if shallow else ""
-        self.name = f"training step {type_name} {shape_name(*patch)}, {filters} filters{depth}"
+        self.name = f"training step {type_name} {shape_name(*shape)}, {filters} filters{depth}"
 
     @contextlib.contextmanager
     def step(self, training: Training) -> Iterator[Callable[[], float]]:
