@@ -1,5 +1,7 @@
 // Sobel edge targets and the Sobel magnitude with its gradient (section 2.1).
 #include "pages.h"
+#include "sobel_bits.h"
+#include "sobel_gather.h"
 #include "sobel_march.h"
 #include "stream.h"
 
@@ -81,71 +83,200 @@ EGCNN_OUT_OF_LINE void load_regions(const SobelEdges& p, int64_t start, int64_t 
   });
 }
 
+// Regions that are kept at a time.
+constexpr int64_t kRegions = 8;
+
+// body(first, regions) for each few regions of a volume.
+template <class Body>
+static inline void for_regions(const SobelEdges& p, Body&& body) {
+  const int64_t all = p.region_counts != nullptr ? p.size.channels : 1;
+  for (int64_t first = 0; first < all; first += kRegions) {
+    body(first, std::min(kRegions, all - first));
+  }
+}
+
+// Where edges of plane z of a slab go.
+static inline uint8_t* edges_at(const SobelEdges& p, const SobelTiles& t, const Slab& slab,
+                                int64_t region, int64_t z) {
+  const int64_t regions = p.region_counts != nullptr ? p.size.channels : 1;
+  return static_cast<uint8_t*>(p.edges.data) +
+         (((slab.volume * regions + region) * t.depth + z) * t.height + slab.y0) * t.width;
+}
+
+static inline bool is_large(const SobelEdges& p) {
+  return p.size.batch * p.size.channels * p.size.voxels() > kStreamed;
+}
+
 // is_edge(gz, gy, gx) is not 0 in the lanes of edges.
 template <class T, class IsEdge>
-static void sobel_edges(const SobelEdges& p, IsEdge is_edge) {
+static void find_edges(const SobelEdges& p, const SobelTiles& t, const Slab& slab, char* scratch,
+                       IsEdge is_edge) {
   using L = Lanes<T>;
   typedef uint8_t Bytes __attribute__((vector_size(L::count)));
-  const SobelTiles t = sobel_edges_tiles(p);
-  const bool from_labels = p.region_counts != nullptr;
-  const int64_t all_regions = from_labels ? p.size.channels : 1;
   const int64_t width = t.width;
-  uint8_t* edges = static_cast<uint8_t*>(p.edges.data);
-  const bool large = p.size.batch * p.size.channels * p.size.voxels() > kStreamed;
-  static const uint8_t zeros[4096] = {};
-  for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
-    for (int64_t first = 0; first < all_regions; first += 8) {
-      const int64_t regions = all_regions - first < 8 ? all_regions - first : 8;
-      SobelMarch<T> march(t, slab, scratch);
-      uint8_t* staged = reinterpret_cast<uint8_t*>(march.output);
-      march.run(
-          [&](int64_t z, int64_t y, const Rows<T>& rows) {
-            load_regions(p, ((slab.volume * t.depth + z) * t.height + y) * t.width, first, regions,
-                         rows);
-          },
-          [&](int64_t z) {
-            for (int64_t r = 0; r < regions; ++r) {
-              const int64_t volume = slab.volume * all_regions + first + r;
-              Stream out(edges + ((volume * t.depth + z) * t.height + slab.y0) * width, large);
-              march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool still) {
-                const int64_t n = rows * t.width;
-                if (still) {
-                  for (int64_t x = 0; x < n; x += sizeof zeros) {
-                    out.put(zeros, n - x < int64_t(sizeof zeros) ? n - x : sizeof zeros);
-                  }
-                  return;
+  for_regions(p, [&](int64_t first, int64_t regions) {
+    SobelMarch<T> march(t, slab, scratch);
+    uint8_t* staged = reinterpret_cast<uint8_t*>(march.output);
+    march.run(
+        [&](int64_t z, int64_t y, const Rows<T>& rows) {
+          load_regions(p, ((slab.volume * t.depth + z) * t.height + y) * width, first, regions,
+                       rows);
+        },
+        [&](int64_t z) {
+          for (int64_t r = 0; r < regions; ++r) {
+            Stream out(edges_at(p, t, slab, first + r, z), is_large(p));
+            march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool still) {
+              const int64_t n = rows * width;
+              if (still) return out.put_zeros(n);
+              const auto emit = [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
+                const Bytes bytes = __builtin_convertvector(is_edge(gz, gy, gx), Bytes) & 1;
+                std::memcpy(staged + i * width + x, &bytes, sizeof bytes);
+              };
+              if constexpr (std::is_integral_v<T>) {
+                if (p.region_counts != nullptr) {
+                  const T bit = T(1 << r);
+                  const auto inside = [=](auto x) { return decltype(x)((x & bit) != 0) & 1; };
+                  march.gradient(y, rows, inside, emit);
+                  return out.put(staged, n);
                 }
-                const auto emit = [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
-                  const Bytes bytes = __builtin_convertvector(is_edge(gz, gy, gx), Bytes) & 1;
-                  std::memcpy(staged + i * width + x, &bytes, sizeof bytes);
-                };
-                if constexpr (std::is_integral_v<T>) {
-                  if (from_labels) {
-                    const T bit = T(1 << r);
-                    const auto inside = [=](auto x) { return decltype(x)((x & bit) != 0) & 1; };
-                    march.gradient(y, rows, inside, emit);
-                    return out.put(staged, n);
-                  }
-                }
-                march.gradient(y, rows, [](auto x) { return x; }, emit);
-                out.put(staged, n);
-              });
-            }
-          });
+              }
+              march.gradient(y, rows, [](auto x) { return x; }, emit);
+              out.put(staged, n);
+            });
+          }
+        });
+  });
+}
+
+// The mark of a row of one word for each region.
+static inline uint8_t mark_of_word(const uint64_t* word, int64_t regions, int64_t stride) {
+  uint8_t mark = 0;
+  for (int64_t r = 0; r < regions; ++r, word += stride) {
+    if (*word + 1 > 1) return kMixed;
+    mark |= (*word & 1) << r;
+  }
+  return mark;
+}
+
+// Rows as bits, their marks, and whether all is binary. Of floats 0 and 1 are, whose sums are as
+// exact as those of bits.
+template <class In>
+static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t width,
+                      int64_t first, int64_t regions, const BitMarch& march, uint8_t* marks,
+                      uint64_t* words) {
+  using U = UInt<sizeof(In)>;
+  const int64_t count = march.words(), stride = march.region_stride();
+  const U* const data = static_cast<const U*>(p.labels.data);
+  const U* const end = data + p.size.batch * p.labels.batch_stride;
+  const In one = narrow(1.0f, static_cast<In*>(nullptr));
+  U one_bits;
+  std::memcpy(&one_bits, &one, sizeof one);
+  const int64_t* values = p.region_values;
+  for (int64_t r = 0; r < first; ++r) values += p.region_counts[r];
+  const U* row = data + start;
+  for (int64_t i = 0; i < rows; ++i, row += width, words += count) {
+    // A word alone is as fast to make as to compare.
+    if (count > 1 && is_constant(row, width)) {
+      uint8_t inside = row[0] != 0;
+      if constexpr (std::is_integral_v<In>) {
+        load_block<1>(p, reinterpret_cast<const In*>(row), first, regions, &inside);
+      } else if (row[0] != 0 && row[0] != one_bits) {
+        return false;
+      }
+      for (int64_t r = 0; r < regions; ++r) {
+        std::fill_n(words + r * stride, count, inside >> r & 1 ? ~uint64_t(0) : 0);
+      }
+      marks[i] = inside;
+      continue;
     }
+    uint64_t other = 0;
+    pack_row(row, end, width, count, [&](int64_t k, const U* block, auto finish) {
+      if constexpr (std::is_integral_v<In>) {
+        if (p.region_counts != nullptr) {
+          const int64_t* value = values;
+          for (int64_t r = 0; r < regions; ++r) {
+            uint64_t bits = 0;
+            for (const int64_t* last = value + p.region_counts[first + r]; value < last; ++value) {
+              if (int64_t(In(*value)) == *value) bits |= ~differing(block, U(*value));
+            }
+            words[r * stride + k] = finish(bits);
+          }
+          return;
+        }
+      }
+      const uint64_t bits = differing(block, U(0));
+      if constexpr (!std::is_integral_v<In>) other |= bits & differing(block, one_bits);
+      words[k] = finish(bits);
+    });
+    if (other != 0) return false;
+    marks[i] = count > 1 ? kMixed : mark_of_word(words, regions, stride);
+  }
+  return true;
+}
+
+// Edges above 0 of binary regions; false where they are none after all.
+static bool find_binary_edges(const SobelEdges& p, const SobelTiles& t, const Slab& slab,
+                              char* scratch) {
+  // The next plane is brought nearer where that is a byte read for a byte written; of larger
+  // elements too many lines at a time would be on their way.
+  const bool bytes = p.labels.dtype == DType::u8 || p.labels.dtype == DType::i8;
+  bool binary = true;
+  for_regions(p, [&](int64_t first, int64_t regions) {
+    BitMarch march(t, slab, regions, scratch);
+    binary &= march.run(
+        [&](int64_t z, int64_t y, int64_t rows, uint8_t* marks, uint64_t* words) {
+          bool packed = false;
+          with_type(p.labels.dtype, [&](auto* type) {
+            packed = pack_rows<std::remove_pointer_t<decltype(type)>>(
+                p, ((slab.volume * t.depth + z) * t.height + y) * t.width, rows, t.width, first,
+                regions, march, marks, words);
+          });
+          return packed;
+        },
+        [&](int64_t z) {
+          const int64_t next = std::min(z + 2, t.depth - 1);
+          const char* const ahead =
+              static_cast<const char*>(p.labels.data) +
+              ((slab.volume * t.depth + next) * t.height + slab.y0) * t.width;
+          for (int64_t r = 0; r < regions; ++r) {
+            BitStream out(edges_at(p, t, slab, first + r, z), is_large(p),
+                          bytes && r == 0 ? ahead : nullptr);
+            march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool still) {
+              if (still) return out.put_zeros(rows * t.width);
+              march.put(r, y, rows, out);
+            });
+          }
+        });
+  });
+  return binary;
+}
+
+template <class T, class IsEdge>
+static void sobel_edges(const SobelEdges& p, IsEdge is_edge) {
+  const SobelTiles t = sobel_edges_tiles(p);
+  for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
+    const bool done = t.regions > 0 && find_binary_edges(p, t, slab, scratch);
+    stream_fence();
+    if (done) return;
+    find_edges<T>(p, t, slab, scratch, is_edge);
     stream_fence();
   });
+}
+
+// Of a vector of sums of squares.
+template <class T>
+static inline typename Lanes<T>::type magnitudes(typename Lanes<T>::type squared) {
+  for (int64_t i = 0; i < Lanes<T>::count; ++i) {
+    squared[i] = math::sobel_magnitude(T(squared[i]));
+  }
+  return squared;
 }
 
 template <class T>
 static void soft_sobel_edges(const SobelEdges& p) {
   const T threshold = T(p.threshold);
   sobel_edges<T>(p, [=](auto gz, auto gy, auto gx) {
-    auto magnitude = gz * gz + gy * gy + gx * gx;
-    for (size_t i = 0; i < sizeof magnitude / sizeof(T); ++i) {
-      magnitude[i] = math::sobel_magnitude(T(magnitude[i]));
-    }
-    return magnitude > threshold;
+    return magnitudes<T>(gz * gz + gy * gy + gx * gx) > threshold;
   });
 }
 
@@ -195,17 +326,20 @@ static void sobel_magnitude(const SobelMagnitude& p, int64_t element) {
         [&](int64_t z, int64_t y, const Rows<T>& rows) { load_rows(p.x, start(z, y), rows); },
         [&](int64_t z) {
           Stream out(result + start(z, slab.y0) * element, large);
+          const int64_t next = std::min(z + 2, t.depth - 1);
           march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool) {
-            T* squares = march.output;
+            T* const found = march.output;
+            // What the march fetches next comes nearer meanwhile.
+            const char* const ahead =
+                static_cast<const char*>(p.x.data) + start(next, y) * element;
             march.gradient(
                 y, rows, [](auto x) { return x; },
                 [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
-                  Lanes<T>::store(squares + i * width + x, gz * gz + gy * gy + gx * gx);
+                  __builtin_prefetch(ahead + (i * width + x) * element, 0, 2);
+                  Lanes<T>::store(found + i * width + x,
+                                  magnitudes<T>(gz * gz + gy * gy + gx * gx));
                 });
-            for (int64_t x = 0; x < rows * width; ++x) {
-              squares[x] = math::sobel_magnitude(squares[x]);
-            }
-            put_as(p.out.dtype, out, squares, rows * width);
+            put_as(p.out.dtype, out, found, rows * width);
           });
         });
     stream_fence();
@@ -220,69 +354,31 @@ void sobel_magnitude_launch(const SobelMagnitude& p) {
   sobel_magnitude<float>(p, element);
 }
 
-// From the gradient (gz, gy, gx) of n voxels and that of their magnitudes to the one with respect
-// to (gz, gy, gx).
+// Of a vector of sums of squares: math::sobel_slope of their magnitudes.
 template <class T>
-EGCNN_OUT_OF_LINE void through_magnitude(const T* __restrict grad, int64_t n, T* __restrict gz,
-                                         T* __restrict gy, T* __restrict gx) {
-  for (int64_t x = 0; x < n; ++x) {
-    const T slope = grad[x] * math::sobel_slope(math::sobel_magnitude(gz[x], gy[x], gx[x]));
-    gz[x] *= slope, gy[x] *= slope, gx[x] *= slope;
+static inline typename Lanes<T>::type slopes(typename Lanes<T>::type squared) {
+  using V = typename Lanes<T>::type;
+  const V zero = {};
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4) {
+    // A root and a quotient would take longer than all the rest. One step of Newton's brings the
+    // estimate from 14 bits to all that a float has.
+    const V square = squared * (1.0f / 256);
+    const __mmask16 regular = _mm512_fpclass_ps_mask(__m512(square), 0x9F) ^ 0xFFFF;
+    const V estimate = V(_mm512_maskz_rsqrt14_ps(regular, __m512(square)));
+    const V error = 1.0f - square * estimate * estimate;
+    return V(_mm512_maskz_mov_ps(regular, __m512((estimate + estimate * 0.5f * error) *
+                                                 (1.0f / 256))));
   }
+#endif
+  const V magnitude = magnitudes<T>(squared);
+  return magnitude > zero ? T(1.0 / 256) / magnitude : zero;
 }
 
-// Rows before, at and after; beyond a border lies the border's own row, in the transpose of a
-// difference with its sign turned.
-template <class T>
-struct Neighbours {
-  const T *before, *at, *after;
-  T sign_before, sign_after;
-
-  // row(j) is where row j of n lies.
-  template <class Row>
-  Neighbours(int64_t i, int64_t n, Row&& row)
-      : before(row(i > 0 ? i - 1 : 0)), at(row(i)), after(row(i + 1 < n ? i + 1 : i)),
-        sign_before(i > 0 ? 1 : -1), sign_after(i + 1 < n ? 1 : -1) {}
-
-  T smooth(int64_t x) const { return math::smooth(before[x], at[x], after[x]); }
-  T difference(int64_t x) const { return sign_before * before[x] - sign_after * after[x]; }
-};
-
-// One row of the transposed stencil in the plane of q, the gradient with respect to (gz, gy, gx):
-// `across` is to be completed along z by the transposed difference, `along` by smoothing. The rows
-// `s`, `d` and `b` are scratch.
-template <class T>
-EGCNN_OUT_OF_LINE void gather_in_plane(Neighbours<T> qz, Neighbours<T> qy, Neighbours<T> qx,
-                                       int64_t n, int64_t step, T* __restrict s, T* __restrict d,
-                                       T* __restrict b, T* __restrict across,
-                                       T* __restrict along) {
-  for (int64_t x = 0; x < n; ++x) {
-    s[x] = qz.smooth(x), d[x] = qy.difference(x), b[x] = qx.smooth(x);
-  }
-  for (int64_t x = 0; x < step; ++x) {
-    const int64_t last = n - step + x;
-    s[x - step] = s[x], s[last + step] = s[last];
-    d[x - step] = d[x], d[last + step] = d[last];
-    b[x - step] = -b[x], b[last + step] = -b[last];
-  }
-  for (int64_t x = 0; x < n; ++x) {
-    across[x] = math::smooth(s[x - step], s[x], s[x + step]);
-    along[x] = math::smooth(d[x - step], d[x], d[x + step]) + b[x - step] - b[x + step];
-  }
-}
-
-template <class T>
-EGCNN_OUT_OF_LINE void gather_across(Neighbours<T> across, Neighbours<T> along, int64_t n,
-                                     T* __restrict out) {
-  for (int64_t x = 0; x < n; ++x) out[x] = across.difference(x) + along.smooth(x);
-}
-
-// The transposed stencil gathers rather than scatters, so that no two threads write one voxel and
-// every sum has one order.
 template <class T>
 static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t element) {
   const SobelTiles t = sobel_magnitude_backward_tiles(p);
-  const int64_t width = t.width, pitch = t.pitch, plane = t.rows() * pitch;
+  const int64_t width = t.width, pitch = t.pitch, grad_element = float_bytes(p.grad.dtype);
   uint8_t* result = static_cast<uint8_t*>(p.grad_x.data);
   const bool large = t.volumes * t.depth * t.height * width * element > kStreamed;
   for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
@@ -294,59 +390,49 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
                         std::min(slab.z1 + 1, t.depth), slab.y0, slab.y1};
     const int64_t low = std::max<int64_t>(slab.y0 - 1, 0), high = std::min(slab.y1 + 1, t.height);
     SobelMarch<T> march(t, reach, scratch);
-    // Rows from `low` on; of `across` and `along`, of plane z % 3.
-    T* const q = march.extra + t.left;
-    T *const across = q + 3 * plane, *const along = across + 3 * plane;
+    const SobelGather<T> gather(t, low, march.extra);
+    T* const staged = march.output;
 
     const auto find_q = [&](int64_t z) {
       march.for_runs(low, high, [&](int64_t y, int64_t rows, bool) {
-        T* const first = q + (y - low) * pitch;
+        load_row(p.grad, start(z, y), rows * width, staged);
+        T* const q = gather.q(y);
+        const int64_t plane = gather.plane();
+        // What is fetched next comes nearer meanwhile.
+        const char* const x_ahead = static_cast<const char*>(p.x.data) +
+                                    start(std::min(z + 2, t.depth - 1), y) * element;
+        const char* const grad_ahead = static_cast<const char*>(p.grad.data) +
+                                       start(std::min(z + 1, t.depth - 1), y) * grad_element;
         march.gradient(
             y, rows, [](auto x) { return x; },
             [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
-              T* const to = first + i * pitch + x;
-              Lanes<T>::store(to, gz);
-              Lanes<T>::store(to + plane, gy);
-              Lanes<T>::store(to + 2 * plane, gx);
+              __builtin_prefetch(x_ahead + (i * width + x) * element, 0, 2);
+              __builtin_prefetch(grad_ahead + (i * width + x) * grad_element, 0, 2);
+              const auto slope = slopes<T>(gz * gz + gy * gy + gx * gx) *
+                                 Lanes<T>::load(staged + i * width + x);
+              T* const to = q + i * pitch + x;
+              Lanes<T>::store(to, gz * slope);
+              Lanes<T>::store(to + plane, gy * slope);
+              Lanes<T>::store(to + 2 * plane, gx * slope);
             });
-        for (int64_t i = 0; i < rows; ++i) {
-          T* const row = first + i * pitch;
-          load_row(p.grad, start(z, y + i), width, march.output);
-          through_magnitude(march.output, width, row, row + plane, row + 2 * plane);
-        }
+        for (int64_t i = 0; i < rows; ++i) gather.close(y + i);
       });
     };
-    const auto gather = [&](int64_t z) {
-      for (int64_t y = slab.y0; y < slab.y1; ++y) {
-        const auto around = [&](int64_t component) {
-          return Neighbours<T>(y, t.height, [&](int64_t at) {
-            return q + component * plane + (at - low) * pitch;
-          });
-        };
-        T* const s = march.output + t.left;
-        const int64_t to = z % 3 * plane + (y - low) * pitch;
-        gather_in_plane(around(0), around(1), around(2), width, t.step, s, s + pitch,
-                        s + 2 * pitch, across + to, along + to);
-      }
-    };
-    const auto finish = [&](int64_t z) {
-      Stream out(result + start(z, slab.y0) * element, large);
-      for (int64_t y = slab.y0; y < slab.y1; ++y) {
-        const auto around = [&](const T* sums) {
-          return Neighbours<T>(z, t.depth, [&](int64_t at) {
-            return sums + at % 3 * plane + (y - low) * pitch;
-          });
-        };
-        gather_across(around(across), around(along), width, march.output);
-        put_as(p.grad_x.dtype, out, march.output, width);
-      }
+    // body(y, rows) fills `staged` with rows of plane z.
+    const auto put = [&](int64_t z, auto&& body) {
+      const bool complete = z >= slab.z0;
+      Stream out(result + start(complete ? z : slab.z0, slab.y0) * element, large);
+      march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool) {
+        body(y, rows);
+        if (complete) put_as(p.grad_x.dtype, out, staged, rows * width);
+      });
     };
     march.run([&](int64_t z, int64_t y, const Rows<T>& rows) { load_rows(p.x, start(z, y), rows); },
               [&](int64_t z) {
                 find_q(z);
-                gather(z);
-                if (z > slab.z0) finish(z - 1);
-                if (z + 1 == t.depth) finish(z);
+                put(z - 1, [&](int64_t y, int64_t rows) { gather.add(y, rows, z == 0, staged); });
+                if (z + 1 < t.depth) return;
+                put(z, [&](int64_t y, int64_t rows) { gather.finish(y, rows, staged); });
               });
     stream_fence();
   });

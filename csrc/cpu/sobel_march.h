@@ -46,6 +46,31 @@ struct Lanes {
   }
 
   static inline void store(T* to, type lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+
+  // Whether neighbours are had from registers rather than by loads that each touch two lines.
+#ifdef __AVX512F__
+  static constexpr bool kShifts = sizeof(T) >= 4;
+
+  // Of two vectors in a row, the lanes from the first's last on.
+  static inline type from_last(type first, type second) {
+    if constexpr (sizeof(T) == 4) {
+      return type(_mm512_maskz_alignr_epi32(0xFFFF, __m512i(second), __m512i(first), 15));
+    } else {
+      return type(_mm512_maskz_alignr_epi64(0xFF, __m512i(second), __m512i(first), 7));
+    }
+  }
+
+  // The lanes from the first's second on.
+  static inline type from_second(type first, type second) {
+    if constexpr (sizeof(T) == 4) {
+      return type(_mm512_maskz_alignr_epi32(0xFFFF, __m512i(second), __m512i(first), 1));
+    } else {
+      return type(_mm512_maskz_alignr_epi64(0xFF, __m512i(second), __m512i(first), 1));
+    }
+  }
+#else
+  static constexpr bool kShifts = false;
+#endif
 };
 
 // Rows [y0, y1) of planes [z0, z1) of one volume.
@@ -83,111 +108,208 @@ struct Rows {
   int64_t count, width, pitch;
 };
 
-template <class T>
-class SobelMarch {
+// A slab's rows as the march along z knows them: by their marks.
+class MarkedRows {
  public:
-  SobelMarch(const SobelTiles& t, const Slab& slab, char* scratch) : t_(t), slab_(slab) {
-    low_ = slab.y0 > t.halo ? slab.y0 - t.halo : 0;
-    high_ = slab.y1 + t.halo < t.height ? slab.y1 + t.halo : t.height;
-    T* rows = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
-    ring_ = rows;
-    extra = ring_ + 3 * t.rows() * t.pitch;
-    smooth_ = extra + t.extra * t.rows() * t.pitch;
-    differ_ = smooth_ + (kSobelRun + 2) * t.pitch;
-    zeros_ = differ_ + (kSobelRun + 2) * t.pitch;
-    std::fill(zeros_, zeros_ + t.pitch + 64, T(0));
-    output = zeros_ + t.pitch + 64;
-    uint8_t* marks = reinterpret_cast<uint8_t*>(output + kSobelRun * t.pitch + 64);
-    for (int i = 0; i < 3; ++i) mark_[i] = marks + i * (t.rows() + 2) + 1;
-    still_ = marks + 3 * (t.rows() + 2) + 1;
+  // body(y, rows, still) for runs of rows of [y0, y1), none longer than the march takes at a time;
+  // the gradient of still ones is zero.
+  template <class Body>
+  void for_runs(int64_t y0, int64_t y1, Body&& body) const {
+    for (int64_t y = y0; y < y1;) {
+      const bool still = still_[y - low_];
+      int64_t end = y + 1;
+      while (end < y1 && end < y + most_ && bool(still_[end - low_]) == still) ++end;
+      body(y, end - y, still);
+      y = end;
+    }
   }
 
-  T* output;  // kSobelRun rows, and a vector more, for whoever emits
-  T* extra;   // the extra planes, of t.rows() rows
+ protected:
+  const SobelTiles& t_;
+  const Slab& slab_;
+  int64_t low_, high_;  // rows that are known of a plane
+  int at_[3];           // which of three planes are those around the current one
 
-  // For each plane z in turn: fetch(z, y, rows) fills rows from y on of the planes around it, then
-  // plane(z) may ask for gradients there. Borders replicate.
+  MarkedRows(const SobelTiles& t, const Slab& slab, int64_t most)
+      : t_(t),
+        slab_(slab),
+        low_(std::max<int64_t>(slab.y0 - t.halo, 0)),
+        high_(std::min(slab.y1 + t.halo, t.height)),
+        most_(most) {}
+
+  void place_marks(uint8_t* marks) {
+    for (int i = 0; i < 3; ++i) mark_[i] = marks + i * t_.marks() + 1;
+    still_ = marks + 3 * t_.marks() + 1;
+  }
+
+  const uint8_t* marks(int plane) const { return mark_[plane]; }
+
+  // For each plane z in turn: fetch(z, marks) brings the planes around it, as plane z % 3, then
+  // plane(z) may ask for what is there. Ends with false where a fetch does.
   template <class Fetch, class Plane>
-  void run(Fetch&& fetch, Plane&& plane) {
-    const int64_t first = slab_.z0 > 0 ? slab_.z0 - 1 : 0;
-    int64_t fetched = first;
+  bool run(Fetch&& fetch, Plane&& plane) {
+    int64_t fetched = std::max<int64_t>(slab_.z0 - 1, 0);
     for (int64_t z = slab_.z0; z < slab_.z1; ++z) {
-      for (; fetched <= z + 1 && fetched < t_.depth; ++fetched) fetch_plane(fetched, fetch);
+      for (; fetched <= z + 1 && fetched < t_.depth; ++fetched) {
+        uint8_t* mark = mark_[fetched % 3];
+        if (!fetch(fetched, mark)) return false;
+        mark[-1] = mark[0], mark[high_ - low_] = mark[high_ - low_ - 1];
+      }
       at_[0] = (z > 0 ? z - 1 : 0) % 3;
       at_[1] = z % 3;
       at_[2] = (z + 1 < t_.depth ? z + 1 : z) % 3;
       find_still();
       plane(z);
     }
+    return true;
   }
 
-  // body(y, rows, still) for runs of at most kSobelRun rows of [y0, y1); the gradient of still ones
-  // is zero.
-  template <class Body>
-  void for_runs(int64_t y0, int64_t y1, Body&& body) const {
-    for (int64_t y = y0; y < y1;) {
-      const bool still = still_[y - low_];
-      int64_t end = y + 1;
-      while (end < y1 && end < y + kSobelRun && bool(still_[end - low_]) == still) ++end;
-      body(y, end - y, still);
-      y = end;
+ private:
+  int64_t most_;
+  uint8_t* mark_[3];  // of each row, and of one more on each side
+  uint8_t* still_;    // whether nothing changes around a row
+
+  void find_still() {
+    const uint8_t *a = mark_[at_[0]], *b = mark_[at_[1]], *c = mark_[at_[2]];
+    uint8_t* __restrict still = still_;
+    for (int64_t first = 0; first < high_ - low_; first += kSobelMarks) {
+      for (int64_t i = first; i < first + kSobelMarks; ++i) {
+        const uint8_t mark = b[i];
+        const uint8_t differences = (a[i - 1] ^ mark) | (a[i] ^ mark) | (a[i + 1] ^ mark) |
+                                    (b[i - 1] ^ mark) | (b[i + 1] ^ mark) |
+                                    (c[i - 1] ^ mark) | (c[i] ^ mark) | (c[i + 1] ^ mark);
+        still[i] = differences == 0 && mark != kMixed;
+      }
     }
+  }
+};
+
+// Fills in what lies beyond a row's ends: its own end voxels, times `sign`.
+template <class T>
+static inline void extend(T* row, int64_t width, int64_t step, T sign) {
+  if (step == 1) {  // of one voxel the loop would take longer than all else
+    row[-1] = sign * row[0];
+    row[width] = sign * row[width - 1];
+    return;
+  }
+  for (int64_t x = 0; x < step; ++x) {
+    row[x - step] = sign * row[x];
+    row[width + x] = sign * row[width - step + x];
+  }
+}
+
+template <class T>
+class SobelMarch : public MarkedRows {
+  using L = Lanes<T>;
+  using V = typename L::type;
+
+ public:
+  SobelMarch(const SobelTiles& t, const Slab& slab, char* scratch)
+      : MarkedRows(t, slab, kSobelRun) {
+    T* rows = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
+    ring_ = rows;
+    extra = ring_ + 3 * t.rows() * t.pitch;
+    zeros_ = extra + t.extra * t.rows() * t.pitch;
+    std::fill(zeros_, zeros_ + t.pitch + 64, T(0));
+    output = zeros_ + t.pitch + 64;
+    place_marks(reinterpret_cast<uint8_t*>(output + kSobelRun * t.pitch + 64));
+  }
+
+  T* output;  // kSobelRun rows, and a vector more, for whoever emits
+  T* extra;   // the extra planes, of t.rows() rows
+
+  // fetch(z, y, rows) fills rows from y on of the planes around z, then plane(z) may ask for
+  // gradients there. Borders replicate.
+  template <class Fetch, class Plane>
+  void run(Fetch&& fetch, Plane&& plane) {
+    MarkedRows::run(
+        [&](int64_t z, uint8_t* marks) {
+          fetch_plane(z, marks, fetch);
+          return true;
+        },
+        plane);
   }
 
   // emit(i, x, gz, gy, gx) for vectors from x on of row y + i. The later may overwrite what the
   // earlier have beyond the end of their row. value(lanes) is what counts of those in the ring.
   template <class Value, class Emit>
-  __attribute__((noinline)) void gradient(int64_t y, int64_t rows, Value value, Emit emit) {
-    // Copies, since bytes written might alias anything that is reached through a pointer.
-    const int64_t pitch = t_.pitch, step = t_.step, left = t_.left, width = t_.width;
-    using L = Lanes<T>;
-    using V = typename L::type;
+  void gradient(int64_t y, int64_t rows, Value value, Emit emit) const {
+    if constexpr (L::kShifts) {
+      if (t_.step == 1) return gradient<2, true>(y, rows, value, emit);
+    }
+    gradient<1, false>(y, rows, value, emit);
+  }
+
+ private:
+  T* ring_;
+  T* zeros_;  // stands for every row of zeros
+
+  // In columns of kBlock vectors; `adjacent` where neighbours along x are.
+  template <int kBlock, bool adjacent, class Value, class Emit>
+  __attribute__((noinline)) void gradient(int64_t y, int64_t rows, Value value, Emit emit) const {
+    const int64_t step = t_.step, left = t_.left;
+    const T* around[kSobelRun + 2][3];
     for (int64_t i = 0; i < rows + 2; ++i) {
       const int64_t at = clamp(y + i - 1) - low_;
-      const T *before = known(at_[0], at), *here = known(at_[1], at), *after = known(at_[2], at);
-      T *s = smooth_ + i * pitch, *d = differ_ + i * pitch;
-      for (int64_t x = 0; x < pitch; x += L::count) {
-        const V a = value(L::load(before + x)), c = value(L::load(after + x));
-        L::store(s + x, smooth(a, value(L::load(here + x)), c));
-        L::store(d + x, c - a);
-      }
+      for (int j = 0; j < 3; ++j) around[i][j] = known(at_[j], at) + left;
     }
+    struct Along {
+      V smooth, difference;
+    };
     struct Across {
       V smooth, smooth_of_difference, difference;
+
+      void set(const Along& before, const Along& at, const Along& after) {
+        smooth = SobelMarch::smooth(before.smooth, at.smooth, after.smooth);
+        smooth_of_difference =
+            SobelMarch::smooth(before.difference, at.difference, after.difference);
+        difference = after.smooth - before.smooth;
+      }
+    };
+    const auto along = [=](const T* const* planes, int64_t x) {
+      const V a = value(L::load(planes[0] + x)), b = value(L::load(planes[1] + x)),
+              c = value(L::load(planes[2] + x));
+      return Along{smooth(a, b, c), V(c - a)};
+    };
+    const auto across = [=](const T* const* planes, int64_t x, Across* found) {
+      if constexpr (adjacent) {
+        Along column[kBlock + 2];
+        for (int k = 0; k < kBlock + 2; ++k) column[k] = along(planes, x + (k - 1) * L::count);
+        for (int k = 0; k < kBlock; ++k) {
+          const Along &before = column[k], &at = column[k + 1], &after = column[k + 2];
+          found[k].set({L::from_last(before.smooth, at.smooth),
+                        L::from_last(before.difference, at.difference)},
+                       at,
+                       {L::from_second(at.smooth, after.smooth),
+                        L::from_second(at.difference, after.difference)});
+        }
+      } else {
+        found->set(along(planes, x - step), along(planes, x), along(planes, x + step));
+      }
     };
     // From right to left, so that overwriting is in order.
-    for (int64_t x = (width - 1) / L::count * L::count; x >= 0; x -= L::count) {
-      const T *s0 = smooth_ + left + x, *d0 = differ_ + left + x;
-      const auto across = [=](int64_t i) {
-        const T *s = s0 + i * pitch, *d = d0 + i * pitch;
-        const V before = L::load(s - step), after = L::load(s + step);
-        return Across{smooth(before, L::load(s), after),
-                      smooth(L::load(d - step), L::load(d), L::load(d + step)), after - before};
-      };
-      Across up = across(0), mid = across(1);
+    constexpr int64_t kColumn = kBlock * L::count;
+    for (int64_t x = (t_.width - 1) / kColumn * kColumn; x >= 0; x -= kColumn) {
+      Across up[kBlock], mid[kBlock];
+      across(around[0], x, up);
+      across(around[1], x, mid);
       for (int64_t i = 0; i < rows; ++i) {
-        const Across down = across(i + 2);
-        emit(i, x,
-             smooth(up.smooth_of_difference, mid.smooth_of_difference, down.smooth_of_difference),
-             V(down.smooth - up.smooth), smooth(up.difference, mid.difference, down.difference));
-        up = mid, mid = down;
+        Across down[kBlock];
+        across(around[i + 2], x, down);
+        for (int k = 0; k < kBlock; ++k) {
+          emit(i, x + k * L::count,
+               smooth(up[k].smooth_of_difference, mid[k].smooth_of_difference,
+                      down[k].smooth_of_difference),
+               V(down[k].smooth - up[k].smooth),
+               smooth(up[k].difference, mid[k].difference, down[k].difference));
+          up[k] = mid[k], mid[k] = down[k];
+        }
       }
     }
   }
 
- private:
-  const SobelTiles& t_;
-  const Slab& slab_;
-  int64_t low_, high_;         // rows in the ring
-  T *ring_, *smooth_, *differ_;
-  T* zeros_;                   // stands for every row of zeros
-  uint8_t* mark_[3];           // of each row in the ring, and of one more on each side
-  uint8_t* still_;             // whether nothing changes around a row
-  int at_[3];                  // where in the ring the planes around the current one are
-
-  template <class V>
   static inline V smooth(V before, V at, V after) {
-    return before + (at + at) + after;
+    return before + T(2) * at + after;
   }
 
   int64_t clamp(int64_t y) const { return y < 0 ? 0 : y < t_.height ? y : t_.height - 1; }
@@ -195,35 +317,16 @@ class SobelMarch {
   T* row(int64_t plane, int64_t i) const { return ring_ + (plane * t_.rows() + i) * t_.pitch; }
 
   const T* known(int64_t plane, int64_t i) const {
-    return mark_[plane][i] == 0 ? zeros_ : row(plane, i);
+    return marks(plane)[i] == 0 ? zeros_ : row(plane, i);
   }
 
   template <class Fetch>
-  void fetch_plane(int64_t z, Fetch&& fetch) {
-    uint8_t* mark = mark_[z % 3];
+  void fetch_plane(int64_t z, uint8_t* mark, Fetch&& fetch) {
     const int64_t rows = high_ - low_, step = t_.step, width = t_.width;
     fetch(z, low_, Rows<T>{row(z % 3, 0) + t_.left, mark, rows, width, t_.pitch});
     for (int64_t i = 0; i < rows; ++i) {
       if (mark[i] == 0) continue;
-      T* const line = row(z % 3, i) + t_.left;
-      for (int64_t x = 0; x < step; ++x) {
-        line[x - step] = line[x];
-        line[width + x] = line[width - step + x];
-      }
-    }
-    mark[-1] = mark[0], mark[rows] = mark[rows - 1];
-  }
-
-  void find_still() {
-    const uint8_t *a = mark_[at_[0]], *b = mark_[at_[1]], *c = mark_[at_[2]];
-    uint8_t* __restrict still = still_;
-    const int64_t rows = high_ - low_;
-    for (int64_t i = 0; i < rows; ++i) {
-      const uint8_t mark = b[i];
-      const uint8_t differences = (a[i - 1] ^ mark) | (a[i] ^ mark) | (a[i + 1] ^ mark) |
-                                  (b[i - 1] ^ mark) | (b[i + 1] ^ mark) |
-                                  (c[i - 1] ^ mark) | (c[i] ^ mark) | (c[i + 1] ^ mark);
-      still[i] = differences == 0 && mark != kMixed;
+      extend<T>(row(z % 3, i) + t_.left, width, step, 1);
     }
   }
 };

@@ -10,10 +10,18 @@
 
 namespace egcnn {
 
-// Rows whose gradient is computed at a time.
-constexpr int64_t kSobelRun = 16;
+// Rows whose gradient is computed at a time; as bits, more.
+constexpr int64_t kSobelRun = 16, kSobelBitRun = 64;
+
+// Rows whose marks are compared at a time.
+constexpr int64_t kSobelMarks = 64;
+
+// Voxels of a row whose edges one word of bits gives.
+constexpr int64_t kSobelWord = 62;
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static inline int64_t sobel_words(int64_t width) { return ceil_div(width, kSobelWord); }
 
 struct SobelTiles {
   int64_t volumes, depth, height;
@@ -23,6 +31,7 @@ struct SobelTiles {
   int64_t halo;          // rows that a slab reads beyond its own on each side
   int64_t extra;         // planes that a caller keeps beside the ring of three
   int64_t element;       // bytes
+  int64_t regions = 0;   // that are kept as bits at a time, in place of the ring
 
   SobelTiles(const Size& size, const Tensor& x, int64_t halo, int64_t extra, int64_t element,
              int threads)
@@ -32,7 +41,8 @@ struct SobelTiles {
     volumes = step > 1 ? size.batch : size.batch * size.channels;
     const int64_t line = 64 / element;
     left = ceil_div(step, line) * line;
-    pitch = ceil_div(left + width + step, line) * line;
+    // Whole vectors by twos may be written without touching the next row.
+    pitch = left + std::max(ceil_div(width + step, line), ceil_div(width, 2 * line) * 2) * line;
     // As many rows as stay in the second cache; enough slabs to share out evenly, but none so thin
     // that it mostly reads its neighbours' rows.
     constexpr int64_t kCache = 384 << 10, kThin = 8;
@@ -47,12 +57,17 @@ struct SobelTiles {
 
   int64_t rows() const { return tile + 2 * halo; }
 
-  // A thread's scratch: elements of the ring and the extra planes, of both rows along z of a run,
-  // of its output and of a row of zeros; then marks, four bytes a row.
+  // Bytes that hold one mark a row, in whole vectors, and two more.
+  int64_t marks() const { return ceil_div(rows(), kSobelMarks) * kSobelMarks + 2; }
+
+  // A thread's scratch: elements of the ring and the extra planes, of a run's output and of a row
+  // of zeros, or words of bits; then four times its marks.
   size_t bytes() const {
     const int64_t elements =
-        ((3 + extra) * rows() + 2 * (kSobelRun + 2) + kSobelRun + 1) * pitch + 3 * 64;
-    return ceil_div(elements * element + 4 * (rows() + 2) + 64, 64) * 64;
+        ((3 + extra) * rows() + kSobelRun + 1) * pitch + 3 * 64;
+    const int64_t row = sobel_words(width);
+    const int64_t words = regions * 3 * ((tile + 2) * row + 8) + kSobelBitRun * row + 8;
+    return ceil_div(std::max(elements * element, words * 8) + 4 * marks() + 64, 64) * 64;
   }
 };
 
@@ -64,16 +79,20 @@ static inline SobelTiles sobel_edges_tiles(const SobelEdges& p) {
   // A label map has one channel for all regions.
   Size size = p.size;
   if (p.region_counts != nullptr) size.channels = 1;
-  return SobelTiles(size, p.labels, 1, 0, element, p.resources.threads);
+  SobelTiles tiles(size, p.labels, 1, 0, element, p.resources.threads);
+  if (p.threshold == 0 && tiles.step == 1) {
+    tiles.regions = p.region_counts == nullptr ? 1 : std::min<int64_t>(p.size.channels, 8);
+  }
+  return tiles;
 }
 
 static inline SobelTiles sobel_magnitude_tiles(const SobelMagnitude& p) {
   return SobelTiles(p.size, p.x, 1, 0, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
 }
 
-// Beside the ring: the gradient with respect to three components, and two sums of three planes.
+// Beside the ring: the planes of SobelGather.
 static inline SobelTiles sobel_magnitude_backward_tiles(const SobelMagnitudeBackward& p) {
-  return SobelTiles(p.size, p.x, 2, 9, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
+  return SobelTiles(p.size, p.x, 2, 5, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
 }
 
 }  // namespace egcnn

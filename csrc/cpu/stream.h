@@ -1,6 +1,7 @@
 // Writes an output from its first byte to its last without fetching it into the caches before.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -71,6 +72,13 @@ class Stream {
     for (; n >= kLine; n -= kLine, in += kLine, out_ += kLine) stream_line(out_, in);
     std::memcpy(line_, in, n);
     held_ = n;
+  }
+
+  void put_zeros(int64_t n) {
+    static const uint8_t zeros[4096] = {};
+    for (int64_t x = 0; x < n; x += sizeof zeros) {
+      put(zeros, std::min<int64_t>(n - x, sizeof zeros));
+    }
   }
 
  private:

@@ -1,0 +1,132 @@
+// The transposed Sobel operator over a slab, marched along z: from q, the gradient with respect to
+// a voxel's (gz, gy, gx), to that with respect to the volume. It gathers rather than scatters, so
+// that no two threads write one voxel and every sum has one order.
+#pragma once
+
+#include "sobel_march.h"
+
+namespace egcnn::EGCNN_ISA {
+
+// Beyond a border lies the border's own voxel, for the transpose of a difference with its sign
+// turned.
+template <class T>
+class SobelGather {
+  using L = Lanes<T>;
+  using V = typename L::type;
+
+ public:
+  // `planes` has room for five planes of t.rows() rows, from row `low` of the volume on: three of
+  // q, two of sums.
+  SobelGather(const SobelTiles& t, int64_t low, T* planes)
+      : t_(t),
+        low_(low),
+        plane_(t.rows() * t.pitch),
+        q_(planes + t.left),
+        sums_(q_ + 3 * plane_),
+        last_(q_ + 4 * plane_) {}
+
+  int64_t plane() const { return plane_; }
+
+  // Where qz of row y of the current plane is to be; qy and qx follow a plane() and two further.
+  T* q(int64_t y) const { return q_ + (y - low_) * t_.pitch; }
+
+  // To be called for every row once it is there.
+  void close(int64_t y) const {
+    T* const row = q(y);
+    extend<T>(row, t_.width, t_.step, 1);
+    extend<T>(row + plane_, t_.width, t_.step, 1);
+    extend<T>(row + 2 * plane_, t_.width, t_.step, -1);
+  }
+
+  // Takes in rows [y, y + rows) of the current plane, which is the volume's `first` or not, and
+  // completes those of the plane before: one after the other in `out`, and up to two vectors more.
+  void add(int64_t y, int64_t rows, bool first, T* out) const {
+    if constexpr (L::kShifts) {
+      if (t_.step == 1) return add<2, true>(y, rows, first, out);
+    }
+    add<1, false>(y, rows, first, out);
+  }
+
+  // The same for the volume's last plane, once that was added.
+  void finish(int64_t y, int64_t rows, T* out) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      const T *sum = sums_ + (y + i - low_) * t_.pitch, *last = last_ + (y + i - low_) * t_.pitch;
+      for (int64_t x = 0; x < t_.width; ++x) out[i * t_.width + x] = sum[x] + last[x];
+    }
+  }
+
+ private:
+  const SobelTiles& t_;
+  int64_t low_, plane_;
+  T* q_;
+  T *sums_, *last_;  // of the plane before: its result but for the share of the plane after, and
+                     // its own share of that plane's result
+
+  static V smooth(V before, V at, V after) { return before + T(2) * at + after; }
+
+  template <int kBlock, bool adjacent>
+  __attribute__((noinline)) void add(int64_t y, int64_t rows, bool first, T* out) const {
+    const int64_t step = t_.step, pitch = t_.pitch, width = t_.width, plane = plane_;
+    const int64_t lowest = t_.height - 1 - y;
+    const T* const q0 = q(y);
+    T *const sums0 = sums_ + (y - low_) * pitch, *const last0 = last_ + (y - low_) * pitch;
+    // Done along x: qz and qy smoothed, qx by the transposed difference.
+    struct Row {
+      V z, y, x;
+
+      Row turned() const { return {z, -y, x}; }
+    };
+    const auto along_x = [=](const T* q, Row* found) {
+      if constexpr (adjacent) {
+        V z[kBlock + 2], y[kBlock + 2], x[kBlock + 2];
+        for (int k = 0; k < kBlock + 2; ++k) {
+          const T* const at = q + (k - 1) * L::count;
+          z[k] = L::load(at), y[k] = L::load(at + plane), x[k] = L::load(at + 2 * plane);
+        }
+        for (int k = 0; k < kBlock; ++k) {
+          found[k].z = smooth(L::from_last(z[k], z[k + 1]), z[k + 1],
+                              L::from_second(z[k + 1], z[k + 2]));
+          found[k].y = smooth(L::from_last(y[k], y[k + 1]), y[k + 1],
+                              L::from_second(y[k + 1], y[k + 2]));
+          found[k].x = L::from_last(x[k], x[k + 1]) - L::from_second(x[k + 1], x[k + 2]);
+        }
+      } else {
+        const T *const qy = q + plane, *const qx = qy + plane;
+        found->z = smooth(L::load(q - step), L::load(q), L::load(q + step));
+        found->y = smooth(L::load(qy - step), L::load(qy), L::load(qy + step));
+        found->x = L::load(qx - step) - L::load(qx + step);
+      }
+    };
+    // From right to left, so that overwriting is in order.
+    constexpr int64_t kColumn = kBlock * L::count;
+    for (int64_t x = (width - 1) / kColumn * kColumn; x >= 0; x -= kColumn) {
+      Row up[kBlock], mid[kBlock], down[kBlock];
+      along_x(q0 + x, mid);
+      if (y > 0) {
+        along_x(q0 + x - pitch, up);
+      } else {
+        for (int k = 0; k < kBlock; ++k) up[k] = mid[k].turned();
+      }
+      for (int64_t i = 0; i < rows; ++i) {
+        if (i < lowest) {
+          along_x(q0 + x + (i + 1) * pitch, down);
+        } else {
+          for (int k = 0; k < kBlock; ++k) down[k] = mid[k].turned();
+        }
+        for (int k = 0; k < kBlock; ++k) {
+          const V across = smooth(up[k].z, mid[k].z, down[k].z);
+          const V along = up[k].y - down[k].y + smooth(up[k].x, mid[k].x, down[k].x);
+          const int64_t at = x + k * L::count;
+          T *const sums = sums0 + i * pitch + at, *const last = last0 + i * pitch + at;
+          const V before = first ? along - across : L::load(last);
+          L::store(out + i * width + at, L::load(sums) + (along - across));
+          L::store(sums, before + T(2) * along);
+          L::store(last, across + along);
+          up[k] = mid[k], mid[k] = down[k];
+        }
+      }
+    }
+  }
+};
+
+}  // namespace egcnn::EGCNN_ISA
