@@ -75,6 +75,33 @@ def test_magnitude_and_gradient_against_float64(
     assert_near(x.grad, x64.grad, dtype)
 
 
+@pytest.mark.parametrize("width", [2, 15, 16, 17, 31, 32, 33, 47, 64, 65, 97, 130])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_magnitude_and_gradient_of_rows_of_any_width(dtype: torch.dtype, width: int) -> None:
+    x, grad = (torch.randn(2, 2, 5, 35, width).to(dtype) for _ in range(2))
+    x64 = x.double().requires_grad_()
+    expected = reference.sobel_magnitude(x64)
+    expected.backward(grad.double())
+    assert_near(ops.sobel_magnitude(x), expected.detach(), dtype)
+    assert_near(torch.ops.egcnn.sobel_magnitude_backward(grad, x), x64.grad, dtype)
+
+
+@pytest.mark.parametrize("scale", [1e-16, 1e-9, 1e9, 1e16])
+def test_gradient_of_tiny_and_huge_values(scale: float) -> None:
+    x, grad = torch.randn(1, 2, 6, 9, 40), torch.randn(1, 2, 6, 9, 40)
+    x64 = x.double().requires_grad_()
+    reference.sobel_magnitude(x64).backward(grad.double())
+    result = torch.ops.egcnn.sobel_magnitude_backward(grad, x * scale)
+    # It does not depend on the scale, but products with it are rounded.
+    torch.testing.assert_close(result.double(), x64.grad, rtol=1e-5, atol=1e-4)
+
+
+def test_gradient_beyond_the_range_of_its_square_is_zero() -> None:
+    for scale in (1e-30, 1e30):
+        x = torch.randn(1, 1, 4, 5, 40) * scale
+        assert torch.ops.egcnn.sobel_magnitude_backward(torch.ones_like(x), x).eq(0).all()
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_magnitude_gradcheck(size: tuple[int, int, int]) -> None:
     x = torch.rand(1, 2, *size[:2], min(size[2], 7), dtype=torch.float64, requires_grad=True)
@@ -121,13 +148,26 @@ def test_edges_of_label_maps(dtype: torch.dtype, size: tuple[int, int, int]) -> 
     assert torch.equal(edges, reference.sobel_edges(labels, regions))
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 35, 124])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+# The bits of 62 voxels are kept together.
+@pytest.mark.parametrize(
+    "width", [1, 2, 3, 4, 5, 8, 35, 61, 62, 63, 64, 65, 123, 124, 125, 126, 128, 187, 250]
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bfloat16, torch.float64])
 def test_edges_wherever_rows_begin(dtype: torch.dtype, width: int) -> None:
     for shift in range(4):
         masks = (torch.rand(shift + 2 * 9 * 18 * width) > 0.7).to(dtype)[shift:]
         masks = masks.view(1, 2, 9, 18, width)
         assert torch.equal(ops.sobel_edges(masks), reference.sobel_edges(masks))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [0.5, 2.0, -1.0, -0.0, float("inf"), float("nan")])
+def test_edges_of_floats_that_are_masks_but_for_one_voxel(dtype: torch.dtype, value: float) -> None:
+    masks = (torch.rand(2, 2, 37, 21, 33) > 0.7).to(dtype)
+    for place in ((0, 0, 0, 0, 0), (0, 1, 18, 20, 32), (1, 0, 30, 3, 16), (1, 1, 36, 20, 32)):
+        inputs = masks.clone()
+        inputs[place] = value
+        assert torch.equal(ops.sobel_edges(inputs), reference.sobel_edges(inputs))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
