@@ -1,27 +1,16 @@
 // The edge-gated layer (Eqs. 1 and 2), in blocks of voxels that stay in the second-level cache from
-// the load to the store. With the inputs x = (e, m, 1) and W = (We, Wm, b), a block's sums are
-// s = W x; backward, dx = W^T ds and dW = ds x^T.
+// the load to the store. With the inputs x = (e, m) and W = (We, Wm), a block's sums are s = W x + b;
+// backward, dx = W^T ds, dW = ds x^T and db the sum of ds.
 #include <omp.h>
 
 #include "edge_gate_block.h"
+#include "edge_gate_math.h"
 #include "edge_gate_plan.h"
 #include "pages.h"
-#include "vector_math.h"
 
 namespace egcnn::EGCNN_ISA {
 
-// The gate of math/gate.h as loops over vectors take it.
-template <class Acc>
-static inline Acc gate(Acc sum, bool relu) {
-  return vector::sigmoid(relu && sum < 0 ? Acc(0) : sum);
-}
-
-template <class Acc>
-static inline Acc gate_slope(Acc sum, Acc alpha, bool relu) {
-  return relu && sum <= 0 ? Acc(0) : alpha * (1 - alpha);
-}
-
-// W, row after row.
+// W, row after row, and then b.
 template <class Acc, class Params>
 static void pack_weights(const Params& p, Acc* packed) {
   const int64_t ce = p.size.channels, cm = p.main_channels;
@@ -30,8 +19,8 @@ static void pack_weights(const Params& p, Acc* packed) {
     const Acc* weight_m = static_cast<const Acc*>(p.weight_m) + g * cm;
     for (int64_t c = 0; c < ce; ++c) *packed++ = weight_e[c];
     for (int64_t c = 0; c < cm; ++c) *packed++ = weight_m[c];
-    *packed++ = static_cast<const Acc*>(p.bias)[g];
   }
+  for (int64_t g = 0; g < p.gates; ++g) *packed++ = static_cast<const Acc*>(p.bias)[g];
 }
 
 template <class Acc>
@@ -41,45 +30,154 @@ static inline Block find_block(const EdgeGatePlan& plan, const Size& size, int64
   return {job / plan.blocks, voxel, n, (n + kPanel<Acc> - 1) / kPanel<Acc> * kPanel<Acc>};
 }
 
-// Whether an output is streamed. In large pages, if it is large.
-static bool prepare(const Tensor& out, int64_t batch) {
-  const int64_t bytes = batch * out.batch_stride * float_bytes(out.dtype);
-  advise_huge(out.data, bytes);
-  return bytes > kStreamed;
-}
+// An output, and how it is written.
+struct Out {
+  Tensor tensor;
+  bool stream;    // if it is large: past the caches, and in large pages
+  bool by_panel;  // as soon as a panel is done, not all at once: the writing passes unnoticed then
+};
 
 template <class Acc>
-static void edge_gate(const EdgeGate& p) {
+static Out prepare(const Tensor& tensor, int64_t batch) {
+  const int64_t bytes = batch * tensor.batch_stride * float_bytes(tensor.dtype);
+  advise_huge(tensor.data, bytes);
+  return {tensor, bytes > kStreamed, whole_lines<Acc>(tensor)};
+}
+
+// The channels from `first` of the panel at v.
+template <class Acc>
+static inline void store_panel(const Out& out, int64_t first, int64_t channels, const Block& b,
+                               int64_t v, Acc* staging, const Acc* in, int64_t pitch) {
+  const int64_t rest = b.n - v, n = rest < kPanel<Acc> ? rest : kPanel<Acc>;
+  Tensor tensor = out.tensor;
+  tensor.data = static_cast<char*>(tensor.data) +
+                first * tensor.channel_stride * float_bytes(tensor.dtype);
+  store_block(tensor, channels, Block{b.batch, b.voxel + v, n, 0}, out.stream, staging,
+              in + first * pitch + v, pitch);
+}
+
+// Loads a block's rows, and hands each of their vectors to use(row)(position, vector).
+template <class Acc, class Use>
+static inline void load_each(const Tensor& t, int64_t channels, const Block& block, Ahead& ahead,
+                             Acc* staging, Acc* rows, int64_t pitch, Use&& use) {
+  const bool apart = t.voxel_stride == 1;
+  if (!apart) load_block(t, channels, block, ahead, staging, rows, pitch);
+  for (int64_t c = 0; c < channels; ++c) {
+    Acc* row = rows + c * pitch;
+    const auto with = use(c);
+    if (apart) {
+      load_row(t, c, block, ahead, row, with);
+    } else {
+      for (int64_t i = 0; i < block.filled; i += kLanes<Acc>) with(i, load_vector(row + i));
+    }
+  }
+}
+
+// Stores a block's rows, their vectors from make(row)(position). What is ahead comes meanwhile.
+template <class Acc, class Make>
+static inline void store_each(const Out& out, int64_t channels, const Block& block, Ahead& ahead,
+                              Acc* staging, Acc* rows, int64_t pitch, Make&& make) {
+  const bool apart = out.tensor.voxel_stride == 1;
+  constexpr int64_t lanes = kLanes<Acc>;
+  for (int64_t c = 0; c < channels; ++c) {
+    const auto vector = make(c);
+    const Ahead::Lines lines = ahead.take(block.filled / lanes);
+    const auto next = [=](int64_t i) __attribute__((always_inline)) {
+      if (i < lines.count * lanes) __builtin_prefetch(lines.at + i / lanes * 64, 0, 2);
+      return vector(i);
+    };
+    if (apart) {
+      store_row<Acc>(out.tensor, c, block, out.stream, next);
+    } else {
+      Acc* row = rows + c * pitch;
+      for (int64_t i = 0; i < block.filled; i += lanes) store_vector(row + i, next(i));
+    }
+  }
+  if (!apart) store_block(out.tensor, channels, block, out.stream, staging, rows, pitch);
+}
+
+// One attention value a voxel: as fast as memory, if each row is worked on as it comes.
+template <class Acc>
+static void voxel_gate(const EdgeGate& p) {
   const EdgeGatePlan plan(p.size, p.main_channels, p.gates, false);
-  const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
-  const int64_t inputs = plan.inputs, pitch = plan.pitch;
-  constexpr int64_t panel = kPanel<Acc>;
+  const int64_t ce = p.size.channels, cm = p.main_channels, pitch = plan.pitch;
+  constexpr int64_t lanes = kLanes<Acc>;
   Acc* weights = static_cast<Acc*>(p.resources.workspace);
   pack_weights(p, weights);
-  const bool stream = prepare(p.out, p.size.batch);
+  const Out out = prepare<Acc>(p.out, p.size.batch);
+  const auto low = lowest<Acc>(p.relu);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
-    Acc* x = weights + plan.weights + omp_get_thread_num() * plan.scratch;
-    Acc *e = x, *m = x + ce * pitch, *ones = m + cm * pitch;
-    Acc *sums = ones + pitch, *staging = x + plan.staging;
-    for (int64_t v = 0; v < plan.block; ++v) ones[v] = 1;
+    Acc* e = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc *m = e + ce * pitch, *sums = m + cm * pitch, *staging = e + plan.staging;
+    Ahead ahead;
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < plan.jobs; ++job) {
       const Block block = find_block<Acc>(plan, p.size, job);
-      load_block(p.e, ce, block, staging, e, pitch);
-      load_block(p.m, cm, block, staging, m, pitch);
-      for (int64_t v = 0; v < block.filled; v += panel) {
-        prefetch_panel<Acc>(p.e, ce, block, v);
-        prefetch_panel<Acc>(p.m, cm, block, v);
-        multiply(gates, inputs, weights, inputs, 1, x + v, pitch, sums, panel, false);
-        for (int64_t i = 0; i < gates * panel; ++i) sums[i] = 1 + gate(sums[i], p.relu);
-        for (int64_t c = 0; c < ce; ++c) {
-          const Acc* factor = sums + (gates == 1 ? 0 : c) * panel;
-          for (int64_t i = 0; i < panel; ++i) e[c * pitch + v + i] *= factor[i];
-        }
+      const int64_t n = block.filled;
+      for (int64_t v = 0; v < n; ++v) sums[v] = weights[ce + cm];
+      const auto add = [=](int64_t c) {
+        return [sums, weight = weights[c]](int64_t i, Vector<Acc> x) {
+          store_vector(sums + i, load_vector(sums + i) + weight * x);
+        };
+      };
+      load_each(p.e, ce, block, ahead, staging, e, pitch, add);
+      load_each(p.m, cm, block, ahead, staging, m, pitch, [=](int64_t c) { return add(ce + c); });
+      for (int64_t v = 0; v < n; v += lanes) {
+        store_vector(sums + v, 1 + sigmoid<Acc>(load_vector(sums + v), low));
       }
-      store_block(p.out, ce, block, stream, staging, e, pitch);
+      ahead = Ahead();
+      add_next(ahead, p.e, ce, block);
+      add_next(ahead, p.m, cm, block);
+      store_each(out, ce, block, ahead, staging, e, pitch, [=](int64_t c) {
+        return [sums, row = e + c * pitch](int64_t i) {
+          return load_vector(row + i) * load_vector(sums + i);
+        };
+      });
+    }
+    stream_fence();
+  }
+}
+
+template <class Acc>
+static void channel_gate(const EdgeGate& p) {
+  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, false);
+  const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
+  const int64_t inputs = plan.inputs, pitch = plan.pitch;
+  constexpr int64_t panel = kPanel<Acc>, lanes = kLanes<Acc>;
+  Acc* weights = static_cast<Acc*>(p.resources.workspace);
+  const Acc* bias = weights + gates * inputs;
+  pack_weights(p, weights);
+  const Out out = prepare<Acc>(p.out, p.size.batch);
+  const auto low = lowest<Acc>(p.relu);
+
+#pragma omp parallel num_threads(p.resources.threads)
+  {
+    Acc* e = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc *m = e + ce * pitch, *sums = m + cm * pitch, *staging = e + plan.staging;
+    Ahead ahead;
+#pragma omp for schedule(static)
+    for (int64_t job = 0; job < plan.jobs; ++job) {
+      const Block block = find_block<Acc>(plan, p.size, job);
+      load_block(p.e, ce, block, ahead, staging, e, pitch);
+      load_block(p.m, cm, block, ahead, staging, m, pitch);
+      ahead = Ahead();
+      add_next(ahead, p.e, ce, block);
+      add_next(ahead, p.m, cm, block);
+      for (int64_t v = 0; v < block.filled; v += panel) {
+        multiply(gates, inputs, weights, inputs, 1, e + v, pitch, sums, panel, false, ahead);
+        for (int64_t c = 0; c < ce; ++c) {
+          Acc* row = e + c * pitch + v;
+          for (int64_t i = 0; i < panel; i += lanes) {
+            const auto alpha = sigmoid<Acc>(load_vector(sums + c * panel + i) + bias[c], low);
+            const auto value = load_vector(row + i);
+            store_vector(row + i, value + value * alpha);
+          }
+        }
+        if (out.by_panel) store_panel(out, 0, ce, block, v, staging, e, pitch);
+      }
+      if (!out.by_panel) store_block(out.tensor, ce, block, out.stream, staging, e, pitch);
     }
     stream_fence();
   }
@@ -87,60 +185,49 @@ static void edge_gate(const EdgeGate& p) {
 
 void edge_gate_launch(const EdgeGate& p) {
   if (p.size.empty()) return;
-  if (p.e.dtype == DType::f64) return edge_gate<double>(p);
-  edge_gate<float>(p);
+  if (p.e.dtype == DType::f64) return p.gates == 1 ? voxel_gate<double>(p) : channel_gate<double>(p);
+  return p.gates == 1 ? voxel_gate<float>(p) : channel_gate<float>(p);
 }
 
-// Turns a panel's sums into ds, and grad into the part of de that goes past the gate.
+// dW and db are summed in two stages: within each of a number of chunks that depends on the sizes
+// alone, then over the chunks in order. So the threads change no bit of the result.
 template <class Acc>
-static inline void through_gate(int64_t channels, int64_t gates, bool relu, const Acc* e, Acc* grad,
-                                Acc* sums, int64_t pitch) {
-  constexpr int64_t panel = kPanel<Acc>;
-  if (gates != 1) {
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t i = c * pitch; i < c * pitch + panel; ++i) {
-        const Acc alpha = gate(sums[i], relu);
-        sums[i] = grad[i] * e[i] * gate_slope(sums[i], alpha, relu);
-        grad[i] *= 1 + alpha;
-      }
-    }
-    return;
-  }
-  // One attention value gathers its gradient from every channel.
-  Acc products[panel] = {}, factor[panel];
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t i = 0; i < panel; ++i) products[i] += e[c * pitch + i] * grad[c * pitch + i];
-  }
-  for (int64_t i = 0; i < panel; ++i) {
-    const Acc alpha = gate(sums[i], relu);
-    sums[i] = products[i] * gate_slope(sums[i], alpha, relu);
-    factor[i] = 1 + alpha;
-  }
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t i = 0; i < panel; ++i) grad[c * pitch + i] *= factor[i];
+static void add_up(const EdgeGateBackward& p, const EdgeGatePlan& plan, const double* partial) {
+  const int64_t ce = p.size.channels, cm = p.main_channels;
+  const auto total = [&](int64_t i) {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) sum += partial[chunk * plan.weights + i];
+    return Acc(sum);
+  };
+  for (int64_t g = 0; g < p.gates; ++g) {
+    const int64_t row = g * plan.inputs;
+    Acc* to_e = static_cast<Acc*>(p.grad_weight_e) + g * ce;
+    Acc* to_m = static_cast<Acc*>(p.grad_weight_m) + g * cm;
+    for (int64_t c = 0; c < ce; ++c) to_e[c] = total(row + c);
+    for (int64_t c = 0; c < cm; ++c) to_m[c] = total(row + ce + c);
+    static_cast<Acc*>(p.grad_bias)[g] = total(p.gates * plan.inputs + g);
   }
 }
 
-// dW is summed in two stages: within each of a number of chunks that depends on the sizes alone,
-// then over the chunks in order. So the threads change no bit of the result.
 template <class Acc>
-static void edge_gate_backward(const EdgeGateBackward& p) {
+static void voxel_gate_backward(const EdgeGateBackward& p) {
   const EdgeGatePlan plan(p.size, p.main_channels, p.gates, true);
-  const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
+  const int64_t ce = p.size.channels, cm = p.main_channels;
   const int64_t inputs = plan.inputs, pitch = plan.pitch;
-  constexpr int64_t panel = kPanel<Acc>;
+  constexpr int64_t lanes = kLanes<Acc>;
   double* grad_weights = static_cast<double*>(p.resources.workspace);
   Acc* weights = reinterpret_cast<Acc*>(grad_weights + plan.chunks * plan.weights);
   pack_weights(p, weights);
-  const bool stream_e = prepare(p.grad_e, p.size.batch);
-  const bool stream_m = prepare(p.grad_m, p.size.batch);
+  const Out out_e = prepare<Acc>(p.grad_e, p.size.batch);
+  const Out out_m = prepare<Acc>(p.grad_m, p.size.batch);
+  const auto low = lowest<Acc>(p.relu);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
-    Acc* x = weights + plan.weights + omp_get_thread_num() * plan.scratch;
-    Acc *e = x, *m = x + ce * pitch, *ones = m + cm * pitch;
-    Acc *grad = ones + pitch, *sums = grad + ce * pitch, *staging = x + plan.staging;
-    for (int64_t v = 0; v < plan.block; ++v) ones[v] = 1;
+    Acc* e = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc *m = e + ce * pitch, *grad = m + cm * pitch, *sums = grad + ce * pitch;
+    Acc *factor = sums + pitch, *staging = e + plan.staging;
+    Ahead ahead;
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       double* partial = grad_weights + chunk * plan.weights;
@@ -149,49 +236,121 @@ static void edge_gate_backward(const EdgeGateBackward& p) {
       share(plan.jobs, plan.chunks, chunk, &first, &last);
       for (int64_t job = first; job < last; ++job) {
         const Block block = find_block<Acc>(plan, p.size, job);
-        load_block(p.e, ce, block, staging, e, pitch);
-        load_block(p.m, cm, block, staging, m, pitch);
-        load_block(p.grad, ce, block, staging, grad, pitch);
-        for (int64_t v = 0; v < block.filled; v += panel) {
-          prefetch_panel<Acc>(p.e, ce, block, v);
-          prefetch_panel<Acc>(p.m, cm, block, v);
-          multiply(gates, inputs, weights, inputs, 1, x + v, pitch, sums + v, pitch, false);
-          through_gate(ce, gates, p.relu, e + v, grad + v, sums + v, pitch);
-          prefetch_panel<Acc>(p.grad, ce, block, v);
-          multiply(ce, gates, weights, 1, inputs, sums + v, pitch, grad + v, pitch, true);
+        const int64_t n = block.filled;
+        for (int64_t v = 0; v < n; ++v) sums[v] = weights[inputs], factor[v] = 0;
+        const auto add = [=](int64_t c) {
+          return [sums, weight = weights[c]](int64_t i, Vector<Acc> x) {
+            store_vector(sums + i, load_vector(sums + i) + weight * x);
+          };
+        };
+        load_each(p.e, ce, block, ahead, staging, e, pitch, add);
+        load_each(p.m, cm, block, ahead, staging, m, pitch, [=](int64_t c) { return add(ce + c); });
+        // One attention value gathers its gradient from every channel.
+        load_each(p.grad, ce, block, ahead, staging, grad, pitch, [=](int64_t c) {
+          return [factor, row = e + c * pitch](int64_t i, Vector<Acc> x) {
+            store_vector(factor + i, load_vector(factor + i) + load_vector(row + i) * x);
+          };
+        });
+        for (int64_t v = 0; v < n; v += lanes) {
+          const auto sum = load_vector(sums + v), alpha = sigmoid<Acc>(sum, low);
+          store_vector(sums + v, load_vector(factor + v) * slope<Acc>(sum, alpha, low));
+          store_vector(factor + v, 1 + alpha);
         }
-        multiply_rows(gates, inputs, block.filled, sums, x, pitch, partial);
-        for (int64_t v = 0; v < block.filled; v += panel) {
-          multiply(cm, gates, weights + ce, 1, inputs, sums + v, pitch, m + v, pitch, false);
-        }
-        store_block(p.grad_e, ce, block, stream_e, staging, grad, pitch);
-        store_block(p.grad_m, cm, block, stream_m, staging, m, pitch);
+        multiply_rows(1, inputs, n, sums, e, pitch, partial);
+        partial[inputs] += sum_row(n, sums);
+        ahead = Ahead();
+        add_next(ahead, p.e, ce, block);
+        add_next(ahead, p.m, cm, block);
+        add_next(ahead, p.grad, ce, block);
+        store_each(out_e, ce, block, ahead, staging, grad, pitch, [=](int64_t c) {
+          return [sums, factor, row = grad + c * pitch, weight = weights[c]](int64_t i) {
+            return load_vector(row + i) * load_vector(factor + i) + weight * load_vector(sums + i);
+          };
+        });
+        store_each(out_m, cm, block, ahead, staging, m, pitch, [=](int64_t c) {
+          return [sums, weight = weights[ce + c]](int64_t i) {
+            return weight * load_vector(sums + i);
+          };
+        });
       }
     }
     stream_fence();
   }
+  add_up<Acc>(p, plan, grad_weights);
+}
 
-  const auto total = [&](int64_t i) {
-    double sum = 0;
+template <class Acc>
+static void channel_gate_backward(const EdgeGateBackward& p) {
+  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, true);
+  const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
+  const int64_t inputs = plan.inputs, pitch = plan.pitch;
+  constexpr int64_t panel = kPanel<Acc>, lanes = kLanes<Acc>;
+  double* grad_weights = static_cast<double*>(p.resources.workspace);
+  Acc* weights = reinterpret_cast<Acc*>(grad_weights + plan.chunks * plan.weights);
+  const Acc* bias = weights + gates * inputs;
+  pack_weights(p, weights);
+  const Out out_e = prepare<Acc>(p.grad_e, p.size.batch);
+  const Out out_m = prepare<Acc>(p.grad_m, p.size.batch);
+  const auto low = lowest<Acc>(p.relu);
+
+#pragma omp parallel num_threads(p.resources.threads)
+  {
+    Acc* e = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc *m = e + ce * pitch, *grad = m + cm * pitch, *sums = grad + ce * pitch;
+    Acc* staging = e + plan.staging;
+    Ahead ahead;
+#pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-      sum += grad_weights[chunk * plan.weights + i];
+      double* partial = grad_weights + chunk * plan.weights;
+      for (int64_t i = 0; i < plan.weights; ++i) partial[i] = 0;
+      int64_t first, last;
+      share(plan.jobs, plan.chunks, chunk, &first, &last);
+      for (int64_t job = first; job < last; ++job) {
+        const Block block = find_block<Acc>(plan, p.size, job);
+        load_block(p.e, ce, block, ahead, staging, e, pitch);
+        load_block(p.m, cm, block, ahead, staging, m, pitch);
+        load_block(p.grad, ce, block, ahead, staging, grad, pitch);
+        ahead = Ahead();
+        add_next(ahead, p.e, ce, block);
+        add_next(ahead, p.m, cm, block);
+        add_next(ahead, p.grad, ce, block);
+        for (int64_t v = 0; v < block.filled; v += panel) {
+          multiply(gates, inputs, weights, inputs, 1, e + v, pitch, sums + v, pitch, false, ahead);
+          // Turns the sums into ds, and grad into the part of de that goes past the gate.
+          for (int64_t c = 0; c < ce; ++c) {
+            for (int64_t i = c * pitch + v; i < c * pitch + v + panel; i += lanes) {
+              const auto sum = load_vector(sums + i) + bias[c], alpha = sigmoid<Acc>(sum, low);
+              const auto past = load_vector(grad + i);
+              store_vector(sums + i, past * load_vector(e + i) * slope<Acc>(sum, alpha, low));
+              store_vector(grad + i, past + past * alpha);
+            }
+          }
+          multiply(ce, gates, weights, 1, inputs, sums + v, pitch, grad + v, pitch, true, ahead);
+          if (out_e.by_panel) store_panel(out_e, 0, ce, block, v, staging, grad, pitch);
+        }
+        multiply_rows(gates, inputs, block.filled, sums, e, pitch, partial);
+        for (int64_t g = 0; g < gates; ++g) {
+          partial[gates * inputs + g] += sum_row(block.filled, sums + g * pitch);
+        }
+        for (int64_t v = 0; v < block.filled; v += panel) {
+          multiply(cm, gates, weights + ce, 1, inputs, sums + v, pitch, m + v, pitch, false, ahead);
+          if (out_m.by_panel) store_panel(out_m, 0, cm, block, v, staging, m, pitch);
+        }
+        if (!out_e.by_panel) store_block(p.grad_e, ce, block, out_e.stream, staging, grad, pitch);
+        if (!out_m.by_panel) store_block(p.grad_m, cm, block, out_m.stream, staging, m, pitch);
+      }
     }
-    return Acc(sum);
-  };
-  for (int64_t g = 0; g < gates; ++g) {
-    const int64_t row = g * inputs;
-    Acc* to_e = static_cast<Acc*>(p.grad_weight_e) + g * ce;
-    Acc* to_m = static_cast<Acc*>(p.grad_weight_m) + g * cm;
-    for (int64_t c = 0; c < ce; ++c) to_e[c] = total(row + c);
-    for (int64_t c = 0; c < cm; ++c) to_m[c] = total(row + ce + c);
-    static_cast<Acc*>(p.grad_bias)[g] = total(row + ce + cm);
+    stream_fence();
   }
+  add_up<Acc>(p, plan, grad_weights);
 }
 
 void edge_gate_backward_launch(const EdgeGateBackward& p) {
   // No early return on empty volumes: the weight gradients are then zero, not nothing.
-  if (p.e.dtype == DType::f64) return edge_gate_backward<double>(p);
-  edge_gate_backward<float>(p);
+  if (p.e.dtype == DType::f64) {
+    return p.gates == 1 ? voxel_gate_backward<double>(p) : channel_gate_backward<double>(p);
+  }
+  return p.gates == 1 ? voxel_gate_backward<float>(p) : channel_gate_backward<float>(p);
 }
 
 }  // namespace egcnn::EGCNN_ISA

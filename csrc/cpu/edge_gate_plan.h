@@ -9,23 +9,22 @@
 
 namespace egcnn {
 
-// Work goes in blocks of voxels, with a row of each for every input: the channels of e, those of m,
-// and one of ones, whose weight is the bias.
+// Work goes in blocks of voxels, with a row of each for every input: the channels of e and those of m.
 struct EdgeGatePlan {
   int64_t inputs;
   int64_t block;    // voxels of a block, at most; a multiple of 64
   int64_t blocks;   // of a sample
   int64_t jobs;     // blocks of all samples
   int64_t pitch;    // elements from row to row; a power of two would crowd few sets of the caches
-  int64_t staging;  // offset of room for 16 voxels and 16 elements of scratch
+  int64_t staging;  // offset of room for 16 voxels and a line of scratch
   int64_t scratch;  // elements a thread
   int64_t weights;  // elements of the weights and biases of all gates
   int64_t chunks;   // of jobs, each with its own sums of the weights' gradients
 
   EdgeGatePlan(const Size& size, int64_t main_channels, int64_t gates, bool backward) {
     const int64_t ce = size.channels, cm = main_channels, voxels = size.voxels();
-    inputs = ce + cm + 1;
-    const int64_t rows = inputs + gates + (backward ? ce : 0);
+    inputs = ce + cm;
+    const int64_t rows = inputs + (gates > 2 ? gates : 2) + (backward ? ce : 0);
     // What the second-level cache holds beside the next block, but enough blocks to share out.
     const int64_t fit = (int64_t(96) << 10) / rows, part = (size.batch * voxels + 31) / 32;
     const int64_t wanted = fit < part ? fit : part;
@@ -34,8 +33,8 @@ struct EdgeGatePlan {
     jobs = size.batch * blocks;
     pitch = block + 16;
     staging = rows * pitch;
-    scratch = staging + 16 * ((ce > cm ? ce : cm) + 1);
-    weights = (gates * inputs + 15) / 16 * 16;
+    scratch = staging + 16 * ((ce > cm ? ce : cm) + 2);
+    weights = (gates * (inputs + 1) + 15) / 16 * 16;
     // Within 8 MB where that is possible.
     const int64_t few = (int64_t(1) << 20) / (weights > 0 ? weights : 1);
     const int64_t most = few < 16 ? 16 : few > 128 ? 128 : few;

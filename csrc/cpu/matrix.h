@@ -96,11 +96,49 @@ static inline void transpose(const Acc* in, int64_t in_pitch, int64_t rows, Acc*
   }
 }
 
-// out (I, J vectors) = a b, or out += a b. `a` has any strides.
+// Memory that is wanted soon: the rows of some arrays, for the products to send for as they go. The
+// caches get it a line at a time, so that no product waits for another to come.
+class Ahead {
+ public:
+  struct Lines {
+    const char* at;
+    int64_t count;
+  };
+
+  void add(const void* first, int64_t rows, int64_t step, int64_t bytes) {
+    if (rows > 0 && bytes > 0) arrays_[size_++] = {static_cast<const char*>(first), rows, step, bytes};
+  }
+
+  // The next lines of a row, at most so many.
+  Lines take(int64_t most) {
+    if (current_ == size_) return {nullptr, 0};
+    Array& array = arrays_[current_];
+    const int64_t left = (array.bytes - done_ + 63) / 64;
+    const Lines lines{array.row + done_, left < most ? left : most};
+    done_ += 64 * lines.count;
+    if (done_ >= array.bytes) {
+      done_ = 0;
+      array.row += array.step;
+      if (--array.rows == 0) ++current_;
+    }
+    return lines;
+  }
+
+ private:
+  struct Array {
+    const char* row;
+    int64_t rows, step, bytes;
+  };
+  Array arrays_[3];
+  int size_ = 0, current_ = 0;
+  int64_t done_ = 0;  // bytes of the current row
+};
+
+// out (I, J vectors) = a b, or out += a b. `a` has any strides. Lines ahead: one at each other step.
 template <int I, int J, class Acc>
 static inline void multiply_tile(int64_t depth, const Acc* a, int64_t a_row, int64_t a_column,
-                                 const Acc* b, int64_t b_pitch, Acc* out, int64_t pitch,
-                                 bool add) {
+                                 const Acc* b, int64_t b_pitch, Acc* out, int64_t pitch, bool add,
+                                 Ahead::Lines ahead) {
   constexpr int lanes = kLanes<Acc>;
   Vector<Acc> sum[I][J];
   for (int i = 0; i < I; ++i) {
@@ -108,14 +146,21 @@ static inline void multiply_tile(int64_t depth, const Acc* a, int64_t a_row, int
       sum[i][j] = add ? load_vector(out + i * pitch + j * lanes) : Vector<Acc>{};
     }
   }
-  for (int64_t k = 0; k < depth; ++k) {
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
     Vector<Acc> x[J];
     for (int j = 0; j < J; ++j) x[j] = load_vector(b + k * b_pitch + j * lanes);
     for (int i = 0; i < I; ++i) {
       const Acc w = a[i * a_row + k * a_column];
       for (int j = 0; j < J; ++j) sum[i][j] += w * x[j];
     }
+  };
+  int64_t k = 0;
+  for (; k + 2 <= depth; k += 2) {
+    if (k < 2 * ahead.count) __builtin_prefetch(ahead.at + k * 32, 0, 2);
+    step(k);
+    step(k + 1);
   }
+  if (k < depth) step(k);
   for (int i = 0; i < I; ++i) {
     for (int j = 0; j < J; ++j) store_vector(out + i * pitch + j * lanes, sum[i][j]);
   }
@@ -132,18 +177,30 @@ constexpr int kTile = kVectorBytes == 64 ? 8 : 4;
 template <class Acc>
 static inline void multiply(int64_t rows, int64_t depth, const Acc* a, int64_t a_row,
                             int64_t a_column, const Acc* b, int64_t b_pitch, Acc* out,
-                            int64_t pitch, bool add) {
+                            int64_t pitch, bool add, Ahead& ahead) {
   const int64_t tiled = rows / kTile * kTile;
   for (int64_t v = 0; v < kPanel<Acc>; v += kPanel<Acc> / 2) {
     for (int64_t r = 0; r < tiled; r += kTile) {
       multiply_tile<kTile, 2>(depth, a + r * a_row, a_row, a_column, b + v, b_pitch,
-                              out + r * pitch + v, pitch, add);
+                              out + r * pitch + v, pitch, add, ahead.take(depth / 2));
     }
   }
   for (int64_t r = tiled; r < rows; ++r) {
     multiply_tile<1, 4>(depth, a + r * a_row, a_row, a_column, b, b_pitch, out + r * pitch, pitch,
-                        add);
+                        add, ahead.take(depth / 2));
   }
+}
+
+// Over n voxels, whole vectors.
+template <class Acc>
+static inline double sum_row(int64_t n, const Acc* x) {
+  Vector<Acc> sum[kLanes<Acc>] = {};
+  for (int64_t v = 0; v < n; v += 2 * kLanes<Acc>) {
+    sum[0] += load_vector(x + v);
+    sum[1] += load_vector(x + v + kLanes<Acc>);
+  }
+  sum[0] = sum_each<1, Acc>(sum);
+  return double(sum[0][0]) + sum[0][1];
 }
 
 // sums[r][c] += the product of row r of `a` and row c of `b`, over n voxels.
