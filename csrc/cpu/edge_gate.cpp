@@ -4,7 +4,7 @@
 #include <omp.h>
 
 #include "edge_gate_block.h"
-#include "edge_gate_math.h"
+#include "edge_gate_last.h"
 #include "edge_gate_plan.h"
 #include "pages.h"
 
@@ -106,6 +106,7 @@ static void voxel_gate(const EdgeGate& p) {
   pack_weights(p, weights);
   const Out out = prepare<Acc>(p.out, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
+  const bool by_voxel = in_vectors<Acc>(p.e, ce) && in_vectors<Acc>(p.m, cm);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
@@ -115,6 +116,10 @@ static void voxel_gate(const EdgeGate& p) {
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < plan.jobs; ++job) {
       const Block block = find_block<Acc>(plan, p.size, job);
+      if (by_voxel) {
+        voxel_gate_last<Acc>(p, block, weights, out.stream, {ce, e}, {cm, m});
+        continue;
+      }
       const int64_t n = block.filled;
       for (int64_t v = 0; v < n; ++v) sums[v] = weights[ce + cm];
       const auto add = [=](int64_t c) {
@@ -221,6 +226,8 @@ static void voxel_gate_backward(const EdgeGateBackward& p) {
   const Out out_e = prepare<Acc>(p.grad_e, p.size.batch);
   const Out out_m = prepare<Acc>(p.grad_m, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
+  const bool by_voxel = in_vectors<Acc>(p.e, ce) && in_vectors<Acc>(p.m, cm) &&
+                        in_vectors<Acc>(p.grad, ce) && p.grad.dtype == p.e.dtype;
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
@@ -236,6 +243,11 @@ static void voxel_gate_backward(const EdgeGateBackward& p) {
       share(plan.jobs, plan.chunks, chunk, &first, &last);
       for (int64_t job = first; job < last; ++job) {
         const Block block = find_block<Acc>(plan, p.size, job);
+        if (by_voxel) {
+          voxel_gate_last_backward<Acc>(p, block, weights, out_e.stream, out_m.stream, {ce, e},
+                                        {cm, m}, {ce, grad}, partial);
+          continue;
+        }
         const int64_t n = block.filled;
         for (int64_t v = 0; v < n; ++v) sums[v] = weights[inputs], factor[v] = 0;
         const auto add = [=](int64_t c) {

@@ -25,9 +25,11 @@ struct EdgeGatePlan {
     const int64_t ce = size.channels, cm = main_channels, voxels = size.voxels();
     inputs = ce + cm;
     const int64_t rows = inputs + (gates > 2 ? gates : 2) + (backward ? ce : 0);
-    // What the second-level cache holds beside the next block, but enough blocks to share out.
+    // What the second-level cache holds beside the next block, but enough blocks to share out,
+    // unless they get so short that the work on rows is not worth their starting.
     const int64_t fit = (int64_t(96) << 10) / rows, part = (size.batch * voxels + 31) / 32;
-    const int64_t wanted = fit < part ? fit : part;
+    const int64_t least = gates == 1 ? 256 : 64, enough = part < least ? least : part;
+    const int64_t wanted = fit < enough ? fit : enough;
     block = wanted > 1024 ? 1024 : wanted < 1 ? 64 : (wanted + 63) / 64 * 64;
     blocks = (voxels + block - 1) / block;
     jobs = size.batch * blocks;

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("device")
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 ACTIVATIONS = ("relu_sigmoid", "sigmoid")
 # (B, Ce, Cm, D, H, W): one voxel, primes, more voxels than one block holds, as many channels as a
-# warp of the GPU holds at a time, and more.
+# warp of the GPU holds at a time, and more; whole vectors of channels and voxels that are none.
 SHAPES = [
     (1, 1, 1, 1, 1, 1),
     (2, 3, 5, 3, 5, 7),
@@ -28,6 +28,7 @@ SHAPES = [
     (3, 5, 9, 1, 1, 31),
     (1, 32, 32, 2, 3, 8),
     (1, 33, 70, 1, 3, 5),
+    (2, 16, 48, 3, 7, 31),
 ]
 
 
@@ -125,11 +126,12 @@ def test_empty_volume_has_zero_weight_gradients(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("kind", ["channel", "voxel"])
+# Over 8 MB in bf16: streamed. An odd number of voxels: no channel but the first is aligned; and
+# whole cache lines of voxels and of channels.
+@pytest.mark.parametrize("shape", [(1, 37, 18, 41, 53, 61), (1, 32, 16, 40, 56, 64)])
 def test_many_blocks_past_the_caches(
-    dtype: torch.dtype, memory_format: torch.memory_format, kind: str
+    dtype: torch.dtype, memory_format: torch.memory_format, kind: str, shape: tuple[int, ...]
 ) -> None:
-    # Over 8 MB in bf16: streamed. An odd number of voxels: no channel but the first is aligned.
-    shape = (1, 37, 18, 41, 53, 61)
     inputs = arguments(shape, shape[1] if kind == "channel" else 1, dtype, memory_format)
     grad = torch.randn_like(inputs[0])
     exact = [t.double().clone().requires_grad_() for t in inputs]
