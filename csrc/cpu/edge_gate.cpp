@@ -33,27 +33,13 @@ static inline Block find_block(const EdgeGatePlan& plan, const Size& size, int64
 // An output, and how it is written.
 struct Out {
   Tensor tensor;
-  bool stream;    // if it is large: past the caches, and in large pages
-  bool by_panel;  // as soon as a panel is done, not all at once: the writing passes unnoticed then
+  bool stream;  // if it is large: past the caches, and in large pages
 };
 
-template <class Acc>
 static Out prepare(const Tensor& tensor, int64_t batch) {
   const int64_t bytes = batch * tensor.batch_stride * float_bytes(tensor.dtype);
   advise_huge(tensor.data, bytes);
-  return {tensor, bytes > kStreamed, whole_lines<Acc>(tensor)};
-}
-
-// The channels from `first` of the panel at v.
-template <class Acc>
-static inline void store_panel(const Out& out, int64_t first, int64_t channels, const Block& b,
-                               int64_t v, Acc* staging, const Acc* in, int64_t pitch) {
-  const int64_t rest = b.n - v, n = rest < kPanel<Acc> ? rest : kPanel<Acc>;
-  Tensor tensor = out.tensor;
-  tensor.data = static_cast<char*>(tensor.data) +
-                first * tensor.channel_stride * float_bytes(tensor.dtype);
-  store_block(tensor, channels, Block{b.batch, b.voxel + v, n, 0}, out.stream, staging,
-              in + first * pitch + v, pitch);
+  return {tensor, bytes > kStreamed};
 }
 
 // Loads a block's rows, and hands each of their vectors to use(row)(position, vector).
@@ -104,7 +90,7 @@ static void voxel_gate(const EdgeGate& p) {
   constexpr int64_t lanes = kLanes<Acc>;
   Acc* weights = static_cast<Acc*>(p.resources.workspace);
   pack_weights(p, weights);
-  const Out out = prepare<Acc>(p.out, p.size.batch);
+  const Out out = prepare(p.out, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
   const bool by_voxel = in_vectors<Acc>(p.e, ce) && in_vectors<Acc>(p.m, cm);
 
@@ -154,7 +140,7 @@ static void channel_gate(const EdgeGate& p) {
   Acc* weights = static_cast<Acc*>(p.resources.workspace);
   const Acc* bias = weights + gates * inputs;
   pack_weights(p, weights);
-  const Out out = prepare<Acc>(p.out, p.size.batch);
+  const Out out = prepare(p.out, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
 
 #pragma omp parallel num_threads(p.resources.threads)
@@ -180,9 +166,8 @@ static void channel_gate(const EdgeGate& p) {
             store_vector(row + i, value + value * alpha);
           }
         }
-        if (out.by_panel) store_panel(out, 0, ce, block, v, staging, e, pitch);
       }
-      if (!out.by_panel) store_block(out.tensor, ce, block, out.stream, staging, e, pitch);
+      store_block(out.tensor, ce, block, out.stream, staging, e, pitch);
     }
     stream_fence();
   }
@@ -223,8 +208,8 @@ static void voxel_gate_backward(const EdgeGateBackward& p) {
   double* grad_weights = static_cast<double*>(p.resources.workspace);
   Acc* weights = reinterpret_cast<Acc*>(grad_weights + plan.chunks * plan.weights);
   pack_weights(p, weights);
-  const Out out_e = prepare<Acc>(p.grad_e, p.size.batch);
-  const Out out_m = prepare<Acc>(p.grad_m, p.size.batch);
+  const Out out_e = prepare(p.grad_e, p.size.batch);
+  const Out out_m = prepare(p.grad_m, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
   const bool by_voxel = in_vectors<Acc>(p.e, ce) && in_vectors<Acc>(p.m, cm) &&
                         in_vectors<Acc>(p.grad, ce) && p.grad.dtype == p.e.dtype;
@@ -301,8 +286,8 @@ static void channel_gate_backward(const EdgeGateBackward& p) {
   Acc* weights = reinterpret_cast<Acc*>(grad_weights + plan.chunks * plan.weights);
   const Acc* bias = weights + gates * inputs;
   pack_weights(p, weights);
-  const Out out_e = prepare<Acc>(p.grad_e, p.size.batch);
-  const Out out_m = prepare<Acc>(p.grad_m, p.size.batch);
+  const Out out_e = prepare(p.grad_e, p.size.batch);
+  const Out out_m = prepare(p.grad_m, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
 
 #pragma omp parallel num_threads(p.resources.threads)
@@ -338,7 +323,6 @@ static void channel_gate_backward(const EdgeGateBackward& p) {
             }
           }
           multiply(ce, gates, weights, 1, inputs, sums + v, pitch, grad + v, pitch, true, ahead);
-          if (out_e.by_panel) store_panel(out_e, 0, ce, block, v, staging, grad, pitch);
         }
         multiply_rows(gates, inputs, block.filled, sums, e, pitch, partial);
         for (int64_t g = 0; g < gates; ++g) {
@@ -346,10 +330,9 @@ static void channel_gate_backward(const EdgeGateBackward& p) {
         }
         for (int64_t v = 0; v < block.filled; v += panel) {
           multiply(cm, gates, weights + ce, 1, inputs, sums + v, pitch, m + v, pitch, false, ahead);
-          if (out_m.by_panel) store_panel(out_m, 0, cm, block, v, staging, m, pitch);
         }
-        if (!out_e.by_panel) store_block(p.grad_e, ce, block, out_e.stream, staging, grad, pitch);
-        if (!out_m.by_panel) store_block(p.grad_m, cm, block, out_m.stream, staging, m, pitch);
+        store_block(p.grad_e, ce, block, out_e.stream, staging, grad, pitch);
+        store_block(p.grad_m, cm, block, out_m.stream, staging, m, pitch);
       }
     }
     stream_fence();

@@ -148,14 +148,6 @@ EGCNN_OUT_OF_LINE void load_block(const Tensor& t, int64_t channels, const Block
   }
 }
 
-// Whether pieces of a block, of whole vectors of voxels, are whole cache lines of the tensor.
-template <class Acc>
-static inline bool whole_lines(const Tensor& t) {
-  const int64_t size = float_bytes(t.dtype);
-  return reinterpret_cast<uintptr_t>(t.data) % 64 == 0 &&
-         (t.voxel_stride != 1 || t.channel_stride * size % 64 == 0);
-}
-
 template <class Acc>
 EGCNN_OUT_OF_LINE void store_block(const Tensor& t, int64_t channels, const Block& b, bool stream,
                                    Acc* staging, const Acc* in, int64_t pitch) {
