@@ -1,6 +1,10 @@
 // The gate of Eq. 1 in vectors: alpha and its slope.
 #pragma once
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include "matrix.h"
 #include "vector_math.h"
 

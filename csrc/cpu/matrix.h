@@ -106,7 +106,8 @@ class Ahead {
   };
 
   void add(const void* first, int64_t rows, int64_t step, int64_t bytes) {
-    if (rows > 0 && bytes > 0) arrays_[size_++] = {static_cast<const char*>(first), rows, step, bytes};
+    if (rows == 0 || bytes == 0) return;
+    arrays_[size_++] = {static_cast<const char*>(first), rows, step, bytes};
   }
 
   // The next lines of a row, at most so many.
