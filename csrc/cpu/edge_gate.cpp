@@ -175,7 +175,9 @@ static void channel_gate(const EdgeGate& p) {
 
 void edge_gate_launch(const EdgeGate& p) {
   if (p.size.empty()) return;
-  if (p.e.dtype == DType::f64) return p.gates == 1 ? voxel_gate<double>(p) : channel_gate<double>(p);
+  if (p.e.dtype == DType::f64) {
+    return p.gates == 1 ? voxel_gate<double>(p) : channel_gate<double>(p);
+  }
   return p.gates == 1 ? voxel_gate<float>(p) : channel_gate<float>(p);
 }
 

@@ -112,7 +112,8 @@ EGCNN_OUT_OF_LINE void load_row(const Tensor& t, int64_t c, const Block& b, Ahea
 }
 
 template <class Acc, class Make>
-EGCNN_OUT_OF_LINE void store_row(const Tensor& t, int64_t c, const Block& b, bool stream, Make make) {
+EGCNN_OUT_OF_LINE void store_row(const Tensor& t, int64_t c, const Block& b, bool stream,
+                                 Make make) {
   with_volume<Acc>(t.dtype, [&](auto* type) {
     store_run<std::remove_pointer_t<decltype(type)>, Acc>(
         b.n, stream, static_cast<decltype(type)>(t.data) + offset(t, b.batch, c, b.voxel), make);

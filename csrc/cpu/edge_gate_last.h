@@ -35,7 +35,9 @@ struct Voxels {
   void add_products(const Acc* weights, int64_t voxels, Vector<Acc>* sums) const {
     for (int64_t c = 0; c < channels; c += kLanes<Acc>) {
       const Vector<Acc> weight = load_vector(weights + c);
-      for (int64_t v = 0; v < voxels; ++v) sums[v] += weight * load_vector(values + v * channels + c);
+      for (int64_t v = 0; v < voxels; ++v) {
+        sums[v] += weight * load_vector(values + v * channels + c);
+      }
     }
   }
 };
@@ -119,7 +121,8 @@ EGCNN_OUT_OF_LINE void voxel_gate_last_backward(const EdgeGateBackward& p, const
         for (int64_t i = 0; i < voxels; ++i) {
           const int64_t at = i * e.channels + c;
           total += ds[i] * load_vector(e.values + at);
-          store_vector(grad.values + at, load_vector(grad.values + at) * factor[i] + weight * ds[i]);
+          const auto past = load_vector(grad.values + at) * factor[i];
+          store_vector(grad.values + at, past + weight * ds[i]);
         }
         store_vector(to_e + c, total);
       }

@@ -10,8 +10,8 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// Sums below count as this one. With ReLU that is 0; else the sigmoid is about 1e-38 from here down,
-// so that one scale factor does for its exponential.
+// Sums below count as this one. With ReLU that is 0; else the sigmoid is about 1e-38 from here
+// down, so that one scale factor does for its exponential.
 template <class Acc>
 constexpr Acc lowest(bool relu) {
   return relu ? 0 : sizeof(Acc) == 4 ? -87 : -1000;

@@ -9,7 +9,7 @@
 
 namespace egcnn {
 
-// Work goes in blocks of voxels, with a row of each for every input: the channels of e and those of m.
+// Work goes in blocks of voxels, with a row of each for every input: e's channels and m's.
 struct EdgeGatePlan {
   int64_t inputs;
   int64_t block;    // voxels of a block, at most; a multiple of 64
