@@ -22,7 +22,10 @@ struct Voxels {
 
   template <class T>
   void load(const T* in, int64_t voxels) const {
-    load_run(in, voxels * channels, Ahead::Lines{}, values, [](int64_t, Vector<Acc>) {});
+    const int64_t n = voxels * channels;
+    // The hardware would stop at the end of each page.
+    const Ahead::Lines ahead{reinterpret_cast<const char*>(in + 4 * n), n * int64_t(sizeof(T)) / 64};
+    load_run(in, n, ahead, values, [](int64_t, Vector<Acc>) {});
   }
 
   template <class T>
