@@ -5,17 +5,22 @@
 //   find       candidates: voxels whose 3x3x3 neighbourhood is not constant, all edges among them
 //   sample     the Gumbel-softmax sample in the band, which is candidates and voxels beside them
 //   compare    at each edge: | ‖∇p‖ - ‖∇y‖ |, summed, or its gradient scattered to the neighbourhood
-//   finish     from the gradient of the sample to that of the logits; zeros outside the band
+//   finish     from the gradient of the sample to that of the logits
+// Backward first counts the edges, which scale the gradients, and fills the output with zeros
+// between that work. It keeps where they are: its second march looks for no candidates again.
 // Support "both" first draws the hard sample everywhere and has candidates of it, too.
 //
 // Each voxel and each sum is computed in the same order however the planes are shared out.
-#include "../math/sobel.h"
+#include "edge_terms.h"
 #include "gumbel_sample.h"
+#include "label_changes.h"
 #include "pages.h"
 #include "stream.h"
 #include "voxel_sets.h"
 
 #include <omp.h>
+
+#include <algorithm>
 
 #include <initializer_list>
 
@@ -27,60 +32,6 @@ static int64_t grad_bytes(const Consistency& p) {
   return p.size.batch * p.size.channels * p.size.voxels() * float_bytes(p.grad_logits.dtype);
 }
 
-// --- Sobel along a row ---
-
-constexpr int64_t kBlock = 64;
-
-// A row and those around it along z and y; `from` says by which value a voxel counts.
-template <class T, class V, class From>
-static inline void smooth_rows(const T* const (&rows)[3][3], int64_t first, From&& from,
-                               V* __restrict smooth_zy, V* __restrict smooth_z_diff_y,
-                               V* __restrict diff_z_smooth_y) {
-  const T *a0 = rows[0][0] + first, *a1 = rows[0][1] + first, *a2 = rows[0][2] + first;
-  const T *b0 = rows[1][0] + first, *b1 = rows[1][1] + first, *b2 = rows[1][2] + first;
-  const T *c0 = rows[2][0] + first, *c1 = rows[2][1] + first, *c2 = rows[2][2] + first;
-#pragma omp simd
-  for (int64_t i = 0; i < kBlock; ++i) {
-    const V before[3] = {from(a0[i]), from(a1[i]), from(a2[i])};
-    const V at[3] = {from(b0[i]), from(b1[i]), from(b2[i])};
-    const V after[3] = {from(c0[i]), from(c1[i]), from(c2[i])};
-    const V s0 = V(before[0] + 2 * at[0] + after[0]), s1 = V(before[1] + 2 * at[1] + after[1]);
-    const V s2 = V(before[2] + 2 * at[2] + after[2]);
-    const V d0 = V(after[0] - before[0]), d1 = V(after[1] - before[1]);
-    const V d2 = V(after[2] - before[2]);
-    smooth_zy[i] = V(s0 + 2 * s1 + s2);
-    smooth_z_diff_y[i] = V(s2 - s0);
-    diff_z_smooth_y[i] = V(d0 + 2 * d1 + d2);
-  }
-}
-
-// The unscaled gradient (z, y, x) for columns [first, last) of a row; up to a block more are read
-// and written. Results lie as columns do, `pitch` apart. Borders replicate.
-template <class T, class V, class From>
-static inline void sobel_row(const T* const (&rows)[3][3], int64_t first, int64_t last,
-                             int64_t width, From&& from, V* columns, V* gradient, int64_t pitch) {
-  V* __restrict smooth_zy = columns + 1;
-  V* __restrict smooth_z_diff_y = smooth_zy + pitch;
-  V* __restrict diff_z_smooth_y = smooth_z_diff_y + pitch;
-  const int64_t begin = first > 0 ? first - 1 : 0, end = last < width ? last + 1 : width;
-  for (int64_t x = begin; x < end; x += kBlock) {
-    smooth_rows(rows, x, from, smooth_zy + x, smooth_z_diff_y + x, diff_z_smooth_y + x);
-  }
-  for (V* row : {smooth_zy, smooth_z_diff_y, diff_z_smooth_y}) {
-    row[-1] = row[0];
-    row[width] = row[width - 1];
-  }
-  V *__restrict gz = gradient, *__restrict gy = gz + pitch, *__restrict gx = gy + pitch;
-  for (int64_t start = first; start < last; start += kBlock) {
-#pragma omp simd
-    for (int64_t x = start; x < start + kBlock; ++x) {
-      gz[x] = V(diff_z_smooth_y[x - 1] + 2 * diff_z_smooth_y[x] + diff_z_smooth_y[x + 1]);
-      gy[x] = V(smooth_z_diff_y[x - 1] + 2 * smooth_z_diff_y[x] + smooth_z_diff_y[x + 1]);
-      gx[x] = V(smooth_zy[x + 1] - smooth_zy[x - 1]);
-    }
-  }
-}
-
 // --- The march ---
 
 template <class Acc, class Code>
@@ -90,17 +41,22 @@ class March {
         const ConsistencyWorkspace<Acc, Code>& shared, bool backward, int thread)
       : p_(p), plan_(plan), shared_(shared), own_(shared.scratch(p, plan, backward, thread)),
         height_(p.size.height), width_(p.size.width), depth_(p.size.depth),
-        sampler_{p, GumbelKeys(*p.seed), own_.noise, own_.noisy, own_.best, own_.sum, own_.code} {}
+        sampler_{p, GumbelKeys(*p.seed), own_.noise, own_.noisy, own_.best, own_.sum, own_.voxel,
+                 own_.code},
+        terms_(own_.edge_group, own_.edge_row, own_.edge_sample, own_.edge_truth) {}
 
   // Draws the hard sample of one of all strips' planes everywhere.
   void draw(int64_t plane) {
     enter(plane);
-    int32_t* position = own_.band;
+    Group* group = own_.band;
     const int64_t n = (rows_end_ - rows_begin_) * width_;
-    for (int64_t i = 0; i < n; ++i) position[i] = int32_t(i);
+    for (int64_t i = 0; i < n; i += kLanes) {
+      *group++ = {int32_t(i), int32_t(i), uint32_t(first_bits(n - i)) & kAllLanes};
+    }
+    *group = {int32_t(n), int32_t(n), 0};
     const int64_t first = (z_of(plane) * height_ + rows_begin_) * width_;
-    sampler_.draw(batch_, channel_, plan_.classes, first, position, n, shared_.drawn + first,
-                  static_cast<Acc*>(nullptr), 0);
+    sampler_.draw(batch_, channel_, plan_.classes, first, own_.band, group, shared_.drawn + first,
+                  nullptr, 0);
   }
 
   // One of all strips' planes; those after the last one come cheaper than others.
@@ -113,6 +69,8 @@ class March {
     }
     last_plane_ = plane;
     pass_ = pass;
+    hard_ = (p_.hard && pass != Pass::count) || (p_.both && pass != Pass::gradient);
+    if (pass == Pass::count) fill_ = zeros(z);
     sums_ = plane * plan_.classes;
     for (; compared_ <= above_by(z, reach); ++compared_) {
       if (pass != Pass::count) need_sample(above_by(compared_, 1));
@@ -120,6 +78,7 @@ class March {
       compare(compared_);
     }
     if (pass == Pass::gradient) finish(z);
+    fill_.rest();
   }
 
  private:
@@ -137,6 +96,7 @@ class March {
   void enter(int64_t plane) {
     const int64_t strip = plane / depth_ % plan_.strips;
     volume_ = plane / depth_ / plan_.strips;
+    edge_plane_ = volume_ % plan_.together * depth_;
     batch_ = p_.softmax ? volume_ : volume_ / p_.size.channels;
     channel_ = p_.softmax ? 0 : volume_ % p_.size.channels;
     rows_begin_ = strip * plan_.strip;
@@ -147,7 +107,7 @@ class March {
   void begin(int64_t z) {
     const auto from = [](int64_t i) { return i > 0 ? i : 0; };
     compared_ = from(z);
-    sampled_ = listed_ = from(z - 1);
+    sampled_ = from(z - 1);
     found_ = from(z - 2);
     surveyed_ = loaded_ = from(z - 3);
   }
@@ -183,82 +143,50 @@ class March {
     }
     Code* codes = own_.truth + z % kEarlyRing * own_.plane;
     truth = codes;
-    with_type(target.dtype, [&](auto* type) {
-      const auto* in = static_cast<decltype(type)>(target.data) + start;
-      const int64_t stride = target.voxel_stride;
-      const uint64_t none = uint64_t(plan_.classes);
-      const auto convert = [&](int64_t step) {
-        if (p_.softmax) {
-          for (int64_t i = 0; i < n; ++i) {
-            const uint64_t value = uint64_t(widen<int64_t>(in[i * step]));
-            codes[i] = Code(value < none ? value : none);
-          }
-        } else {
-          for (int64_t i = 0; i < n; ++i) codes[i] = widen<int64_t>(in[i * step]) != 0;
-        }
-      };
-      stride == 1 ? convert(1) : convert(stride);
-    });
+    load_codes(target, start, n, p_.softmax, plan_.classes, codes);
   }
 
   // --- Find ---
 
-  // Where labels change in a plane, and from it to the next.
-  template <class Row>
-  void survey(int64_t z, Row&& row, bool also) {
-    const int64_t words = plan_.words, from = low(kReach), to = high(kReach);
-    if (!also) {
-      uint64_t *a = set(own_.across, z, from), *b = set(own_.along, z, from);
-      for (int64_t i = 0; i < (to - from) * words; ++i) a[i] = b[i] = 0;
-    }
-    for (int64_t y = from; y < to; ++y) {
-      const Code *at = row(z, y), *below_it = row(z, y + 1 < to ? y + 1 : y);
-      const Code* behind = row(above_by(z, 1), y);
-      uint64_t *across = set(own_.across, z, y), *along = set(own_.along, z, y);
-      uint64_t carry = 0;
-      for (int64_t w = 0; w < words; ++w) {
-        const int64_t x = w * kWord;
-        const uint64_t inside = first_bits(width_ - x);
-        const uint64_t dx = differing(at + x, at + x + 1) & first_bits(width_ - 1 - x);
-        const uint64_t dy = differing(at + x, below_it + x) & inside;
-        const uint64_t dz = differing(at + x, behind + x) & inside;
-        if ((dx | dy | dz | carry) == 0) continue;
-        along[w] |= dz;
-        const uint64_t wide = dx | dx << 1 | carry;
-        carry = dx >> 63;
-        across[w] |= wide | dy;
-        if (y > from) across[w - words] |= wide;
-        if (y + 1 < to) across[w + words] |= wide | dy;
-      }
+  // Adds where labels change, row by row of a strip and the rows around.
+  void survey(int64_t z, const Code* at, const Code* behind) {
+    const int64_t rows = high(kReach) - base_;
+    uint64_t *across = set(own_.across, z, base_), *along = set(own_.along, z, base_);
+    for (int64_t y = 0; y < rows; ++y, across += plan_.words, along += plan_.words) {
+      fill_.some();
+      const Code* row = at + y * width_;
+      add_changes(row, y + 1 < rows ? row + width_ : row, behind + y * width_, width_,
+                  y > 0 ? across - plan_.words : nullptr, across,
+                  y + 1 < rows ? across + plan_.words : nullptr, along);
     }
   }
 
   void find(int64_t z) {
-    const int64_t words = plan_.words;
-    for (int64_t y = low(kReach); y < high(kReach); ++y) {
-      uint64_t* found = set(own_.candidate, z, y);
-      const uint64_t *before = set(own_.across, below(z), y), *at = set(own_.across, z, y);
-      const uint64_t *after = set(own_.across, above_by(z, 1), y);
-      const uint64_t *along_before = set(own_.along, below(z), y), *along = set(own_.along, z, y);
+    const int64_t n = (high(kReach) - base_) * plan_.words;
+    uint64_t* __restrict found = set(own_.candidate, z, base_);
+    const uint64_t *before = set(own_.across, below(z), base_), *at = set(own_.across, z, base_);
+    const uint64_t* after = set(own_.across, above_by(z, 1), base_);
+    const uint64_t* along_before = set(own_.along, below(z), base_);
+    const uint64_t* along = set(own_.along, z, base_);
+    for (int64_t i = 0; i < n; ++i) {
+      found[i] = before[i] | at[i] | after[i] | along[i] | along_before[i];
+    }
+    for (int64_t y = base_; y < high(kReach); ++y, found += plan_.words) {
       uint64_t any = 0;
-      for (int64_t w = 0; w < words; ++w) {
-        found[w] = before[w] | at[w] | after[w] | along[w] | along_before[w];
-        any |= found[w];
-      }
+      for (int64_t w = 0; w < plan_.words; ++w) any |= found[w];
       has_candidates(z, y) = any != 0;
-      find_present(z, y);
+      if (any != 0) find_present(z, y);
     }
   }
 
   // The classes at a row's candidates. Any class near a candidate is that of a candidate near it.
   void find_present(int64_t z, int64_t y) {
     uint64_t* classes = present(z, y);
+    for (int64_t i = 0; i < plan_.sets; ++i) classes[i] = 0;
     if (plan_.classes == 1) {
-      classes[0] = has_candidates(z, y);
+      classes[0] = 1;
       return;
     }
-    for (int64_t i = 0; i < plan_.sets; ++i) classes[i] = 0;
-    if (!has_candidates(z, y)) return;
     const auto add = [&](int64_t code) {
       if (code < plan_.classes) classes[code / 64] |= uint64_t(1) << code % 64;
     };
@@ -275,38 +203,81 @@ class March {
 
   void need_candidates(int64_t z) {
     for (; found_ <= z; ++found_) {
+      if (pass_ == Pass::gradient) {
+        load(found_);
+        recall(found_);
+        continue;
+      }
       for (; surveyed_ <= above_by(found_, 1); ++surveyed_) {
         for (; loaded_ <= above_by(surveyed_, 1); ++loaded_) load(loaded_);
-        survey(surveyed_, [&](int64_t zz, int64_t y) { return truth(zz, y); }, false);
-        if (p_.both) {
-          survey(surveyed_,
-                 [&](int64_t zz, int64_t y) { return hard_plane(zz) + position(y); }, true);
+        const int64_t next = above_by(surveyed_, 1);
+        for (uint64_t* sets : {own_.across, own_.along}) {
+          std::fill_n(set(sets, surveyed_, base_), (high(kReach) - base_) * plan_.words, 0);
         }
+        survey(surveyed_, truth_[surveyed_ % kEarlyRing], truth_[next % kEarlyRing]);
+        if (p_.both) survey(surveyed_, hard_plane(surveyed_), hard_plane(next));
       }
       find(found_);
     }
+  }
+
+  // What the counting pass leaves: which classes have edges in a row, and where.
+  int64_t edge_row(int64_t z, int64_t y) const { return (edge_plane_ + z) * height_ + y; }
+  uint64_t* edge_classes(int64_t z, int64_t y) const {
+    return shared_.edge_classes + edge_row(z, y) * plan_.sets;
+  }
+  uint64_t* edges(int64_t c, int64_t z, int64_t y) const {
+    return shared_.edges + (edge_row(z, y) * plan_.classes + c) * plan_.words;
+  }
+
+  // These edges as the candidates.
+  void recall(int64_t z) {
+    for (int64_t y = base_; y < high(kReach); ++y) {
+      uint64_t* found = set(own_.candidate, z, y);
+      bool any = false;
+      for (int64_t i = 0; i < plan_.sets; ++i) {
+        for (uint64_t bits = edge_classes(z, y)[i]; bits != 0; bits &= bits - 1) {
+          const uint64_t* of_class = edges(i * 64 + lowest_bit(bits), z, y);
+          for (int64_t w = 0; w < plan_.words; ++w) found[w] = (any ? found[w] : 0) | of_class[w];
+          any = true;
+        }
+      }
+      has_candidates(z, y) = any;
+    }
+  }
+
+  // Where the gradient of a strip's plane is to be 0 before the band's is put in.
+  ZeroFill zeros(int64_t z) const {
+    const Tensor& out = p_.grad_logits;
+    const int64_t element = float_bytes(out.dtype), rows = rows_end_ - rows_begin_;
+    const bool interleaved = out.voxel_stride > 1;
+    if (interleaved && channel_ > 0) return ZeroFill();  // done with the first
+    const int64_t first = (z * height_ + rows_begin_) * width_;
+    return ZeroFill(static_cast<uint8_t*>(out.data) +
+                        offset(out, batch_, channel_, first) * element,
+                    rows * width_ * out.voxel_stride * element, interleaved ? 1 : plan_.classes,
+                    out.channel_stride * element, rows, grad_bytes(p_) > kStreamed);
   }
 
   // --- Sample ---
 
   void need_sample(int64_t z) {
     for (; sampled_ <= z; ++sampled_) {
-      // A plane ahead, for the logits to arrive meanwhile.
-      for (; listed_ <= above_by(sampled_, 1); ++listed_) {
-        need_candidates(above_by(listed_, 1));
-        list_band(listed_);
-      }
+      need_candidates(above_by(sampled_, 1));
+      list_band(sampled_);
       sample(sampled_);
     }
   }
 
-  // Row y's band is listed from band_row(z)[y - base_] to that of the next row.
-  int32_t* band(int64_t z) const { return own_.band + z % kRing * own_.plane; }
+  // Where the groups of row y's band start.
   int32_t* band_row(int64_t z) const { return own_.band_row + z % kRing * (own_.rows + 1); }
+  Group* band(int64_t z) const { return own_.band + z % kRing * own_.groups; }
+  const Group* band(int64_t z, int64_t y) const { return band(z) + band_row(z)[y - base_]; }
 
   void list_band(int64_t z) {
     const int64_t words = plan_.words, planes[3] = {below(z), z, above_by(z, 1)};
-    int32_t *list = band(z), *start = band_row(z), n = 0;
+    Group *const list = band(z), *group = list;
+    int32_t *start = band_row(z), n = 0;
     uint64_t* around = own_.around;
     uint8_t* any = own_.any_of_three - base_;
     for (int64_t y = low(3); y < high(3); ++y) {
@@ -314,53 +285,52 @@ class March {
       for (const int64_t plane : planes) any[y] |= has_candidates(plane, y);
     }
     for (int64_t y = low(2); y < high(2); ++y) {
-      start[y - base_] = n;
-      const int64_t rows[3] = {below(y), y, above(y, height_)};
-      if ((any[rows[0]] | any[rows[1]] | any[rows[2]]) == 0) continue;
+      start[y - base_] = int32_t(group - list);
+      if ((any[below(y)] | any[y] | any[above(y, height_)]) == 0) continue;
+      const uint64_t* sets[9];
+      int count = 0;
+      for (const int64_t plane : planes) {
+        for (const int64_t row : {below(y), y, above(y, height_)}) {
+          if (has_candidates(plane, row)) sets[count++] = set(own_.candidate, plane, row);
+        }
+      }
       for (int64_t w = 0; w < words; ++w) {
         around[w] = 0;
-        for (const int64_t plane : planes) {
-          for (const int64_t row : rows) around[w] |= set(own_.candidate, plane, row)[w];
-        }
+        for (int i = 0; i < count; ++i) around[w] |= sets[i][w];
       }
       for (int64_t w = 0; w < words; ++w) {
         for_lanes(widened(around, w, words, width_), w * kWord, [&](int64_t x, uint32_t bits) {
           const int32_t first = int32_t(position(y) + x);
-          fetch(z, first);
-          compress_range(first, bits, list + n);
+          *group++ = {first, n, bits};
           n += __builtin_popcount(bits);
         });
       }
     }
-    start[high(2) - base_] = n;
-  }
-
-  // Has the logits of kLanes voxels on their way from memory by the time that they are sampled.
-  void fetch(int64_t z, int64_t first) const {
-    const char* logits = static_cast<const char*>(p_.logits.data);
-    for (int64_t c = 0; c < plan_.classes; ++c) {
-      __builtin_prefetch(logits + offset(p_.logits, batch_, channel_ + c, voxel(z) + first) *
-                                      float_bytes(p_.logits.dtype));
-    }
+    start[high(2) - base_] = int32_t(group - list);
+    *group = {0, n, 0};
   }
 
   void sample(int64_t z) {
-    const int64_t n = band_row(z)[high(2) - base_];
     const bool soft = pass_ == Pass::gradient || !p_.hard;
     if (p_.both && !soft) return;
-    sampler_.draw(batch_, channel_, plan_.classes, voxel(z), band(z), n,
+    const Group *group = band(z), *end = band(z, high(2));
+    sampler_.draw(batch_, channel_, plan_.classes, voxel(z), group, end,
                   p_.both ? nullptr : hard_plane(z), soft ? samples(own_.soft, z) : nullptr,
                   own_.plane);
-    const int32_t* list = band(z);
+    // From here on groups are written whole: what is beyond a row's end comes right with the next.
     for (int64_t c = 0; c < plan_.classes; ++c) {
       if (!p_.hard) {
         const Acc* listed = samples(own_.soft, z) + c * own_.plane;
         Acc* dense = samples(own_.dense, z) + c * own_.plane;
-        for (int64_t i = 0; i < n; ++i) dense[list[i]] = listed[i];
+        for (const Group* g = group; g < end; ++g) {
+          expand(listed + g->index, g->bits, dense + g->first);
+        }
       }
       if (pass_ == Pass::gradient) {
         Acc* grad = samples(own_.grad, z) + c * own_.plane;
-        for (int64_t i = 0; i < n; ++i) grad[list[i]] = 0;
+        for (const Group* g = group; g < end; ++g) {
+          for (int64_t k = 0; k < kLanes; ++k) grad[g->first + k] = 0;
+        }
       }
     }
   }
@@ -368,22 +338,24 @@ class March {
   // --- Compare ---
 
   void compare(int64_t z) {
-    const int64_t reach = pass_ == Pass::gradient ? 1 : 0;
-    const int64_t from = low(reach), to = high(reach), sets = plan_.sets;
-    for (int64_t y = from; y < to; ++y) {
-      uint64_t* near = own_.near + (y - from) * sets;
-      for (int64_t i = 0; i < sets; ++i) near[i] = 0;
-      if (!has_candidates(z, y)) continue;
-      for (int64_t zz = below(z); zz <= above_by(z, 1); ++zz) {
-        for (int64_t yy = below(y); yy <= above(y, height_); ++yy) {
-          for (int64_t i = 0; i < sets; ++i) near[i] |= present(zz, yy)[i];
-        }
-      }
-    }
+    list_rows(z);
     for (int64_t c = 0; c < plan_.classes; ++c) {
-      sum_ = 0, count_ = 0, edges_ = 0;
-      for (int64_t y = from; y < to; ++y) {
-        if (own_.near[(y - from) * sets + c / 64] >> c % 64 & 1) compare_row(c, z, y);
+      const int32_t *begin = own_.class_rows + c * own_.rows, *end = begin + own_.class_count[c];
+      sum_ = 0, count_ = 0;
+      int64_t next = 0;
+      for (const int32_t* y = begin; y < end; ++y) {
+        next = next > below(*y) ? next : below(*y);
+        for (; next <= above(*y, height_); ++next) put_together(c, z, next);
+      }
+      for (const int32_t* y = begin; y < end; ++y) {
+        uint64_t* known = pass_ == Pass::loss ? nullptr : edges(c, z, *y);
+        const uint64_t* some = pass_ == Pass::gradient ? known : set(own_.candidate, z, *y);
+        for (int64_t w = 0; w < plan_.words; ++w) {
+          const uint64_t found = some[w] != 0 ? compare_word(c, z, *y, w, some[w]) : 0;
+          if (pass_ != Pass::count) continue;
+          known[w] = found;
+          edge_classes(z, *y)[c / 64] |= uint64_t(found != 0) << c % 64;
+        }
       }
       flush(c, z);
       if (pass_ == Pass::gradient) continue;
@@ -392,191 +364,120 @@ class March {
     }
   }
 
-  // Runs of words that have candidates.
-  void compare_row(int64_t c, int64_t z, int64_t y) {
-    const uint64_t* found = set(own_.candidate, z, y);
-    for (int64_t first = 0; first < plan_.words; ++first) {
-      if (found[first] == 0) continue;
-      int64_t last = first + 1;
-      while (last < plan_.words && found[last] != 0) ++last;
-      compare_words(c, z, y, first, last, found);
-      first = last;
-    }
-  }
-
-  void compare_words(int64_t c, int64_t z, int64_t y, int64_t first_word, int64_t last_word,
-                     const uint64_t* found) {
-    const int64_t zs[3] = {below(z), z, above_by(z, 1)};
-    const int64_t ys[3] = {below(y), y, above(y, height_)};
-    const int64_t first = first_word * kWord;
-    const int64_t last = last_word * kWord < width_ ? last_word * kWord : width_;
-    const int64_t row = own_.row;
-    const auto sobel_codes = [&](auto&& row_of, Code code, int8_t* gradient) {
-      const Code* rows[3][3];
-      for (int i = 0; i < 3; ++i) {
-        for (int j = 0; j < 3; ++j) rows[i][j] = row_of(zs[i], ys[j]);
-      }
-      sobel_row(rows, first, last, width_, [code](Code at) { return int8_t(at == code); },
-                own_.byte_columns, gradient, row);
-    };
-    const auto sobel_hard = [&] {
-      sobel_codes([&](int64_t zz, int64_t yy) { return hard_plane(zz) + position(yy); },
-                  Code(p_.softmax ? c : 1), own_.hard_gradient);
-    };
-    const int8_t *truth_gradient = own_.truth_gradient, *hard_gradient = own_.hard_gradient;
-    const bool hard = p_.hard && pass_ != Pass::count;
-
-    // Outside and inside have the same magnitude, and bytes other than 0 are inside.
-    sobel_codes([&](int64_t zz, int64_t yy) { return truth(zz, yy); }, Code(p_.softmax ? c : 0),
-                own_.truth_gradient);
-    if (p_.both) sobel_hard();
-    uint8_t* any = own_.any;
-    const auto mark = [&](const int8_t* g, uint8_t keep) {
-#pragma omp simd
-      for (int64_t x = first; x < last_word * kWord; ++x) {
-        any[x] = uint8_t((any[x] & keep) | g[x] | g[row + x] | g[2 * row + x]);
-      }
-    };
-    mark(truth_gradient, 0);
-    if (p_.both) mark(hard_gradient, 0xFF);
-    static constexpr uint8_t kNone[kWord] = {};
-    int64_t count = 0;
-    for (int64_t w = first_word; w < last_word; ++w) {
-      count += __builtin_popcountll(differing(any + w * kWord, kNone) & found[w]);
-    }
-    count_ += count;
-    if (count == 0 || pass_ == Pass::count) return;
-
-    if (hard && !p_.both) sobel_hard();
-    if (!hard) {
-      const Acc* rows[3][3];
-      for (int i = 0; i < 3; ++i) {
-        for (int j = 0; j < 3; ++j) {
-          rows[i][j] = samples(own_.dense, zs[i]) + c * own_.plane + position(ys[j]);
+  // Lists for each class the rows that have edges of it or, where that is not yet known, may have:
+  // it is at a candidate around.
+  void list_rows(int64_t z) {
+    const int64_t reach = pass_ == Pass::gradient ? 1 : 0;
+    for (int64_t c = 0; c < plan_.classes; ++c) own_.class_count[c] = 0;
+    for (int64_t y = low(reach); y < high(reach); ++y) {
+      for (int64_t i = 0; i < plan_.sets; ++i) {
+        uint64_t bits = 0;
+        if (pass_ == Pass::gradient) {
+          bits = edge_classes(z, y)[i];
+        } else if (has_candidates(z, y)) {
+          for (int64_t zz = below(z); zz <= above_by(z, 1); ++zz) {
+            for (int64_t yy = below(y); yy <= above(y, height_); ++yy) {
+              if (has_candidates(zz, yy)) bits |= present(zz, yy)[i];
+            }
+          }
+        }
+        if (pass_ == Pass::count) edge_classes(z, y)[i] = 0;
+        for (; bits != 0; bits &= bits - 1) {
+          const int64_t c = i * 64 + lowest_bit(bits);
+          own_.class_rows[c * own_.rows + own_.class_count[c]++] = int32_t(y);
         }
       }
-      sobel_row(rows, first, last, width_, [](Acc at) { return at; }, own_.columns,
-                own_.soft_gradient, row);
-    }
-    if (edges_ + count + kLanes > own_.edges) flush(c, z);
-    for (int64_t w = first_word; w < last_word; ++w) {
-      for_lanes(differing(any + w * kWord, kNone) & found[w], w * kWord,
-                [&](int64_t x, uint32_t bits) {
-                  if (hard) {
-                    list_edges(y, x, bits, truth_gradient + x, hard_gradient + x);
-                  } else {
-                    list_edges(y, x, bits, truth_gradient + x, own_.soft_gradient + x);
-                  }
-                });
     }
   }
 
-  // Of the kLanes voxels from x on.
-  template <class V>
-  void list_edges(int64_t y, int64_t x, uint32_t bits, const int8_t* truth, const V* sample) {
-    for (int k = 0; k < 3; ++k) {
-      compress(truth + k * own_.row, bits, own_.edge_truth + k * own_.edges + edges_);
-      compress(sample + k * own_.row, bits, own_.edge_gradient + k * own_.edges + edges_);
+  int64_t row(int64_t y) const { return (y - base_) * own_.row + kWord; }
+
+  void put_together(int64_t c, int64_t z, int64_t y) {
+    const auto put = [&](auto&& of, auto&& from, auto* smooth, auto* differ) {
+      put_together_z(of(below(z)), of(z), of(above_by(z, 1)), width_, from,
+                     smooth + row(y), differ + row(y));
+    };
+    const auto codes = [&](auto&& of, Code code, int8_t* smooth, int8_t* differ) {
+      put(of, [code](Code at) { return int8_t(at == code); }, smooth, differ);
+    };
+    // Outside and inside have the same magnitude, and bytes other than 0 are inside.
+    codes([&](int64_t zz) { return truth(zz, y); }, Code(p_.softmax ? c : 0), own_.truth_smooth,
+          own_.truth_differ);
+    if (hard_) {
+      codes([&](int64_t zz) { return hard_plane(zz) + position(y); }, Code(p_.softmax ? c : 1),
+            own_.hard_smooth, own_.hard_differ);
     }
-    const int64_t n = __builtin_popcount(bits);
-    if (pass_ == Pass::gradient) {
-      compress_range(int32_t(x), bits, own_.edge_x + edges_);
-      for (int64_t i = 0; i < n; ++i) own_.edge_y[edges_ + i] = int32_t(y);
+    if (!p_.hard && pass_ != Pass::count) {
+      put([&](int64_t zz) { return samples(own_.dense, zz) + c * own_.plane + position(y); },
+          [](Acc at) { return at; }, own_.soft_smooth, own_.soft_differ);
     }
-    edges_ += n;
+  }
+
+  // Those voxels of a word that are in the set; returns the edges among them.
+  uint64_t compare_word(int64_t c, int64_t z, int64_t y, int64_t word, uint64_t set) {
+    const int64_t x = word * kWord;
+    const int64_t at = row(y) + x, before = row(below(y)) + x, after = row(above(y, height_)) + x;
+    OfWord<int8_t> truth, hard;
+    sobel_word(own_.truth_smooth, own_.truth_differ, before, at, after, truth);
+    if (hard_) sobel_word(own_.hard_smooth, own_.hard_differ, before, at, after, hard);
+    if (pass_ != Pass::gradient) {
+      static constexpr uint8_t kNone[kWord] = {};
+      uint8_t any[kWord];
+      for (int64_t i = 0; i < kWord; ++i) {
+        any[i] = uint8_t(truth[0][i] | truth[1][i] | truth[2][i]);
+      }
+      if (p_.both) {
+        for (int64_t i = 0; i < kWord; ++i) any[i] |= uint8_t(hard[0][i] | hard[1][i] | hard[2][i]);
+      }
+      set &= differing(any, kNone);
+      count_ += __builtin_popcountll(set);
+    }
+    if (pass_ == Pass::count || set == 0) return set;
+    if (!terms_.room_for_word()) flush(c, z);
+    if (p_.hard) {
+      terms_.add(y, x, set, truth, hard);
+    } else {
+      OfWord<Acc> soft;
+      sobel_word(own_.soft_smooth, own_.soft_differ, before, at, after, soft);
+      terms_.add(y, x, set, truth, soft);
+    }
+    return set;
   }
 
   // Ends the comparison of the edges that are listed.
   void flush(int64_t c, int64_t z) {
-    const int64_t n = edges_;
-    edges_ = 0;
-    if (n == 0) return;
-    Acc *gz = own_.edge_gradient, *gy = gz + own_.edges, *gx = gy + own_.edges;
-    const Acc *tz = own_.edge_truth, *ty = tz + own_.edges, *tx = ty + own_.edges;
-    if (pass_ == Pass::loss) {
-      double sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < n; ++i) {
-        const Acc mismatch = math::sobel_magnitude(gz[i], gy[i], gx[i]) -
-                             math::sobel_magnitude(tz[i], ty[i], tx[i]);
-        sum += double(mismatch < 0 ? -mismatch : mismatch);
-      }
-      sum_ += sum;
-      return;
+    if (pass_ == Pass::loss) sum_ += terms_.sum();
+    if (pass_ == Pass::gradient) {
+      terms_.differentiate(shared_.scales[volume_ * plan_.classes + c]);
+      const int64_t planes[3] = {below(z), z, above_by(z, 1)};
+      terms_.scatter(width_, [&](int i, int j, int64_t y) {
+        const int64_t row = j == 0 ? below(y) : j == 1 ? y : above(y, height_);
+        return samples(own_.grad, planes[i]) + c * own_.plane + position(row);
+      });
     }
-    const Acc scale = shared_.scales[volume_ * plan_.classes + c];
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const Acc magnitude = math::sobel_magnitude(gz[i], gy[i], gx[i]);
-      const Acc mismatch = magnitude - math::sobel_magnitude(tz[i], ty[i], tx[i]);
-      const Acc sign = Acc(mismatch > 0) - Acc(mismatch < 0);
-      const Acc slope = scale * sign * math::sobel_slope(magnitude);
-      gz[i] *= slope;
-      gy[i] *= slope;
-      gx[i] *= slope;
-    }
-    scatter(c, z, n);
-  }
-
-  // Adds the gradients of the listed edges' terms to the voxels around. Edges of a row that are
-  // within fourteen voxels go together: what they add fills a vector.
-  void scatter(int64_t c, int64_t z, int64_t n) {
-    const int64_t planes[3] = {below(z), z, above_by(z, 1)};
-    for (int64_t i = 0; i < n;) {
-      const int64_t y = own_.edge_y[i], x = own_.edge_x[i];
-      Acc q[3][kLanes + 2] = {};  // of voxels x - 2 and on
-      int64_t last = x;
-      for (; i < n && own_.edge_y[i] == y && own_.edge_x[i] < x + kLanes - 2; ++i) {
-        last = own_.edge_x[i];
-        for (int k = 0; k < 3; ++k) q[k][last - x + 2] = own_.edge_gradient[k * own_.edges + i];
-      }
-      Acc of_z[kLanes], of_y[kLanes], of_x[kLanes];  // of voxels x - 1 and on
-      for (int64_t k = 0; k < kLanes; ++k) {
-        of_z[k] = math::smooth(q[0][k], q[0][k + 1], q[0][k + 2]);
-        of_y[k] = math::smooth(q[1][k], q[1][k + 1], q[1][k + 2]);
-        of_x[k] = q[2][k] - q[2][k + 2];
-      }
-      for (Acc* of : {of_z, of_y, of_x}) {  // what is beyond a border belongs to it
-        if (x == 0) of[1] += of[0], of[0] = 0;
-        if (last == width_ - 1) of[last - x + 1] += of[last - x + 2], of[last - x + 2] = 0;
-      }
-      for (int j = 0; j < 3; ++j) {
-        const int64_t at = position(j == 0 ? below(y) : j == 1 ? y : above(y, height_)) + x - 1;
-        const Acc smooth = j == 1 ? 2 : 1, differ = Acc(j - 1);
-        Acc* out[3];
-        for (int k = 0; k < 3; ++k) out[k] = samples(own_.grad, planes[k]) + c * own_.plane + at;
-        Acc in_plane[kLanes], through[kLanes];
-        for (int64_t k = 0; k < kLanes; ++k) {
-          in_plane[k] = differ * of_y[k] + smooth * of_x[k];
-          through[k] = smooth * of_z[k];
-        }
-        for (int64_t k = 0; k < kLanes; ++k) out[0][k] += in_plane[k] - through[k];
-        for (int64_t k = 0; k < kLanes; ++k) out[1][k] += 2 * in_plane[k];
-        for (int64_t k = 0; k < kLanes; ++k) out[2][k] += in_plane[k] + through[k];
-      }
-    }
+    terms_.clear();
   }
 
   // --- Finish ---
 
   void finish(int64_t z) {
-    const int32_t *list = band(z), *start = band_row(z);
-    const int64_t first = start[rows_begin_ - base_], last = start[rows_end_ - base_];
     const int64_t classes = plan_.classes, plane = own_.plane;
     const Acc inverse_tau = Acc(1 / p_.tau);
     Acc *soft = samples(own_.soft, z), *grad = samples(own_.grad, z);
-    Acc *mean = own_.best, *g = own_.noisy;
-    for (int64_t i = first; i < last; i += kVoxels) {
-      const int64_t n = last - i < kVoxels ? last - i : kVoxels;
+    Acc *mean = own_.best, *listed = own_.noisy;
+    const auto differentiate = [&](const Group* group, const Group* next, int64_t n) {
+      const int32_t i = group->index;
       for (int64_t k = 0; k < n; ++k) mean[k] = 0;
       for (int64_t c = 0; c < classes; ++c) {
-        Acc* gathered = g + c * kVoxels;
+        Acc* gathered = listed + c * kVoxels;
         const Acc* q = soft + c * plane + i;
-        for (int64_t k = 0; k < n; ++k) gathered[k] = grad[c * plane + list[i + k]];
+        for (const Group* g = group; g < next; ++g) {
+          compress(grad + c * plane + g->first, g->bits, gathered + g->index - i);
+        }
         for (int64_t k = 0; k < n; ++k) mean[k] += q[k] * gathered[k];
       }
       for (int64_t c = 0; c < classes; ++c) {
-        const Acc* gathered = g + c * kVoxels;
+        const Acc* gathered = listed + c * kVoxels;
         Acc* q = soft + c * plane + i;
         if (p_.softmax) {
           for (int64_t k = 0; k < n; ++k) q[k] *= inverse_tau * (gathered[k] - mean[k]);
@@ -584,47 +485,27 @@ class March {
           for (int64_t k = 0; k < n; ++k) q[k] *= inverse_tau * gathered[k] * (1 - q[k]);
         }
       }
-    }
+    };
+    for_some(band(z, rows_begin_), band(z, rows_end_), differentiate);
+    // The counting pass left zeros everywhere.
     with_float(p_.grad_logits.dtype, [&](auto* type) {
-      write(z, static_cast<decltype(type)>(p_.grad_logits.data));
-    });
-  }
-
-  // Rows of zeros with the band's gradients put in.
-  template <class T>
-  void write(int64_t z, T* out) {
-    const Tensor& tensor = p_.grad_logits;
-    const int32_t *list = band(z), *start = band_row(z) - base_;
-    const Acc* values = samples(own_.soft, z);
-    const bool interleaved = tensor.voxel_stride > 1;
-    const int64_t classes = plan_.classes, plane = own_.plane, stride = tensor.voxel_stride;
-    out += offset(tensor, batch_, channel_, voxel(z));
-    if (interleaved && !p_.softmax) {  // the zeros are there
-      for (int64_t i = start[rows_begin_]; i < start[rows_end_]; ++i) {
-        out[list[i] * stride] = narrow(values[i], out);
-      }
-      return;
-    }
-    // Several rows of all channels, or a channel after the other.
-    const int64_t together = interleaved ? classes : 1;
-    T* line = reinterpret_cast<T*>(own_.out);
-    for (int64_t i = 0; i < width_ * together; ++i) line[i] = narrow(Acc(0), out);
-    for (int64_t group = 0; group < classes; group += together) {
-      Stream stream(out + group * tensor.channel_stride + position(rows_begin_) * stride,
-                    grad_bytes(p_) > kStreamed);
-      for (int64_t y = rows_begin_; y < rows_end_; ++y) {
-        const auto each = [&](auto&& put) {
-          for (int64_t c = 0; c < together; ++c) {
-            for (int64_t i = start[y]; i < start[y + 1]; ++i) {
-              put(line[(list[i] - position(y)) * together + c], values[(group + c) * plane + i]);
+      const Tensor& out = p_.grad_logits;
+      for (int64_t c = 0; c < classes; ++c) {
+        auto* at = static_cast<decltype(type)>(out.data) +
+                   offset(out, batch_, channel_ + c, voxel(z));
+        const Acc* values = soft + c * plane;
+        for (const Group *g = band(z, rows_begin_), *end = band(z, rows_end_); g < end; ++g) {
+          if (out.voxel_stride == 1) {
+            place(values + g->index, g->bits, at + g->first);
+          } else {
+            const Acc* value = values + g->index;
+            for (uint32_t bits = g->bits; bits != 0; bits &= bits - 1) {
+              at[(g->first + lowest_bit(bits)) * out.voxel_stride] = narrow(*value++, type);
             }
           }
-        };
-        each([&](T& at, Acc value) { at = narrow(value, out); });
-        stream.put(line, width_ * together * int64_t(sizeof(T)));
-        each([&](T& at, Acc) { at = narrow(Acc(0), out); });
+        }
       }
-    }
+    });
   }
 
   const Consistency& p_;
@@ -633,16 +514,19 @@ class March {
   const ConsistencyScratch<Acc, Code> own_;
   const int64_t height_, width_, depth_;
   GumbelSampler<Acc, Code> sampler_;
+  EdgeTerms<Acc> terms_;
   Pass pass_ = Pass::count;
+  bool hard_ = false;  // whether the hard sample's gradients are looked at
 
   // The strip, and the next plane of each stage.
   int64_t last_plane_ = -2;
-  int64_t volume_, batch_, channel_, rows_begin_, rows_end_, base_;
-  int64_t loaded_, surveyed_, found_, listed_, sampled_, compared_;
+  int64_t volume_, edge_plane_, batch_, channel_, rows_begin_, rows_end_, base_;
+  int64_t loaded_, surveyed_, found_, sampled_, compared_;
+  ZeroFill fill_;
   const Code* truth_[kEarlyRing];
 
-  // What is compared at present: where its sums go, the edges that wait.
-  int64_t sums_, count_, edges_;
+  // What is compared at present, and where its sums go.
+  int64_t sums_, count_;
   double sum_;
 };
 
@@ -689,15 +573,14 @@ static int64_t edges_of(const ConsistencyPlan& plan, const ConsistencyWorkspace<
 template <class Acc, class Code>
 static void run(const Consistency& p, bool backward) {
   const ConsistencyPlan plan(p);
-  const ConsistencyWorkspace<Acc, Code> ws(p, plan);
+  const ConsistencyWorkspace<Acc, Code> ws(p, plan, backward);
   const double pairs = double(p.size.batch * p.size.channels);
   const int64_t planes = plan.planes / plan.volumes;
 #pragma omp parallel num_threads(p.resources.threads)
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     March<Acc, Code> march(p, plan, ws, backward, thread);
-    // Where a sample is drawn everywhere there is room for one volume's.
-    const int64_t step = p.both ? 1 : plan.volumes;
+    const int64_t step = plan.together;
     for (int64_t volume = 0; volume < plan.volumes; volume += step) {
       const int64_t first = volume * planes, last = (volume + step) * planes;
       const auto visit = [&](Pass pass) {
@@ -705,6 +588,7 @@ static void run(const Consistency& p, bool backward) {
         ws.next[thread] += first, ws.end[thread] += first;
 #pragma omp barrier
         for (int64_t plane; (plane = take(ws, threads, thread)) >= 0;) march.visit(plane, pass);
+        stream_fence();
 #pragma omp barrier
       };
       if (p.both) {
@@ -722,7 +606,6 @@ static void run(const Consistency& p, bool backward) {
       }
       visit(Pass::gradient);
     }
-    stream_fence();
   }
   if (backward) return;
   double total = 0;
@@ -754,28 +637,7 @@ void consistency_launch(const Consistency& p) {
 
 void consistency_backward_launch(const Consistency& p) {
   if (p.size.empty()) return;
-  const int64_t bytes = grad_bytes(p);
-  advise_huge(p.grad_logits.data, bytes);
-  // Interleaved regions are volumes of their own: only the band is written when their turn comes.
-  if (!p.softmax && p.grad_logits.voxel_stride > 1) {
-    constexpr int64_t kPiece = 1 << 16;
-    static constexpr uint8_t kZeros[1024] = {};
-    const int64_t pieces = (bytes + kPiece - 1) / kPiece;
-#pragma omp parallel num_threads(p.resources.threads)
-    {
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < pieces; ++i) {
-        const int64_t first = i * kPiece;
-        Stream stream(static_cast<uint8_t*>(p.grad_logits.data) + first, bytes > kStreamed);
-        for (int64_t n = bytes - first < kPiece ? bytes - first : kPiece; n > 0;) {
-          const int64_t some = n < int64_t(sizeof kZeros) ? n : int64_t(sizeof kZeros);
-          stream.put(kZeros, some);
-          n -= some;
-        }
-      }
-      stream_fence();
-    }
-  }
+  advise_huge(p.grad_logits.data, grad_bytes(p));
   run(p, true);
 }
 

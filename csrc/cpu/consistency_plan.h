@@ -15,12 +15,20 @@ constexpr int64_t kReach = 4;      // rows around a strip that its stages look a
 constexpr int64_t kSlack = 128;    // elements beyond a plane that vectors may touch
 constexpr int64_t kLanes = 16;
 constexpr int64_t kVoxels = 256;  // sampled at a time
-constexpr int64_t kEdges = 512;   // compared at a time
+constexpr int64_t kEdges = 512;   // listed before they are compared
+
+// Those of kLanes voxels in a row whose bits are set. Values of a list of groups' voxels lie one
+// after the other, this group's from `index` on; a list ends with a group of none.
+struct Group {
+  int32_t first, index;
+  uint32_t bits;
+};
 
 // How a call is cut up: by sizes alone, since sums are made strip by strip.
 struct ConsistencyPlan {
   int64_t classes;  // of a volume, which is a sample or, in the sigmoid form, a region of it
   int64_t volumes;
+  int64_t together;  // volumes that go through a pass before the next pass
   int64_t strip, strips;  // rows of a strip, strips of a plane
   int64_t planes;         // of all strips of all volumes
   int64_t words, sets;    // of 64 voxels to a row, of 64 classes
@@ -30,6 +38,8 @@ struct ConsistencyPlan {
     const Size& size = p.size;
     classes = p.softmax ? size.channels : 1;
     volumes = size.batch * (p.softmax ? 1 : size.channels);
+    // Where a sample is drawn everywhere there is room for one volume's.
+    together = p.both ? 1 : volumes;
     // The samples and gradients in flight are to have about 2^20 elements.
     int64_t fit = (int64_t(1) << 20) / (2 * kRing * classes * size.width);
     fit = fit < 16 ? 16 : fit;
@@ -64,30 +74,31 @@ class Arrays {
 // row; a row has room for whole vectors.
 template <class Acc, class Code>
 struct ConsistencyScratch {
-  int64_t rows, plane, row, edges;
+  int64_t rows, plane, row, groups;
   Code *truth, *hard;                    // (kEarlyRing, plane), (kRing, plane)
   uint64_t *across, *along, *candidate;  // (kEarlyRing, rows, words)
   uint8_t *has_candidates, *any_of_three;  // (kEarlyRing, rows), (rows)
   uint64_t* around;                      // (words)
-  uint64_t *present, *near;              // (kEarlyRing, rows, sets), (rows, sets)
-  int32_t *band, *band_row;              // (kRing, plane), (kRing, rows + 1)
+  uint64_t* present;                     // (kEarlyRing, rows, sets)
+  int32_t *class_rows, *class_count;     // (classes, rows), (classes)
+  Group* band;                           // (kRing, groups)
+  int32_t* band_row;                     // (kRing, rows + 1)
   Acc *soft, *dense, *grad;              // (kRing, classes, plane) where they are needed
-  int8_t *byte_columns, *truth_gradient, *hard_gradient;  // (3, row)
-  Acc *columns, *soft_gradient;                           // (3, row)
-  uint8_t* any;                                           // (row)
-  int32_t *edge_x, *edge_y;                               // (edges)
-  Acc *edge_gradient, *edge_truth;                        // (3, edges)
+  int8_t *truth_smooth, *truth_differ, *hard_smooth, *hard_differ;  // (rows, row)
+  Acc *soft_smooth, *soft_differ;                                   // (rows, row)
+  Group* edge_group;                                      // (kEdges), `first` from the row's start
+  int32_t* edge_row;                                      // (kEdges)
+  Acc *edge_sample, *edge_truth;                          // (3, kEdges)
   uint32_t* noise;                                        // (4, kVoxels)
   Acc *noisy, *best, *sum;                                // (classes, kVoxels), (kVoxels)
-  int32_t* code;                                          // (kVoxels)
-  Acc* out;                                               // (classes, row) of the output's type
+  int32_t *voxel, *code;                                  // (kVoxels)
 
   ConsistencyScratch(const Consistency& p, const ConsistencyPlan& plan, bool backward,
                      Arrays& arrays) {
     rows = plan.strip + 2 * kReach;
     plane = rows * p.size.width + kSlack;
     row = plan.words * 64 + kSlack;
-    edges = kEdges + kLanes + row;
+    groups = rows * ((p.size.width + kLanes - 1) / kLanes) + 1;
     const int64_t samples = kRing * plan.classes * plane;
     arrays.take(truth, kEarlyRing * plane);
     arrays.take(hard, kRing * plane);
@@ -98,28 +109,29 @@ struct ConsistencyScratch {
     arrays.take(any_of_three, rows);
     arrays.take(around, plan.words);
     arrays.take(present, kEarlyRing * rows * plan.sets);
-    arrays.take(near, rows * plan.sets);
-    arrays.take(band, kRing * plane);
+    arrays.take(class_rows, plan.classes * rows);
+    arrays.take(class_count, plan.classes);
+    arrays.take(band, kRing * groups);
     arrays.take(band_row, kRing * (rows + 1));
     arrays.take(soft, backward || !p.hard ? samples : 0);
     arrays.take(dense, p.hard ? 0 : samples);
     arrays.take(grad, backward ? samples : 0);
-    arrays.take(byte_columns, 3 * row);
-    arrays.take(truth_gradient, 3 * row);
-    arrays.take(hard_gradient, 3 * row);
-    arrays.take(columns, 3 * row);
-    arrays.take(soft_gradient, 3 * row);
-    arrays.take(any, row);
-    arrays.take(edge_x, edges);
-    arrays.take(edge_y, edges);
-    arrays.take(edge_gradient, 3 * edges);
-    arrays.take(edge_truth, 3 * edges);
+    arrays.take(truth_smooth, rows * row);
+    arrays.take(truth_differ, rows * row);
+    arrays.take(hard_smooth, rows * row);
+    arrays.take(hard_differ, rows * row);
+    arrays.take(soft_smooth, p.hard ? 0 : rows * row);
+    arrays.take(soft_differ, p.hard ? 0 : rows * row);
+    arrays.take(edge_group, kEdges);
+    arrays.take(edge_row, kEdges);
+    arrays.take(edge_sample, 3 * kEdges);
+    arrays.take(edge_truth, 3 * kEdges);
     arrays.take(noise, 4 * kVoxels);
     arrays.take(noisy, plan.classes * kVoxels);
     arrays.take(best, kVoxels);
     arrays.take(sum, kVoxels);
+    arrays.take(voxel, kVoxels);
     arrays.take(code, kVoxels);
-    arrays.take(out, plan.classes * row);
   }
 };
 
@@ -130,9 +142,12 @@ struct ConsistencyWorkspace {
   Acc* scales;          // (volumes, classes) from the gradient of a mismatch to that of the loss
   int64_t *next, *end;  // (threads) the planes left to each
   Code* drawn;          // (D, H, W) the hard sample of a volume where it is drawn everywhere
+  // Of the edges, which are counted before their gradients are found: the classes of a row's, as
+  // (plan.together, D, H, sets), and where a class has some (plan.together, D, H, classes, words).
+  uint64_t *edge_classes, *edges;
   Arrays arrays;
 
-  ConsistencyWorkspace(const Consistency& p, const ConsistencyPlan& plan)
+  ConsistencyWorkspace(const Consistency& p, const ConsistencyPlan& plan, bool backward)
       : arrays(p.resources.workspace) {
     arrays.take(sums, plan.planes * plan.classes);
     arrays.take(counts, plan.planes * plan.classes);
@@ -140,6 +155,9 @@ struct ConsistencyWorkspace {
     arrays.take(next, p.resources.threads);
     arrays.take(end, p.resources.threads);
     arrays.take(drawn, p.both ? p.size.voxels() + kSlack : 0);
+    const int64_t rows = backward ? plan.together * p.size.depth * p.size.height : 0;
+    arrays.take(edge_classes, rows * plan.sets);
+    arrays.take(edges, rows * plan.classes * plan.words);
   }
 
   ConsistencyScratch<Acc, Code> scratch(const Consistency& p, const ConsistencyPlan& plan,
@@ -156,7 +174,7 @@ static inline size_t consistency_bytes(const Consistency& p, bool backward) {
   const ConsistencyPlan plan(p);
   const auto bytes = [&](auto code) {
     using Code = decltype(code);
-    Arrays arrays = ConsistencyWorkspace<Acc, Code>(p, plan).arrays;
+    Arrays arrays = ConsistencyWorkspace<Acc, Code>(p, plan, backward).arrays;
     for (int i = 0; i < p.resources.threads; ++i) {
       ConsistencyScratch<Acc, Code>(p, plan, backward, arrays);
     }

@@ -5,6 +5,7 @@
 #include "../math/philox.h"
 #include "consistency_plan.h"
 #include "vector_math.h"
+#include "voxel_sets.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -26,13 +27,55 @@ static inline void add_noise(bool softmax, const uint32_t* __restrict words, int
   }
 }
 
+// math::philox of as many voxels as a vector has 64-bit lanes. Only the lower halves count, which
+// is all that an instruction for the product of two halves looks at; the compiler finds no such.
+typedef uint64_t Wide __attribute__((vector_size(kVectorBytes)));
+constexpr int64_t kWide = kVectorBytes / 8;
+
+static inline Wide multiply(Wide a, uint64_t b) {
+#if defined(__AVX512F__)
+  return Wide(_mm512_maskz_mul_epu32(0xFF, __m512i(a), __m512i(Wide{} + b)));
+#elif defined(__AVX2__)
+  return Wide(_mm256_mul_epu32(__m256i(a), __m256i(Wide{} + b)));
+#elif defined(__SSE2__)
+  return Wide(_mm_mul_epu32(__m128i(a), __m128i(Wide{} + b)));
+#else
+  return (a & 0xFFFFFFFFu) * b;
+#endif
+}
+
+static inline void philox(const uint64_t* keys, Wide voxel, uint32_t block, Wide (&words)[4]) {
+  Wide c0 = voxel, c1 = voxel >> 32, c2 = Wide{} + block, c3 = {};
+  for (int i = 0; i < math::kPhiloxKeys; i += 2) {
+    const Wide product0 = multiply(c0, math::kPhiloxFactor0);
+    const Wide product1 = multiply(c2, math::kPhiloxFactor1);
+    c0 = (product1 >> 32) ^ c1 ^ (Wide{} + keys[i]);
+    c1 = product1;
+    c2 = (product0 >> 32) ^ c3 ^ (Wide{} + keys[i + 1]);
+    c3 = product0;
+  }
+  words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
+}
+
 struct GumbelKeys {
-  uint32_t keys[math::kPhiloxKeys];
+  uint64_t keys[math::kPhiloxKeys];  // of a lane's width each
 
   explicit GumbelKeys(int64_t seed) {
     for (int i = 0; i < math::kPhiloxKeys; ++i) keys[i] = math::philox_key(uint64_t(seed), i);
   }
 };
+
+// body(group, next, n) for some groups after the others that together have n voxels, up to kVoxels
+// less what the last one's vector may reach beyond them.
+template <class Body>
+static inline void for_some(const Group* group, const Group* end, Body&& body) {
+  while (group < end) {
+    const Group* next = group + 1;
+    while (next < end && next->index - group->index + kLanes <= kVoxels) ++next;
+    body(group, next, next->index - group->index);
+    group = next;
+  }
+}
 
 template <class Acc, class Code>
 struct GumbelSampler {
@@ -41,35 +84,47 @@ struct GumbelSampler {
   uint32_t* words;     // (4, kVoxels)
   Acc* noisy;          // (classes, kVoxels)
   Acc *best, *sum;     // kVoxels each
-  int32_t* code;       // kVoxels
+  int32_t *voxel, *code;  // kVoxels each
 
-  // n voxels at first + position[i] of a volume, whose classes are the channels from `channel`.
-  // hard[position[i]] gets the sample's code, soft[c * pitch + i] its values; either may be null.
-  // All arrays have kLanes beyond n, which are filled with anything: no vector is cut short.
-  void draw(int64_t batch, int64_t channel, int64_t classes, int64_t first,
-            const int32_t* position, int64_t n, Code* hard, Acc* soft, int64_t pitch) {
-    for (int64_t i = 0; i < n; i += kVoxels) {
-      draw_some(batch, channel, classes, first, position + i, n - i < kVoxels ? n - i : kVoxels,
-                hard, soft == nullptr ? nullptr : soft + i, pitch);
-    }
+  // The groups' voxels, counted from `first`, of a volume whose classes are the channels from
+  // `channel`. hard[voxel] gets the sample's code, soft[c * pitch + index] its values; either may
+  // be null. What lies in the kLanes beyond a list is overwritten: no vector is cut short.
+  void draw(int64_t batch, int64_t channel, int64_t classes, int64_t first, const Group* group,
+            const Group* end, Code* hard, Acc* soft, int64_t pitch) {
+    for_some(group, end, [&](const Group* some, const Group* next, int64_t exact) {
+      const int64_t n = (exact + kLanes - 1) / kLanes * kLanes;
+      const uint64_t index = uint64_t(batch * p.size.voxels() + first);
+      for (const Group* g = some; g < next; ++g) {
+        compress_range(g->first, g->bits, voxel + g->index - some->index);
+      }
+      for (int64_t c = 0; c < classes; ++c) {
+        if (c % 4 == 0) draw_words(index, uint32_t((channel + c) / 4), n);
+        Acc* z = noisy + c * kVoxels;
+        load(offset(p.logits, batch, channel + c, first), some, next, exact, z);
+        add_noise(p.softmax, words + (channel + c) % 4 * kVoxels, n, z);
+        decide(c, z, n, best, code);
+      }
+      if (hard != nullptr) {
+        for (const Group* g = some; g < next; ++g) {
+          place(code + g->index - some->index, g->bits, hard + g->first);
+        }
+      }
+      if (soft != nullptr) soften(classes, n, soft + some->index, pitch);
+    });
   }
 
  private:
-  void draw_some(int64_t batch, int64_t channel, int64_t classes, int64_t first,
-                 const int32_t* position, int64_t exact, Code* hard, Acc* soft, int64_t pitch) {
-    const int64_t n = (exact + kLanes - 1) / kLanes * kLanes;
-    const uint64_t index = uint64_t(batch * p.size.voxels() + first);
-    for (int64_t c = 0; c < classes; ++c) {
-      if (c % 4 == 0) draw_words(index, uint32_t((channel + c) / 4), position, n);
-      Acc* __restrict z = noisy + c * kVoxels;
-      load_listed(p.logits, offset(p.logits, batch, channel + c, first), position, exact, z);
-      add_noise(p.softmax, words + (channel + c) % 4 * kVoxels, n, z);
-      decide(c, z, n, best, code);
+  void load(int64_t start, const Group* group, const Group* end, int64_t n, Acc* z) const {
+    if (!kCompresses || p.logits.voxel_stride != 1) {
+      return load_listed(p.logits, start, voxel, n, z);
     }
-    if (hard != nullptr) {
-      for (int64_t i = 0; i < exact; ++i) hard[position[i]] = Code(code[i]);
-    }
-    if (soft != nullptr) soften(classes, n, soft, pitch);
+    const int32_t index = group->index;
+    with_float(p.logits.dtype, [&](auto* type) {
+      const auto* logits = static_cast<decltype(type)>(p.logits.data) + start;
+      for (const Group* g = group; g < end; ++g) {
+        compress(logits + g->first, g->bits, z + g->index - index);
+      }
+    });
   }
 
   // Takes class c into account.
@@ -91,14 +146,14 @@ struct GumbelSampler {
     }
   }
 
-  void draw_words(uint64_t index, uint32_t block, const int32_t* __restrict position, int64_t n) {
-    const GumbelKeys copy = keys;  // which the compiler sees that no word overwrites
-    uint32_t *__restrict w0 = words, *__restrict w1 = w0 + kVoxels;
-    uint32_t *__restrict w2 = w1 + kVoxels, *__restrict w3 = w2 + kVoxels;
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const math::Words drawn = math::philox(copy.keys, index + uint64_t(position[i]), block);
-      w0[i] = drawn.word[0], w1[i] = drawn.word[1], w2[i] = drawn.word[2], w3[i] = drawn.word[3];
+  void draw_words(uint64_t index, uint32_t block, int64_t n) {
+    for (int64_t i = 0; i < n; i += kWide) {
+      Wide at, drawn[4];
+      for (int64_t k = 0; k < kWide; ++k) at[k] = index + uint64_t(voxel[i + k]);
+      philox(keys.keys, at, block, drawn);
+      for (int j = 0; j < 4; ++j) {
+        for (int64_t k = 0; k < kWide; ++k) words[j * kVoxels + i + k] = uint32_t(drawn[j][k]);
+      }
     }
   }
 

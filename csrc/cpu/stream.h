@@ -89,7 +89,55 @@ class Stream {
   uint8_t line_[kLine];
 };
 
-// The same for numbers of another type.
+// Sets arrays to 0 a part at a time, between other work: memory does the one while the core does
+// the other. `count` arrays of `bytes` lie `pitch` bytes apart; parts of the first end where lines
+// do.
+class ZeroFill {
+ public:
+  ZeroFill() = default;
+  ZeroFill(uint8_t* first, int64_t bytes, int64_t count, int64_t pitch, int64_t parts,
+           bool past_caches)
+      : first_(first), bytes_(bytes), count_(count), pitch_(pitch),
+        step_((bytes / parts + kLine - 1) / kLine * kLine), past_(past_caches) {}
+
+  void some() {
+    if (done_ == bytes_) return;
+    const int64_t line = line_start(first_ + done_ + step_) - first_;
+    const int64_t next = line < bytes_ ? line : bytes_;
+    for (int64_t i = 0; i < count_; ++i) {
+      fill(first_ + i * pitch_ + done_, first_ + i * pitch_ + next);
+    }
+    done_ = next;
+  }
+
+  void rest() {
+    while (done_ < bytes_) some();
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  static uint8_t* line_start(uint8_t* address) {
+    return address - reinterpret_cast<uintptr_t>(address) % kLine;
+  }
+
+  void fill(uint8_t* from, uint8_t* to) const {
+    static constexpr uint8_t kZeros[kLine] = {};
+    if (past_ && from != line_start(from)) {
+      uint8_t* next = line_start(from + kLine);
+      std::memset(from, 0, (next < to ? next : to) - from);
+      from = next;
+    }
+    for (; past_ && from + kLine <= to; from += kLine) stream_line(from, kZeros);
+    if (from < to) std::memset(from, 0, to - from);
+  }
+
+  uint8_t* first_ = nullptr;
+  int64_t bytes_ = 0, count_ = 0, pitch_ = 0, step_ = 0, done_ = 0;
+  bool past_ = false;
+};
+
+// Numbers, as those of another type.
 template <class T>
 static inline void put_as(DType dtype, Stream& out, const T* in, int64_t n) {
   with_float(dtype, [&](auto* type) {

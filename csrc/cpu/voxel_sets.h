@@ -11,6 +11,7 @@
 namespace egcnn::EGCNN_ISA {
 
 constexpr int64_t kWord = 64;
+constexpr uint32_t kAllLanes = (1u << kLanes) - 1;
 
 // Bit i is whether a[i] and b[i] differ.
 template <class T>
@@ -42,6 +43,7 @@ static inline uint64_t first_bits(int64_t n) {
 }
 
 static inline int64_t lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
+static inline int64_t highest_bit(uint32_t bits) { return 31 - __builtin_clz(bits); }
 
 // Each voxel of a set and those beside it; n voxels in the row.
 static inline uint64_t widened(const uint64_t* set, int64_t word, int64_t words, int64_t n) {
@@ -52,9 +54,34 @@ static inline uint64_t widened(const uint64_t* set, int64_t word, int64_t words,
 }
 
 // Puts those of kLanes values whose bits are set one after the other; there is to be room for all.
+// Of others none is read.
 template <class V, class T>
 static inline void compress(const V* values, uint32_t bits, T* out) {
-  for (; bits != 0; bits &= bits - 1) *out++ = T(values[lowest_bit(bits)]);
+  for (; bits != 0; bits &= bits - 1) *out++ = widen<T>(values[lowest_bit(bits)]);
+}
+
+// The way back, zeros elsewhere. kLanes listed values are to be there.
+template <class T>
+static inline void expand(const T* listed, uint32_t bits, T* out) {
+  for (int64_t i = 0; i < kLanes; ++i) out[i] = 0;
+  for (; bits != 0; bits &= bits - 1) out[lowest_bit(bits)] = *listed++;
+}
+
+// Three times, each a place before the one before, where bits leave room for two places.
+template <class T>
+static inline void expand_around(const T* listed, uint32_t bits, T (&out)[3][kLanes]) {
+  for (int i = 0; i < 3; ++i) {
+    for (int64_t k = 0; k < kLanes; ++k) out[i][k] = 0;
+  }
+  for (; bits != 0; bits &= bits - 1, ++listed) {
+    for (int i = 0; i < 3; ++i) out[i][lowest_bit(bits) + 2 - i] = *listed;
+  }
+}
+
+// The same, and nothing elsewhere.
+template <class V, class T>
+static inline void place(const V* listed, uint32_t bits, T* out) {
+  for (; bits != 0; bits &= bits - 1) out[lowest_bit(bits)] = narrow(*listed++, out);
 }
 
 // The same of first, first + 1 and so on.
@@ -68,13 +95,63 @@ static inline void compress_range(int32_t first, uint32_t bits, int32_t* out) {
 #endif
 }
 
+// Whether compressing is worth more than looking up each value by its position.
 #ifdef __AVX512F__
+constexpr bool kCompresses = true;
+
 static inline void compress(__m512 values, uint32_t bits, float* out) {
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps(__mmask16(bits), values));
 }
 
 static inline void compress(const float* values, uint32_t bits, float* out) {
-  compress(_mm512_loadu_ps(values), bits, out);
+  compress(_mm512_maskz_loadu_ps(__mmask16(bits), values), bits, out);
+}
+
+static inline void compress(const BFloat16* values, uint32_t bits, float* out) {
+  const __m256i halves = _mm256_maskz_loadu_epi16(__mmask16(bits), values);
+  const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xFFFF, halves);
+  compress(_mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xFFFF, wide, 16)), bits, out);
+}
+
+static inline void compress(const Half* values, uint32_t bits, float* out) {
+  const __m256i halves = _mm256_maskz_loadu_epi16(__mmask16(bits), values);
+  compress(_mm512_maskz_cvtph_ps(0xFFFF, halves), bits, out);
+}
+
+static inline void expand(const float* listed, uint32_t bits, float* out) {
+  _mm512_storeu_ps(out, _mm512_maskz_expand_ps(__mmask16(bits), _mm512_loadu_ps(listed)));
+}
+
+static inline void expand_around(const float* listed, uint32_t bits, float (&out)[3][kLanes]) {
+  for (int i = 0; i < 3; ++i) expand(listed, bits << (2 - i), out[i]);
+}
+
+static inline void place(const float* listed, uint32_t bits, float* out) {
+  const __m512 values = _mm512_maskz_expand_ps(__mmask16(bits), _mm512_loadu_ps(listed));
+  _mm512_mask_storeu_ps(out, __mmask16(bits), values);
+}
+
+template <class T>
+static inline void place_halves(const float* listed, uint32_t bits, T* out) {
+  float values[kLanes];
+  T halves[kLanes];
+  expand(listed, bits, values);
+  for (int64_t i = 0; i < kLanes; ++i) halves[i] = narrow(values[i], out);
+  const __m256i vector = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));
+  _mm256_mask_storeu_epi16(out, __mmask16(bits), vector);
+}
+
+static inline void place(const float* listed, uint32_t bits, BFloat16* out) {
+  place_halves(listed, bits, out);
+}
+
+static inline void place(const float* listed, uint32_t bits, Half* out) {
+  place_halves(listed, bits, out);
+}
+
+static inline void place(const int32_t* listed, uint32_t bits, uint8_t* out) {
+  const __m512i values = _mm512_maskz_expand_epi32(__mmask16(bits), _mm512_loadu_si512(listed));
+  _mm_mask_storeu_epi8(out, __mmask16(bits), _mm512_maskz_cvtepi32_epi8(0xFFFF, values));
 }
 
 static inline void compress(const int8_t* values, uint32_t bits, float* out) {
@@ -83,6 +160,8 @@ static inline void compress(const int8_t* values, uint32_t bits, float* out) {
   const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xFFFF, bytes);
   compress(_mm512_maskz_cvtepi32_ps(0xFFFF, wide), bits, out);
 }
+#else
+constexpr bool kCompresses = false;
 #endif
 
 // body(x, bits) for each kLanes voxels from x on of which the set has any.
@@ -90,7 +169,7 @@ template <class Body>
 static inline void for_lanes(uint64_t set, int64_t first, Body&& body) {
   while (set != 0) {
     const int64_t shift = lowest_bit(set) / kLanes * kLanes;
-    const uint32_t bits = uint32_t(set >> shift) & ((1u << kLanes) - 1);
+    const uint32_t bits = uint32_t(set >> shift) & kAllLanes;
     body(first + shift, bits);
     set &= ~(uint64_t(bits) << shift);
   }

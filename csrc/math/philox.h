@@ -18,6 +18,8 @@ EGCNN_MATH uint32_t multiply_high(uint32_t a, uint32_t b) {
 #endif
 }
 
+constexpr uint32_t kPhiloxFactor0 = 0xD2511F53u, kPhiloxFactor1 = 0xCD9E8D57u;
+
 // The keys of the ten rounds, two each, are the same for all voxels.
 constexpr int kPhiloxKeys = 20;
 
@@ -29,8 +31,8 @@ EGCNN_MATH uint32_t philox_key(uint64_t seed, int i) {
 EGCNN_MATH Words philox(const uint32_t keys[kPhiloxKeys], uint64_t voxel, uint32_t block) {
   uint32_t c0 = uint32_t(voxel), c1 = uint32_t(voxel >> 32), c2 = block, c3 = 0;
   for (int i = 0; i < kPhiloxKeys; i += 2) {
-    const uint32_t high0 = multiply_high(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
-    const uint32_t high1 = multiply_high(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
+    const uint32_t high0 = multiply_high(kPhiloxFactor0, c0), low0 = kPhiloxFactor0 * c0;
+    const uint32_t high1 = multiply_high(kPhiloxFactor1, c2), low1 = kPhiloxFactor1 * c2;
     c0 = high1 ^ c1 ^ keys[i];
     c1 = low1;
     c2 = high0 ^ c3 ^ keys[i + 1];

@@ -264,6 +264,30 @@ def test_threads_take_over_planes_of_strips(hard: bool) -> None:
     torch.testing.assert_close(results[0][1].double(), exact.grad, rtol=2e-4, atol=2e-4 * largest)
 
 
+@pytest.mark.usefixtures("cpu_kernels")
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_gradients_larger_than_the_caches(
+    memory_format: torch.memory_format, activation: str
+) -> None:
+    # Their zeros are streamed a line at a time, and rows and channels start within lines. What lay
+    # there before is to be gone.
+    size = (31, 101, 151)
+    logits = torch.randn(1, 5, *size).contiguous(memory_format=memory_format)
+    target = torch.zeros(1, 1 if activation == "softmax" else 5, *size, dtype=torch.uint8)
+    target[..., 3:9, 90:, 5:140] = 1
+    target[:, -1:, 12:15, 20:30, :] = 1
+    arguments = (target, torch.tensor(2), 0.7, True, activation, "gt")
+    exact = logits.double().requires_grad_()
+    (expected,) = torch.autograd.grad(reference.gumbel_consistency(exact, *arguments), exact)
+    del exact
+    torch.full_like(logits, torch.nan)
+    grad = torch.ops.egcnn.gumbel_consistency_backward(torch.ones(()), logits, *arguments)
+    assert grad[:, :, 20:].eq(0).all()
+    atol = 2e-4 * expected.abs().max().item()
+    torch.testing.assert_close(grad.double(), expected, rtol=2e-4, atol=atol)
+
+
 @pytest.mark.parametrize("support", ["gt", "both"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_one_voxel_edges_and_unaligned_rows(dtype: torch.dtype, support: str) -> None:

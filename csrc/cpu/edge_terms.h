@@ -1,0 +1,156 @@
+// The terms of the consistency loss: Sobel gradients at edges, listed without gaps, the mismatches
+// of their magnitudes and the gradients of these.
+#pragma once
+
+#include "../math/sobel.h"
+#include "consistency_plan.h"
+#include "voxel_sets.h"
+
+#include <initializer_list>
+
+namespace egcnn::EGCNN_ISA {
+
+// Rows of the target or of a sample, put together along z. Borders replicate.
+template <class T, class V, class From>
+static inline void put_together_z(const T* before, const T* at, const T* after, int64_t width,
+                                  From&& from, V* __restrict smooth, V* __restrict differ) {
+  for (int64_t block = 0; block < width; block += kWord) {
+#pragma omp simd
+    for (int64_t x = block; x < block + kWord; ++x) {
+      const V a = from(before[x]), b = from(at[x]), c = from(after[x]);
+      smooth[x] = V(math::smooth(a, b, c));
+      differ[x] = V(math::difference(a, c));
+    }
+  }
+  for (V* row : {smooth, differ}) row[-1] = row[0], row[width] = row[width - 1];
+}
+
+// A gradient (z, y, x) at a word's voxels; vectors may reach beyond.
+template <class V>
+using OfWord = V[3][kWord + kLanes];
+
+// The unscaled gradient of a word's voxels, from three of those rows.
+template <class V>
+__attribute__((always_inline)) static inline void sobel_word(const V* smooth, const V* differ,
+                                                             int64_t before, int64_t at,
+                                                             int64_t after, OfWord<V>& gradient) {
+  const V *s0 = smooth + before, *s1 = smooth + at, *s2 = smooth + after;
+  const V *d0 = differ + before, *d1 = differ + at, *d2 = differ + after;
+#pragma omp simd
+  for (int64_t x = 0; x < kWord; ++x) {
+    const auto of_z = [&](int64_t i) { return V(math::smooth(d0[i], d1[i], d2[i])); };
+    const auto of_y = [&](int64_t i) { return V(math::difference(s0[i], s2[i])); };
+    const auto of_x = [&](int64_t i) { return V(math::smooth(s0[i], s1[i], s2[i])); };
+    gradient[0][x] = V(math::smooth(of_z(x - 1), of_z(x), of_z(x + 1)));
+    gradient[1][x] = V(math::smooth(of_y(x - 1), of_y(x), of_y(x + 1)));
+    gradient[2][x] = V(math::difference(of_x(x - 1), of_x(x + 1)));
+  }
+}
+
+template <class Acc>
+class EdgeTerms {
+ public:
+  EdgeTerms(Group* group, int32_t* row, Acc* sample, Acc* truth)
+      : group_(group), row_(row), sample_(sample), truth_(truth) {}
+
+  bool room_for_word() const { return edges_ + kWord + kLanes <= kEdges; }
+  void clear() { edges_ = groups_ = 0; }
+
+  // The edges among the word's voxels from x on, in groups as narrow that what they add to the
+  // voxels around fills a vector.
+  template <class V>
+  void add(int64_t y, int64_t x, uint64_t set, const OfWord<int8_t>& truth,
+           const OfWord<V>& sample) {
+    while (set != 0) {
+      const int64_t at = lowest_bit(set);
+      const uint32_t bits = uint32_t(set >> at) & (kAllLanes >> 2);
+      set &= ~(uint64_t(bits) << at);
+      for (int k = 0; k < 3; ++k) {
+        compress(truth[k] + at, bits, truth_ + k * kEdges + edges_);
+        compress(sample[k] + at, bits, sample_ + k * kEdges + edges_);
+      }
+      group_[groups_] = {int32_t(x + at), int32_t(edges_), bits};
+      row_[groups_++] = int32_t(y);
+      edges_ += __builtin_popcount(bits);
+    }
+  }
+
+  // Of the mismatches.
+  double sum() const {
+    const Acc *gz = sample_, *gy = gz + kEdges, *gx = gy + kEdges;
+    const Acc *tz = truth_, *ty = tz + kEdges, *tx = ty + kEdges;
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < edges_; ++i) {
+      const Acc mismatch = math::sobel_magnitude(gz[i], gy[i], gx[i]) -
+                           math::sobel_magnitude(tz[i], ty[i], tx[i]);
+      sum += double(mismatch < 0 ? -mismatch : mismatch);
+    }
+    return sum;
+  }
+
+  // Puts the gradients of the mismatches, times `scale`, in the place of those of the sample.
+  void differentiate(Acc scale) {
+    Acc *gz = sample_, *gy = gz + kEdges, *gx = gy + kEdges;
+    const Acc *tz = truth_, *ty = tz + kEdges, *tx = ty + kEdges;
+#pragma omp simd
+    for (int64_t i = 0; i < edges_; ++i) {
+      const Acc magnitude = math::sobel_magnitude(gz[i], gy[i], gx[i]);
+      const Acc mismatch = magnitude - math::sobel_magnitude(tz[i], ty[i], tx[i]);
+      const Acc sign = Acc(mismatch > 0) - Acc(mismatch < 0);
+      const Acc slope = scale * sign * math::sobel_slope(magnitude);
+      gz[i] *= slope;
+      gy[i] *= slope;
+      gx[i] *= slope;
+    }
+  }
+
+  // Adds these to the voxels around, whose rows are row_of(0 to 2 along z, 0 to 2 along y, y).
+  template <class RowOf>
+  void scatter(int64_t width, RowOf&& row_of) const {
+    for (int64_t i = 0; i < groups_; ++i) {
+      const Group& group = group_[i];
+      const int64_t x = group.first, last = x + highest_bit(group.bits);
+      Acc q[3][3][kLanes];  // of the voxels before, at and after those from x - 1 on
+      for (int k = 0; k < 3; ++k) {
+        expand_around(sample_ + k * kEdges + group.index, group.bits, q[k]);
+      }
+      Acc of_z[kLanes], of_y[kLanes], of_x[kLanes];
+#pragma omp simd
+      for (int64_t k = 0; k < kLanes; ++k) {
+        of_z[k] = math::smooth(q[0][0][k], q[0][1][k], q[0][2][k]);
+        of_y[k] = math::smooth(q[1][0][k], q[1][1][k], q[1][2][k]);
+        of_x[k] = math::difference(q[2][2][k], q[2][0][k]);
+      }
+      for (Acc* of : {of_z, of_y, of_x}) {  // what is beyond a border belongs to it
+        if (x == 0) of[1] += of[0], of[0] = 0;
+        if (last == width - 1) of[last - x + 1] += of[last - x + 2], of[last - x + 2] = 0;
+      }
+      for (int j = 0; j < 3; ++j) {
+        const Acc smooth = j == 1 ? 2 : 1, differ = Acc(j - 1);
+        Acc* out[3];
+        for (int k = 0; k < 3; ++k) out[k] = row_of(k, j, row_[i]) + x - 1;
+        Acc in_plane[kLanes], through[kLanes];
+#pragma omp simd
+        for (int64_t k = 0; k < kLanes; ++k) {
+          in_plane[k] = differ * of_y[k] + smooth * of_x[k];
+          through[k] = smooth * of_z[k];
+        }
+#pragma omp simd
+        for (int64_t k = 0; k < kLanes; ++k) out[0][k] += in_plane[k] - through[k];
+#pragma omp simd
+        for (int64_t k = 0; k < kLanes; ++k) out[1][k] += 2 * in_plane[k];
+#pragma omp simd
+        for (int64_t k = 0; k < kLanes; ++k) out[2][k] += in_plane[k] + through[k];
+      }
+    }
+  }
+
+ private:
+  Group* group_;          // `first` counts from the row's start
+  int32_t* row_;          // of each group
+  Acc *sample_, *truth_;  // (3, kEdges)
+  int64_t edges_ = 0, groups_ = 0;
+};
+
+}  // namespace egcnn::EGCNN_ISA
