@@ -228,28 +228,26 @@ def edges_boundaries(labels: Tensor, regions: Regions | None = None) -> Tensor:
     return _each_volume(inside, lambda v: find_boundaries(v, connectivity=3).astype(np.uint8))
 
 
-def edges_itk_sobel(labels: Tensor, regions: Regions | None = None) -> Tensor:
-    """``SimpleITK.SobelEdgeDetection``, whose 3D kernel has weights of its own."""
+def _edges_itk(filter_name: str, labels: Tensor, regions: Regions | None) -> Tensor:
+    """Where what a filter of SimpleITK makes of the masks is above 0."""
     import SimpleITK
 
     def edges(volume: Any) -> Any:
-        image = SimpleITK.SobelEdgeDetection(SimpleITK.GetImageFromArray(volume))
+        image = getattr(SimpleITK, filter_name)(SimpleITK.GetImageFromArray(volume))
         return SimpleITK.GetArrayViewFromImage(image) > 0
 
     inside = _inside(labels, regions).float()
     return _each_volume(inside, edges).to(torch.uint8)
+
+
+def edges_itk_sobel(labels: Tensor, regions: Regions | None = None) -> Tensor:
+    """``SimpleITK.SobelEdgeDetection``, whose 3D kernel has weights of its own."""
+    return _edges_itk("SobelEdgeDetection", labels, regions)
 
 
 def edges_itk_gradient(labels: Tensor, regions: Regions | None = None) -> Tensor:
     """``SimpleITK.GradientMagnitude``: central differences, without smoothing across."""
-    import SimpleITK
-
-    def edges(volume: Any) -> Any:
-        image = SimpleITK.GradientMagnitude(SimpleITK.GetImageFromArray(volume))
-        return SimpleITK.GetArrayViewFromImage(image) > 0
-
-    inside = _inside(labels, regions).float()
-    return _each_volume(inside, edges).to(torch.uint8)
+    return _edges_itk("GradientMagnitude", labels, regions)
 
 
 def edges_itk_contour(labels: Tensor, regions: Regions | None = None) -> Tensor:

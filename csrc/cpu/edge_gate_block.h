@@ -154,16 +154,15 @@ EGCNN_OUT_OF_LINE void store_block(const Tensor& t, int64_t channels, const Bloc
                                    Acc* staging, const Acc* in, int64_t pitch) {
   constexpr int lanes = kLanes<Acc>;
   const int64_t n = b.n;
+  if (t.voxel_stride == 1) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const auto row = [=](int64_t i) { return load_vector(in + c * pitch + i); };
+      store_row<Acc>(t, c, b, stream, row);
+    }
+    return;
+  }
   with_volume<Acc>(t.dtype, [&](auto* type) {
     auto* out = static_cast<decltype(type)>(t.data) + offset(t, b.batch, 0, b.voxel);
-    if (t.voxel_stride == 1) {
-      for (int64_t c = 0; c < channels; ++c) {
-        const auto row = [&](int64_t i) { return load_vector(in + c * pitch + i); };
-        store_run<std::remove_pointer_t<decltype(type)>, Acc>(n, stream, out + c * t.channel_stride,
-                                                              row);
-      }
-      return;
-    }
     for (int64_t v = 0; v < n; v += lanes) {
       const int64_t voxels = n - v < lanes ? n - v : lanes;
       // Backwards: the last channels' vectors spill into the next voxels' first channels.

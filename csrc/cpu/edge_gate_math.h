@@ -36,17 +36,11 @@ static inline Vector<Acc> sigmoid(Vector<Acc> sum, Acc low) {
   } else {
     typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
     sum = sum > 87.0f ? Vector<float>{} + 87.0f : sum;
-    // -sum = n ln 2 + r, as in vector_math.h.
+    // vector::sigmoid in vectors, but for its division.
     const Vector<float> shifted = sum * -1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
     const Vector<float> r = (-sum - n * 0.693359375f) - n * -2.12194440e-4f;
-    Vector<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
     const Vector<float> scale = (Vector<float>)(((Bits)shifted << 23) + 0x3F800000);
-    return reciprocal(p * scale + 1.0f);
+    return reciprocal(vector::exp_near_zero(r) * scale + 1.0f);
   }
 }
 

@@ -9,6 +9,13 @@
 
 namespace egcnn::EGCNN_ISA {
 
+// The label values of a region and those after it.
+static inline const int64_t* values_from(const SobelEdges& p, int64_t region) {
+  const int64_t* values = p.region_values;
+  for (int64_t r = 0; r < region; ++r) values += p.region_counts[r];
+  return values;
+}
+
 // Bit r of an element tells whether it lies in region first + r; without regions, bit 0 whether it
 // is not 0. Floats stay as they are. Of a constant n the compiler makes vectors without remainder.
 template <int64_t n, class T, class In>
@@ -19,8 +26,7 @@ static inline void load_block(const SobelEdges& p, const In* in, int64_t first, 
   } else if (p.region_counts == nullptr) {
     for (int64_t x = 0; x < n; ++x) out[x] = in[x] != 0;
   } else {
-    const int64_t* values = p.region_values;
-    for (int64_t r = 0; r < first; ++r) values += p.region_counts[r];
+    const int64_t* values = values_from(p, first);
     In block[n];
     std::memcpy(block, in, sizeof block);
     T bits[n] = {};
@@ -83,15 +89,12 @@ EGCNN_OUT_OF_LINE void load_regions(const SobelEdges& p, int64_t start, int64_t 
   });
 }
 
-// Regions that are kept at a time.
-constexpr int64_t kRegions = 8;
-
 // body(first, regions) for each few regions of a volume.
 template <class Body>
 static inline void for_regions(const SobelEdges& p, Body&& body) {
   const int64_t all = p.region_counts != nullptr ? p.size.channels : 1;
-  for (int64_t first = 0; first < all; first += kRegions) {
-    body(first, std::min(kRegions, all - first));
+  for (int64_t first = 0; first < all; first += kSobelRegions) {
+    body(first, std::min(kSobelRegions, all - first));
   }
 }
 
@@ -100,7 +103,7 @@ static inline uint8_t* edges_at(const SobelEdges& p, const SobelTiles& t, const 
                                 int64_t region, int64_t z) {
   const int64_t regions = p.region_counts != nullptr ? p.size.channels : 1;
   return static_cast<uint8_t*>(p.edges.data) +
-         (((slab.volume * regions + region) * t.depth + z) * t.height + slab.y0) * t.width;
+         t.start(slab.volume * regions + region, z, slab.y0);
 }
 
 static inline bool is_large(const SobelEdges& p) {
@@ -119,8 +122,7 @@ static void find_edges(const SobelEdges& p, const SobelTiles& t, const Slab& sla
     uint8_t* staged = reinterpret_cast<uint8_t*>(march.output);
     march.run(
         [&](int64_t z, int64_t y, const Rows<T>& rows) {
-          load_regions(p, ((slab.volume * t.depth + z) * t.height + y) * width, first, regions,
-                       rows);
+          load_regions(p, t.start(slab.volume, z, y), first, regions, rows);
         },
         [&](int64_t z) {
           for (int64_t r = 0; r < regions; ++r) {
@@ -171,8 +173,7 @@ static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t 
   const In one = narrow(1.0f, static_cast<In*>(nullptr));
   U one_bits;
   std::memcpy(&one_bits, &one, sizeof one);
-  const int64_t* values = p.region_values;
-  for (int64_t r = 0; r < first; ++r) values += p.region_counts[r];
+  const int64_t* const values = p.region_counts != nullptr ? values_from(p, first) : nullptr;
   const U* row = data + start;
   for (int64_t i = 0; i < rows; ++i, row += width, words += count) {
     // A word alone is as fast to make as to compare.
@@ -228,16 +229,14 @@ static bool find_binary_edges(const SobelEdges& p, const SobelTiles& t, const Sl
           bool packed = false;
           with_type(p.labels.dtype, [&](auto* type) {
             packed = pack_rows<std::remove_pointer_t<decltype(type)>>(
-                p, ((slab.volume * t.depth + z) * t.height + y) * t.width, rows, t.width, first,
-                regions, march, marks, words);
+                p, t.start(slab.volume, z, y), rows, t.width, first, regions, march, marks, words);
           });
           return packed;
         },
         [&](int64_t z) {
           const int64_t next = std::min(z + 2, t.depth - 1);
           const char* const ahead =
-              static_cast<const char*>(p.labels.data) +
-              ((slab.volume * t.depth + next) * t.height + slab.y0) * t.width;
+              static_cast<const char*>(p.labels.data) + t.start(slab.volume, next, slab.y0);
           for (int64_t r = 0; r < regions; ++r) {
             BitStream out(edges_at(p, t, slab, first + r, z), is_large(p),
                           bytes && r == 0 ? ahead : nullptr);
@@ -320,7 +319,7 @@ static void sobel_magnitude(const SobelMagnitude& p, int64_t element) {
   for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
     SobelMarch<T> march(t, slab, scratch);
     const auto start = [&](int64_t z, int64_t y) {
-      return ((slab.volume * t.depth + z) * t.height + y) * width;
+      return t.start(slab.volume, z, y);
     };
     march.run(
         [&](int64_t z, int64_t y, const Rows<T>& rows) { load_rows(p.x, start(z, y), rows); },
@@ -383,7 +382,7 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
   const bool large = t.volumes * t.depth * t.height * width * element > kStreamed;
   for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
     const auto start = [&](int64_t z, int64_t y) {
-      return ((slab.volume * t.depth + z) * t.height + y) * width;
+      return t.start(slab.volume, z, y);
     };
     // The result needs q one plane and one row further.
     const Slab reach = {slab.volume, std::max<int64_t>(slab.z0 - 1, 0),

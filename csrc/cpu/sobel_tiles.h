@@ -16,6 +16,9 @@ constexpr int64_t kSobelRun = 16, kSobelBitRun = 64;
 // Rows whose marks are compared at a time.
 constexpr int64_t kSobelMarks = 64;
 
+// Regions that are kept at a time, as the bits of a byte.
+constexpr int64_t kSobelRegions = 8;
+
 // Voxels of a row whose edges one word of bits gives.
 constexpr int64_t kSobelWord = 62;
 
@@ -57,6 +60,11 @@ struct SobelTiles {
 
   int64_t rows() const { return tile + 2 * halo; }
 
+  // The element that row y of plane z of a volume starts with.
+  int64_t start(int64_t volume, int64_t z, int64_t y) const {
+    return ((volume * depth + z) * height + y) * width;
+  }
+
   // Bytes that hold one mark a row, in whole vectors, and two more.
   int64_t marks() const { return ceil_div(rows(), kSobelMarks) * kSobelMarks + 2; }
 
@@ -81,7 +89,7 @@ static inline SobelTiles sobel_edges_tiles(const SobelEdges& p) {
   if (p.region_counts != nullptr) size.channels = 1;
   SobelTiles tiles(size, p.labels, 1, 0, element, p.resources.threads);
   if (p.threshold == 0 && tiles.step == 1) {
-    tiles.regions = p.region_counts == nullptr ? 1 : std::min<int64_t>(p.size.channels, 8);
+    tiles.regions = p.region_counts == nullptr ? 1 : std::min(p.size.channels, kSobelRegions);
   }
   return tiles;
 }

@@ -9,10 +9,10 @@
 
 namespace egcnn::EGCNN_ISA::vector {
 
-// Of |x| <= ln 2 / 2.
-static inline float exp_near_zero(float x) {
-  float p = 1.9875691500e-4f;
-  p = p * x + 1.3981999507e-3f;
+// Of |x| <= ln 2 / 2, a float or a vector of them.
+template <class V>
+static inline V exp_near_zero(V x) {
+  V p = x * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * x + 8.3334519073e-3f;
   p = p * x + 4.1665795894e-2f;
   p = p * x + 1.6666665459e-1f;

@@ -78,13 +78,13 @@ static inline void expand_around(const T* listed, uint32_t bits, T (&out)[3][kLa
   }
 }
 
-// The same, and nothing elsewhere.
+// As expand, but what is elsewhere stays.
 template <class V, class T>
 static inline void place(const V* listed, uint32_t bits, T* out) {
   for (; bits != 0; bits &= bits - 1) out[lowest_bit(bits)] = narrow(*listed++, out);
 }
 
-// The same of first, first + 1 and so on.
+// As compress, of first, first + 1 and so on.
 static inline void compress_range(int32_t first, uint32_t bits, int32_t* out) {
 #ifdef __AVX512F__
   const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
