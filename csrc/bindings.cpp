@@ -77,17 +77,19 @@ egcnn::EdgeGateBackward edge_gate_backward(
 
 egcnn::Consistency consistency(const TensorArgument& logits, const TensorArgument& target,
                                const Shape& shape, Address seed, double tau, bool hard,
-                               bool softmax, bool both, Address loss) {
+                               bool softmax, bool both, Address edges, Address loss) {
   return {tensor(logits), tensor(target), size(shape), static_cast<int64_t*>(pointer(seed)), tau,
-          hard, softmax, both, pointer(loss), nullptr, {}, {}};
+          hard, softmax, both, static_cast<int64_t*>(pointer(edges)), pointer(loss), nullptr, {},
+          {}};
 }
 
 egcnn::Consistency consistency_backward(const TensorArgument& logits, const TensorArgument& target,
                                         const Shape& shape, Address seed, double tau, bool hard,
-                                        bool softmax, bool both, Address grad,
+                                        bool softmax, bool both, Address edges, Address grad,
                                         const TensorArgument& grad_logits) {
   return {tensor(logits), tensor(target), size(shape), static_cast<int64_t*>(pointer(seed)), tau,
-          hard, softmax, both, nullptr, pointer(grad), tensor(grad_logits), {}};
+          hard, softmax, both, static_cast<int64_t*>(pointer(edges)), nullptr, pointer(grad),
+          tensor(grad_logits), {}};
 }
 
 // `pack` makes a kernel's parameters of the arguments that `names` name. They are keywords only.
@@ -151,10 +153,10 @@ PYBIND11_MODULE(EGCNN_MODULE, m) {
          arg("grad_bias"), arg("shape"), arg("main_channels"), arg("gates"), arg("relu"), arg("tf32"));
   define(kernels, "consistency", &Kernels::consistency, &consistency, arg("logits"), arg("target"),
          arg("shape"), arg("seed"), arg("tau"), arg("hard"), arg("softmax"), arg("both"),
-         arg("loss"));
+         arg("edges"), arg("loss"));
   define(kernels, "consistency_backward", &Kernels::consistency_backward, &consistency_backward,
          arg("logits"), arg("target"), arg("shape"), arg("seed"), arg("tau"), arg("hard"),
-         arg("softmax"), arg("both"), arg("grad"), arg("grad_logits"));
+         arg("softmax"), arg("both"), arg("edges"), arg("grad"), arg("grad_logits"));
 
   const auto borrowed = py::return_value_policy::reference;
   m.attr("cpu") = py::cast(&egcnn::cpu::kernels().front(), borrowed);

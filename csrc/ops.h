@@ -109,6 +109,7 @@ struct Consistency {
   bool hard;
   bool softmax;
   bool both;  // support: edges of the truth or of the hard sample
+  int64_t* edges;     // (B, C) their number: forward's result, and backward takes it
   void* loss;         // forward
   const void* grad;   // backward
   Tensor grad_logits;  // backward

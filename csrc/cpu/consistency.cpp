@@ -6,9 +6,9 @@
 //   sample     the Gumbel-softmax sample in the band, which is candidates and voxels beside them
 //   compare    at each edge: | ‖∇p‖ - ‖∇y‖ |, summed, or its gradient scattered to the neighbourhood
 //   finish     from the gradient of the sample to that of the logits
-// Backward first counts the edges, which scale the gradients, and fills the output with zeros
-// between that work. It keeps where they are: its second march looks for no candidates again.
-// Support "both" first draws the hard sample everywhere and has candidates of it, too.
+// Backward knows from forward how many edges there are, which scales its gradients, and fills the
+// output with zeros between that work. Support "both" first draws the hard sample everywhere and has
+// candidates of it, too.
 //
 // Each voxel and each sum is computed in the same order however the planes are shared out.
 #include "edge_terms.h"
@@ -26,8 +26,6 @@
 
 namespace egcnn::EGCNN_ISA {
 
-enum class Pass { count, loss, gradient };
-
 static int64_t grad_bytes(const Consistency& p) {
   return p.size.batch * p.size.channels * p.size.voxels() * float_bytes(p.grad_logits.dtype);
 }
@@ -40,6 +38,7 @@ class March {
   March(const Consistency& p, const ConsistencyPlan& plan,
         const ConsistencyWorkspace<Acc, Code>& shared, bool backward, int thread)
       : p_(p), plan_(plan), shared_(shared), own_(shared.scratch(p, plan, backward, thread)),
+        backward_(backward), reach_(backward ? 1 : 0), hard_(p.hard || p.both),
         height_(p.size.height), width_(p.size.width), depth_(p.size.depth),
         sampler_{p, GumbelKeys(*p.seed), own_.noise, own_.noisy, own_.best, own_.sum, own_.voxel,
                  own_.code},
@@ -60,25 +59,34 @@ class March {
   }
 
   // One of all strips' planes; those after the last one come cheaper than others.
-  void visit(int64_t plane, Pass pass) {
+  void visit(int64_t plane) {
     const int64_t z = z_of(plane);
-    const int64_t reach = pass == Pass::gradient ? 1 : 0;
-    if (z == 0 || plane != last_plane_ + 1 || pass != pass_) {
+    if (z == 0 || plane != last_plane_ + 1) {
       enter(plane);
-      begin(z - reach);
+      begin(z - reach_);
     }
     last_plane_ = plane;
-    pass_ = pass;
-    hard_ = (p_.hard && pass != Pass::count) || (p_.both && pass != Pass::gradient);
-    if (pass == Pass::count) fill_ = zeros(z);
+    if (backward_ && !cleared_before(p_)) fill_ = zeros(z);
     sums_ = plane * plan_.classes;
-    for (; compared_ <= above_by(z, reach); ++compared_) {
-      if (pass != Pass::count) need_sample(above_by(compared_, 1));
-      need_candidates(above_by(compared_, 1));
+    for (; compared_ <= above_by(z, reach_); ++compared_) {
+      need_sample(above_by(compared_, 1));
       compare(compared_);
     }
-    if (pass == Pass::gradient) finish(z);
+    if (!backward_) return;
     fill_.rest();
+    finish(z);
+  }
+
+  // Sets the gradient of one of all strips' planes to 0.
+  void clear(int64_t plane) {
+    enter(plane);
+    zeros(z_of(plane)).rest();
+  }
+
+  // Whether that is to be done ahead of everything: a volume's zeros are written between those of
+  // others, since regions lie interleaved.
+  static bool cleared_before(const Consistency& p) {
+    return !p.softmax && p.grad_logits.voxel_stride > 1;
   }
 
  private:
@@ -96,7 +104,6 @@ class March {
   void enter(int64_t plane) {
     const int64_t strip = plane / depth_ % plan_.strips;
     volume_ = plane / depth_ / plan_.strips;
-    edge_plane_ = volume_ % plan_.together * depth_;
     batch_ = p_.softmax ? volume_ : volume_ / p_.size.channels;
     channel_ = p_.softmax ? 0 : volume_ % p_.size.channels;
     rows_begin_ = strip * plan_.strip;
@@ -203,11 +210,6 @@ class March {
 
   void need_candidates(int64_t z) {
     for (; found_ <= z; ++found_) {
-      if (pass_ == Pass::gradient) {
-        load(found_);
-        recall(found_);
-        continue;
-      }
       for (; surveyed_ <= above_by(found_, 1); ++surveyed_) {
         for (; loaded_ <= above_by(surveyed_, 1); ++loaded_) load(loaded_);
         const int64_t next = above_by(surveyed_, 1);
@@ -218,31 +220,6 @@ class March {
         if (p_.both) survey(surveyed_, hard_plane(surveyed_), hard_plane(next));
       }
       find(found_);
-    }
-  }
-
-  // What the counting pass leaves: which classes have edges in a row, and where.
-  int64_t edge_row(int64_t z, int64_t y) const { return (edge_plane_ + z) * height_ + y; }
-  uint64_t* edge_classes(int64_t z, int64_t y) const {
-    return shared_.edge_classes + edge_row(z, y) * plan_.sets;
-  }
-  uint64_t* edges(int64_t c, int64_t z, int64_t y) const {
-    return shared_.edges + (edge_row(z, y) * plan_.classes + c) * plan_.words;
-  }
-
-  // These edges as the candidates.
-  void recall(int64_t z) {
-    for (int64_t y = base_; y < high(kReach); ++y) {
-      uint64_t* found = set(own_.candidate, z, y);
-      bool any = false;
-      for (int64_t i = 0; i < plan_.sets; ++i) {
-        for (uint64_t bits = edge_classes(z, y)[i]; bits != 0; bits &= bits - 1) {
-          const uint64_t* of_class = edges(i * 64 + lowest_bit(bits), z, y);
-          for (int64_t w = 0; w < plan_.words; ++w) found[w] = (any ? found[w] : 0) | of_class[w];
-          any = true;
-        }
-      }
-      has_candidates(z, y) = any;
     }
   }
 
@@ -311,7 +288,7 @@ class March {
   }
 
   void sample(int64_t z) {
-    const bool soft = pass_ == Pass::gradient || !p_.hard;
+    const bool soft = backward_ || !p_.hard;
     if (p_.both && !soft) return;
     const Group *group = band(z), *end = band(z, high(2));
     sampler_.draw(batch_, channel_, plan_.classes, voxel(z), group, end,
@@ -326,7 +303,7 @@ class March {
           expand(listed + g->index, g->bits, dense + g->first);
         }
       }
-      if (pass_ == Pass::gradient) {
+      if (backward_) {
         Acc* grad = samples(own_.grad, z) + c * own_.plane;
         for (const Group* g = group; g < end; ++g) {
           for (int64_t k = 0; k < kLanes; ++k) grad[g->first + k] = 0;
@@ -348,40 +325,30 @@ class March {
         for (; next <= above(*y, height_); ++next) put_together(c, z, next);
       }
       for (const int32_t* y = begin; y < end; ++y) {
-        uint64_t* known = pass_ == Pass::loss ? nullptr : edges(c, z, *y);
-        const uint64_t* some = pass_ == Pass::gradient ? known : set(own_.candidate, z, *y);
+        const uint64_t* candidates = set(own_.candidate, z, *y);
         for (int64_t w = 0; w < plan_.words; ++w) {
-          const uint64_t found = some[w] != 0 ? compare_word(c, z, *y, w, some[w]) : 0;
-          if (pass_ != Pass::count) continue;
-          known[w] = found;
-          edge_classes(z, *y)[c / 64] |= uint64_t(found != 0) << c % 64;
+          if (candidates[w] != 0) compare_word(c, z, *y, w, candidates[w]);
         }
       }
       flush(c, z);
-      if (pass_ == Pass::gradient) continue;
+      if (backward_) continue;
       shared_.sums[sums_ + c] = sum_;
       shared_.counts[sums_ + c] = count_;
     }
   }
 
-  // Lists for each class the rows that have edges of it or, where that is not yet known, may have:
-  // it is at a candidate around.
+  // Lists for each class the rows that may have edges of it: it is at a candidate around.
   void list_rows(int64_t z) {
-    const int64_t reach = pass_ == Pass::gradient ? 1 : 0;
     for (int64_t c = 0; c < plan_.classes; ++c) own_.class_count[c] = 0;
-    for (int64_t y = low(reach); y < high(reach); ++y) {
+    for (int64_t y = low(reach_); y < high(reach_); ++y) {
+      if (!has_candidates(z, y)) continue;
       for (int64_t i = 0; i < plan_.sets; ++i) {
         uint64_t bits = 0;
-        if (pass_ == Pass::gradient) {
-          bits = edge_classes(z, y)[i];
-        } else if (has_candidates(z, y)) {
-          for (int64_t zz = below(z); zz <= above_by(z, 1); ++zz) {
-            for (int64_t yy = below(y); yy <= above(y, height_); ++yy) {
-              if (has_candidates(zz, yy)) bits |= present(zz, yy)[i];
-            }
+        for (int64_t zz = below(z); zz <= above_by(z, 1); ++zz) {
+          for (int64_t yy = below(y); yy <= above(y, height_); ++yy) {
+            if (has_candidates(zz, yy)) bits |= present(zz, yy)[i];
           }
         }
-        if (pass_ == Pass::count) edge_classes(z, y)[i] = 0;
         for (; bits != 0; bits &= bits - 1) {
           const int64_t c = i * 64 + lowest_bit(bits);
           own_.class_rows[c * own_.rows + own_.class_count[c]++] = int32_t(y);
@@ -407,47 +374,45 @@ class March {
       codes([&](int64_t zz) { return hard_plane(zz) + position(y); }, Code(p_.softmax ? c : 1),
             own_.hard_smooth, own_.hard_differ);
     }
-    if (!p_.hard && pass_ != Pass::count) {
+    if (!p_.hard) {
       put([&](int64_t zz) { return samples(own_.dense, zz) + c * own_.plane + position(y); },
           [](Acc at) { return at; }, own_.soft_smooth, own_.soft_differ);
     }
   }
 
-  // Those voxels of a word that are in the set; returns the edges among them.
-  uint64_t compare_word(int64_t c, int64_t z, int64_t y, int64_t word, uint64_t set) {
+  // Lists the edges among those of a word's voxels that are candidates.
+  void compare_word(int64_t c, int64_t z, int64_t y, int64_t word, uint64_t candidates) {
     const int64_t x = word * kWord;
     const int64_t at = row(y) + x, before = row(below(y)) + x, after = row(above(y, height_)) + x;
+    static constexpr uint8_t kNone[kWord] = {};
+    uint8_t any[kWord];
     OfWord<int8_t> truth, hard;
     sobel_word(own_.truth_smooth, own_.truth_differ, before, at, after, truth);
-    if (hard_) sobel_word(own_.hard_smooth, own_.hard_differ, before, at, after, hard);
-    if (pass_ != Pass::gradient) {
-      static constexpr uint8_t kNone[kWord] = {};
-      uint8_t any[kWord];
-      for (int64_t i = 0; i < kWord; ++i) {
-        any[i] = uint8_t(truth[0][i] | truth[1][i] | truth[2][i]);
-      }
-      if (p_.both) {
-        for (int64_t i = 0; i < kWord; ++i) any[i] |= uint8_t(hard[0][i] | hard[1][i] | hard[2][i]);
-      }
-      set &= differing(any, kNone);
-      count_ += __builtin_popcountll(set);
+    for (int64_t i = 0; i < kWord; ++i) {
+      any[i] = uint8_t(truth[0][i] | truth[1][i] | truth[2][i]);
     }
-    if (pass_ == Pass::count || set == 0) return set;
+    if (hard_) sobel_word(own_.hard_smooth, own_.hard_differ, before, at, after, hard);
+    if (p_.both) {
+      for (int64_t i = 0; i < kWord; ++i) any[i] |= uint8_t(hard[0][i] | hard[1][i] | hard[2][i]);
+    }
+    const uint64_t edges = candidates & differing(any, kNone);
+    if (edges == 0) return;
+    count_ += __builtin_popcountll(edges);
     if (!terms_.room_for_word()) flush(c, z);
     if (p_.hard) {
-      terms_.add(y, x, set, truth, hard);
+      terms_.add(y, x, edges, truth, hard);
     } else {
       OfWord<Acc> soft;
       sobel_word(own_.soft_smooth, own_.soft_differ, before, at, after, soft);
-      terms_.add(y, x, set, truth, soft);
+      terms_.add(y, x, edges, truth, soft);
     }
-    return set;
   }
 
   // Ends the comparison of the edges that are listed.
   void flush(int64_t c, int64_t z) {
-    if (pass_ == Pass::loss) sum_ += terms_.sum();
-    if (pass_ == Pass::gradient) {
+    if (!backward_) {
+      sum_ += terms_.sum();
+    } else {
       terms_.differentiate(shared_.scales[volume_ * plan_.classes + c]);
       const int64_t planes[3] = {below(z), z, above_by(z, 1)};
       terms_.scatter(width_, [&](int i, int j, int64_t y) {
@@ -487,7 +452,7 @@ class March {
       }
     };
     for_some(band(z, rows_begin_), band(z, rows_end_), differentiate);
-    // The counting pass left zeros everywhere.
+    // Zeros are everywhere by now.
     with_float(p_.grad_logits.dtype, [&](auto* type) {
       const Tensor& out = p_.grad_logits;
       for (int64_t c = 0; c < classes; ++c) {
@@ -512,15 +477,16 @@ class March {
   const ConsistencyPlan& plan_;
   const ConsistencyWorkspace<Acc, Code>& shared_;
   const ConsistencyScratch<Acc, Code> own_;
+  const bool backward_;
+  const int64_t reach_;  // rows and planes around, whose edges count here, too
+  const bool hard_;      // whether the hard sample's gradients are looked at
   const int64_t height_, width_, depth_;
   GumbelSampler<Acc, Code> sampler_;
   EdgeTerms<Acc> terms_;
-  Pass pass_ = Pass::count;
-  bool hard_ = false;  // whether the hard sample's gradients are looked at
 
   // The strip, and the next plane of each stage.
   int64_t last_plane_ = -2;
-  int64_t volume_, edge_plane_, batch_, channel_, rows_begin_, rows_end_, base_;
+  int64_t volume_, batch_, channel_, rows_begin_, rows_end_, base_;
   int64_t loaded_, surveyed_, found_, sampled_, compared_;
   ZeroFill fill_;
   const Code* truth_[kEarlyRing];
@@ -556,65 +522,61 @@ static int64_t take(const Workspace& ws, int threads, int thread) {
   return plane;
 }
 
-// All over a volume's planes, in order.
+// The loss and the numbers of edges, from sums over planes, in order.
 template <class Acc, class Code>
-static int64_t edges_of(const ConsistencyPlan& plan, const ConsistencyWorkspace<Acc, Code>& ws,
-                        int64_t volume, int64_t c, double* mismatch) {
-  const int64_t planes = plan.planes / plan.volumes;
-  int64_t edges = 0;
-  *mismatch = 0;
-  for (int64_t i = volume * planes; i < (volume + 1) * planes; ++i) {
-    edges += ws.counts[i * plan.classes + c];
-    *mismatch += ws.sums[i * plan.classes + c];
+static void add_up(const Consistency& p, const ConsistencyPlan& plan,
+                   const ConsistencyWorkspace<Acc, Code>& ws) {
+  const int64_t pairs = plan.volumes * plan.classes, planes = plan.planes / plan.volumes;
+  double total = 0;
+  for (int64_t i = 0; i < pairs; ++i) {
+    const int64_t first = i / plan.classes * planes;
+    int64_t edges = 0;
+    double mismatch = 0;
+    for (int64_t plane = first; plane < first + planes; ++plane) {
+      edges += ws.counts[plane * plan.classes + i % plan.classes];
+      mismatch += ws.sums[plane * plan.classes + i % plan.classes];
+    }
+    p.edges[i] = edges;
+    if (edges > 0) total += mismatch / double(edges);
   }
-  return edges;
+  *static_cast<Acc*>(p.loss) = Acc(total / double(pairs));
 }
 
 template <class Acc, class Code>
 static void run(const Consistency& p, bool backward) {
   const ConsistencyPlan plan(p);
   const ConsistencyWorkspace<Acc, Code> ws(p, plan, backward);
-  const double pairs = double(p.size.batch * p.size.channels);
-  const int64_t planes = plan.planes / plan.volumes;
+  const int64_t pairs = plan.volumes * plan.classes, planes = plan.planes / plan.volumes;
+  if (backward) {
+    const double grad = double(*static_cast<const Acc*>(p.grad));
+    for (int64_t i = 0; i < pairs; ++i) {
+      ws.scales[i] = p.edges[i] > 0 ? Acc(grad / (double(pairs) * double(p.edges[i]))) : Acc(0);
+    }
+  }
 #pragma omp parallel num_threads(p.resources.threads)
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     March<Acc, Code> march(p, plan, ws, backward, thread);
-    const int64_t step = plan.together;
-    for (int64_t volume = 0; volume < plan.volumes; volume += step) {
-      const int64_t first = volume * planes, last = (volume + step) * planes;
-      const auto visit = [&](Pass pass) {
-        share(last - first, threads, thread, &ws.next[thread], &ws.end[thread]);
-        ws.next[thread] += first, ws.end[thread] += first;
-#pragma omp barrier
-        for (int64_t plane; (plane = take(ws, threads, thread)) >= 0;) march.visit(plane, pass);
-        stream_fence();
-#pragma omp barrier
-      };
+    if (backward && march.cleared_before(p)) {
+#pragma omp for schedule(static)
+      for (int64_t plane = 0; plane < plan.planes; ++plane) march.clear(plane);
+    }
+    for (int64_t volume = 0; volume < plan.volumes; volume += plan.together) {
+      const int64_t first = volume * planes, last = (volume + plan.together) * planes;
       if (p.both) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t plane = first; plane < last; ++plane) march.draw(plane);
       }
-      visit(backward ? Pass::count : Pass::loss);
-      if (!backward) continue;
-#pragma omp single
-      for (int64_t i = volume * plan.classes; i < (volume + step) * plan.classes; ++i) {
-        double mismatch;
-        const int64_t edges = edges_of(plan, ws, i / plan.classes, i % plan.classes, &mismatch);
-        const double grad = double(*static_cast<const Acc*>(p.grad));
-        ws.scales[i] = edges > 0 ? Acc(grad / (pairs * double(edges))) : Acc(0);
-      }
-      visit(Pass::gradient);
+      share(last - first, threads, thread, &ws.next[thread], &ws.end[thread]);
+      ws.next[thread] += first, ws.end[thread] += first;
+      stream_fence();
+#pragma omp barrier
+      for (int64_t plane; (plane = take(ws, threads, thread)) >= 0;) march.visit(plane);
+      stream_fence();
+#pragma omp barrier
     }
   }
-  if (backward) return;
-  double total = 0;
-  for (int64_t i = 0; i < plan.volumes * plan.classes; ++i) {
-    double mismatch;
-    const int64_t edges = edges_of(plan, ws, i / plan.classes, i % plan.classes, &mismatch);
-    if (edges > 0) total += mismatch / double(edges);
-  }
-  *static_cast<Acc*>(p.loss) = Acc(total / pairs);
+  if (!backward) add_up(p, plan, ws);
 }
 
 static void run(const Consistency& p, bool backward) {
@@ -628,6 +590,7 @@ static void run(const Consistency& p, bool backward) {
 
 void consistency_launch(const Consistency& p) {
   if (!p.size.empty()) return run(p, false);
+  std::fill_n(p.edges, p.size.batch * p.size.channels, 0);
   if (p.logits.dtype == DType::f64) {
     *static_cast<double*>(p.loss) = 0;
   } else {

@@ -28,7 +28,7 @@ struct Group {
 struct ConsistencyPlan {
   int64_t classes;  // of a volume, which is a sample or, in the sigmoid form, a region of it
   int64_t volumes;
-  int64_t together;  // volumes that go through a pass before the next pass
+  int64_t together;  // volumes that are worked on at a time
   int64_t strip, strips;  // rows of a strip, strips of a plane
   int64_t planes;         // of all strips of all volumes
   int64_t words, sets;    // of 64 voxels to a row, of 64 classes
@@ -142,22 +142,16 @@ struct ConsistencyWorkspace {
   Acc* scales;          // (volumes, classes) from the gradient of a mismatch to that of the loss
   int64_t *next, *end;  // (threads) the planes left to each
   Code* drawn;          // (D, H, W) the hard sample of a volume where it is drawn everywhere
-  // Of the edges, which are counted before their gradients are found: the classes of a row's, as
-  // (plan.together, D, H, sets), and where a class has some (plan.together, D, H, classes, words).
-  uint64_t *edge_classes, *edges;
   Arrays arrays;
 
   ConsistencyWorkspace(const Consistency& p, const ConsistencyPlan& plan, bool backward)
       : arrays(p.resources.workspace) {
-    arrays.take(sums, plan.planes * plan.classes);
-    arrays.take(counts, plan.planes * plan.classes);
-    arrays.take(scales, plan.volumes * plan.classes);
+    arrays.take(sums, backward ? 0 : plan.planes * plan.classes);
+    arrays.take(counts, backward ? 0 : plan.planes * plan.classes);
+    arrays.take(scales, backward ? plan.volumes * plan.classes : 0);
     arrays.take(next, p.resources.threads);
     arrays.take(end, p.resources.threads);
     arrays.take(drawn, p.both ? p.size.voxels() + kSlack : 0);
-    const int64_t rows = backward ? plan.together * p.size.depth * p.size.height : 0;
-    arrays.take(edge_classes, rows * plan.sets);
-    arrays.take(edges, rows * plan.classes * plan.words);
   }
 
   ConsistencyScratch<Acc, Code> scratch(const Consistency& p, const ConsistencyPlan& plan,

@@ -4,8 +4,9 @@
 //   mark      candidates: voxels whose neighbourhood is not constant; no other is an edge
 //   draw      the sample in their band
 //   compare   at each edge: | ‖∇p‖ - ‖∇y‖ |
-// Support "both" draws the hard sample everywhere, so there every voxel is a candidate. Backward
-// marks and counts the edges first. Then, in tiles of its own, it draws and
+// Support "both" draws the hard sample everywhere, so there every voxel is a candidate. Backward,
+// which knows from forward how many edges there are, marks first. Then, in tiles of its own, it
+// draws and
 //   scatter   the gradient of each edge's term to its neighbourhood
 //   finish    through the softmax to the logits; zeros elsewhere
 //
@@ -720,7 +721,7 @@ __device__ void for_edges(const Task& t, const uint8_t* truth, bool hard_too, co
   }
 }
 
-// --- Forward, and the counts for backward ---
+// --- Forward ---
 
 // A mismatch, at most the root of 3, as an integer. 32 lanes' floats sum up without overflow.
 constexpr int kFloatUnit = 26;
@@ -740,7 +741,8 @@ __device__ V warp_sum(V value) {
 __device__ unsigned warp_sum(unsigned value) { return __reduce_add_sync(kWarp, value); }
 #endif
 
-// Marks the candidates in a tile's core. Returns whether there are any.
+// Marks the candidates in a tile's core, for backward in global memory. Returns whether there are
+// any.
 template <class B>
 __device__ bool mark(const Task& t, const Tile& tile, const int64_t* rows, uint8_t* truth,
                      Differences<B>& differences, uint4* candidates) {
@@ -787,16 +789,12 @@ __global__ void __launch_bounds__(kThreads, 4)
   __syncthreads();
   if (!mark<B>(t, tile, rows, truth, memory.differences, candidates)) return;
 
-  const bool hard_too = t.p.both || (t.forward && t.p.hard);
+  const bool hard_too = t.p.both || t.p.hard;
   Acc* soft = nullptr;
-  if (t.forward && !t.p.hard) {
-    soft = static_cast<Acc*>(t.soft) + blockIdx.x * int64_t(t.classes) * B::kBytes;
-  }
+  if (!t.p.hard) soft = static_cast<Acc*>(t.soft) + blockIdx.x * int64_t(t.classes) * B::kBytes;
   List& list = memory.list;
   find_keys(t, keys);
-  if (hard_too || soft) {
-    draw<T, B>(t, tile, rows, keys, candidates, list, hard_too, hard, soft);
-  }
+  draw<T, B>(t, tile, rows, keys, candidates, list, hard_too, hard, soft);
   const int lane = threadIdx.x % 32;
   unsigned long long* totals = t.totals + 2 * tile.pair + lane;
   for_voxels<B>(
@@ -806,7 +804,7 @@ __global__ void __launch_bounds__(kThreads, 4)
                      [&](const Place& at, int c, unsigned lanes, int k, const Gradients& of_truth,
                          const Gradients& of_hard) {
           decltype(fixed(Acc(), 0)) amount = 0;
-          if (t.forward && (lanes >> lane & 1)) {
+          if (lanes >> lane & 1) {
             const Acc mismatch =
                 term<B>(of_truth, of_hard, k, soft, c * B::kBytes + at.index).mismatch;
             if (mismatch == mismatch) {
@@ -815,7 +813,7 @@ __global__ void __launch_bounds__(kThreads, 4)
               atomicExch(t.invalid, 1);
             }
           }
-          if (t.forward) amount = warp_sum(amount);
+          amount = warp_sum(amount);
           if (lane < 2) {
             atomicAdd(totals + 2 * c, (unsigned long long)(lane == 0 ? __popc(lanes) : amount));
           }
@@ -823,26 +821,49 @@ __global__ void __launch_bounds__(kThreads, 4)
       });
 }
 
-// One warp: the loss or, for backward, the scales.
+// What each edge of such a sample and class contributes to the loss.
+__device__ double share_of(const Task& t, int64_t edges) {
+  return edges > 0 ? 1 / (double(t.p.size.batch * t.p.size.channels) * double(edges)) : 0;
+}
+
+// One warp: the loss and the numbers of edges.
 template <class Acc>
-__global__ void finish_sums_kernel(const __grid_constant__ Task t) {
-  const int64_t pairs = t.p.size.batch * t.p.size.channels;
+__global__ void loss_kernel(const __grid_constant__ Task t) {
   double loss = 0;
-  for (int64_t i = threadIdx.x; i < pairs; i += 32) {
-    const double count = double(t.totals[2 * i]), sum = double(t.totals[2 * i + 1]);
-    const double share = count > 0 ? 1 / (double(pairs) * count) : 0;
-    loss += ldexp(sum, -t.unit) * share;
-    if (!t.forward) {
-      static_cast<Acc*>(t.scales)[i] = Acc(double(*static_cast<const Acc*>(t.p.grad)) * share);
-    }
+  for (int64_t i = threadIdx.x; i < t.p.size.batch * t.p.size.channels; i += 32) {
+    const int64_t edges = int64_t(t.totals[2 * i]);
+    loss += ldexp(double(t.totals[2 * i + 1]), -t.unit) * share_of(t, edges);
+    t.p.edges[i] = edges;
   }
   loss = warp_sum(loss);
-  if (t.forward && threadIdx.x == 0) {
-    *static_cast<Acc*>(t.p.loss) = *t.invalid ? Acc(NAN) : Acc(loss);
-  }
+  if (threadIdx.x == 0) *static_cast<Acc*>(t.p.loss) = *t.invalid ? Acc(NAN) : Acc(loss);
 }
 
 // --- Backward ---
+
+__global__ void __launch_bounds__(kThreads)
+    mark_kernel(const __grid_constant__ Task t, unsigned first_tile) {
+  using B = CompareBox;
+  alignas(16) __shared__ uint8_t truth[B::kBytes];
+  __shared__ Differences<B> differences;
+  __shared__ uint4 candidates[B::kSetRows];
+  __shared__ int64_t rows[B::kRows];
+  __shared__ Tile tile;
+  if (threadIdx.x == 0) tile = tile_at<B>(t, first_tile + blockIdx.x);
+  __syncthreads();
+  find_rows<B>(t, tile, rows);
+  __syncthreads();
+  mark<B>(t, tile, rows, truth, differences, candidates);
+}
+
+// One warp: what the gradients of the mismatches are multiplied by.
+template <class Acc>
+__global__ void scales_kernel(const __grid_constant__ Task t) {
+  const double grad = double(*static_cast<const Acc*>(t.p.grad));
+  for (int64_t i = threadIdx.x; i < t.p.size.batch * t.p.size.channels; i += 32) {
+    static_cast<Acc*>(t.scales)[i] = Acc(grad * share_of(t, t.p.edges[i]));
+  }
+}
 
 // Numbers of at most 4.5 as integers.
 template <class Acc>
@@ -1151,9 +1172,9 @@ Plan make_plan(const Consistency& p, bool forward) {
     array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(start + plan.bytes);
     plan.bytes += (size_t(count * each) + 63) / 64 * 64;
   };
-  take(t.totals, 2 * pairs, sizeof *t.totals);
-  take(t.invalid, 1, sizeof *t.invalid);
-  take(t.scales, pairs, accumulate);
+  take(t.totals, forward ? 2 * pairs : 0, sizeof *t.totals);
+  take(t.invalid, forward, sizeof *t.invalid);
+  take(t.scales, forward ? 0 : pairs, accumulate);
   take(t.candidates, forward ? 0 : volumes * size.depth * size.height * t.words,
        sizeof *t.candidates);
   take(t.soft, p.hard ? 0 : plan.blocks, soft);
@@ -1175,19 +1196,6 @@ void launch_tiles(const char* name, const Plan& plan, int64_t tiles, int64_t at_
   }
 }
 
-// Sums over all edges.
-template <class T>
-void compare(const Plan& plan) {
-  const Task& t = plan.task;
-  clear(t.p.resources, t.totals,
-        static_cast<char*>(t.scales) - reinterpret_cast<char*>(t.totals));
-  const int64_t tiles = tile_count<CompareBox>(t.p);
-  launch_tiles("consistency's compare_kernel", plan, tiles, t.forward ? plan.blocks : tiles,
-               compare_kernel<T>);
-  launch("consistency's finish_sums_kernel", t.p.resources, 1, 32, 0,
-         finish_sums_kernel<Accumulate<T>>, t);
-}
-
 }  // namespace
 
 size_t consistency_workspace(const Consistency& p) {
@@ -1201,11 +1209,18 @@ void consistency_launch(const Consistency& p) {
   const DeviceGuard guard(p.resources.device);
   if (p.size.empty()) {
     const bool is_double = p.logits.dtype == DType::f64;
+    clear(p.resources, p.edges, p.size.batch * p.size.channels * sizeof *p.edges);
     return clear(p.resources, p.loss, is_double ? sizeof(double) : sizeof(float));
   }
   const Plan plan = make_plan(p, true);
+  const Task& t = plan.task;
+  clear(p.resources, t.totals,
+        static_cast<char*>(t.scales) - reinterpret_cast<char*>(t.totals));
   with_float(p.logits.dtype, [&](auto* type) {
-    compare<std::remove_pointer_t<decltype(type)>>(plan);
+    using T = std::remove_pointer_t<decltype(type)>;
+    launch_tiles("consistency's compare_kernel", plan, tile_count<CompareBox>(p), plan.blocks,
+                 compare_kernel<T>);
+    launch("consistency's loss_kernel", p.resources, 1, 32, 0, loss_kernel<Accumulate<T>>, t);
   });
 }
 
@@ -1219,9 +1234,12 @@ void consistency_backward_launch(const Consistency& p) {
   const int64_t rows = tiles / divide_up<int64_t>(p.size.width, BackwardBox::kWidth);
   int64_t stride = int64_t(0.618 * double(rows)) + 1;
   while (std::gcd(stride, rows) != 1) ++stride;
+  const int64_t marked = tile_count<CompareBox>(p);
+  launch_tiles("consistency's mark_kernel", plan, marked, marked, mark_kernel);
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    compare<T>(plan);
+    launch("consistency's scales_kernel", p.resources, 1, 32, 0, scales_kernel<Accumulate<T>>,
+           plan.task);
     launch_tiles("consistency's backward_kernel", plan, tiles, plan.blocks, backward_kernel<T>,
                  unsigned(rows), unsigned(stride));
   });

@@ -77,7 +77,7 @@ def gumbel_consistency(
     seed_tensor = _seed_tensor(seed, logits.device)
     arguments = (logits, target, seed_tensor, float(tau), hard, activation, support)
     if native(logits):
-        return torch.ops.egcnn.gumbel_consistency(*arguments)
+        return torch.ops.egcnn.gumbel_consistency(*arguments)[0]
     return reference.gumbel_consistency(*arguments)
 
 
@@ -94,14 +94,16 @@ def _seed_tensor(seed: Tensor | int | None, device: torch.device) -> Tensor:
     return seed
 
 
+# Forward also tells backward how many edges each sample and class has, (B, C): they scale the
+# gradients, and backward would have to find them all before the first.
 _OPTIONS = "float tau, bool hard, str activation, str support"
 torch.library.define(
     "egcnn::gumbel_consistency",
-    f"(Tensor logits, Tensor target, Tensor seed, {_OPTIONS}) -> Tensor",
+    f"(Tensor logits, Tensor target, Tensor seed, {_OPTIONS}) -> (Tensor loss, Tensor edges)",
 )
 torch.library.define(
     "egcnn::gumbel_consistency_backward",
-    f"(Tensor grad, Tensor logits, Tensor target, Tensor seed, {_OPTIONS}) -> Tensor",
+    f"(Tensor grad, Tensor logits, Tensor target, Tensor seed, Tensor edges, {_OPTIONS}) -> Tensor",
 )
 
 
@@ -109,6 +111,7 @@ def _arguments(
     logits: Tensor,
     target: Tensor,
     seed: Tensor,
+    edges: Tensor,
     tau: float,
     hard: bool,
     activation: str,
@@ -120,6 +123,7 @@ def _arguments(
         "target": target,
         "shape": logits.shape,
         "seed": seed,
+        "edges": edges,
         "tau": tau,
         "hard": hard,
         "softmax": activation == "softmax",
@@ -128,40 +132,41 @@ def _arguments(
 
 
 @torch.library.register_fake("egcnn::gumbel_consistency")
-def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
-    return logits.new_empty((), dtype=reference.accumulate_dtype(logits.dtype))
+def _results(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    loss = logits.new_empty((), dtype=reference.accumulate_dtype(logits.dtype))
+    return loss, logits.new_empty(logits.shape[:2], dtype=torch.int64)
 
 
 @torch.library.impl("egcnn::gumbel_consistency", DEVICES)
-def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
-    loss = logits.new_empty((), dtype=reference.accumulate_dtype(logits.dtype))
-    launch("consistency", **_arguments(logits, target, seed, *options), loss=loss)
-    return loss
+def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    loss, edges = _results(logits, target, seed)
+    launch("consistency", **_arguments(logits, target, seed, edges, *options), loss=loss)
+    return loss, edges
 
 
 @torch.library.register_fake("egcnn::gumbel_consistency_backward")
-def _(grad: Tensor, logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
+def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
     return empty_like(logits)
 
 
 @torch.library.impl("egcnn::gumbel_consistency_backward", DEVICES)
-def _(grad: Tensor, logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> Tensor:
+def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
     grad_logits = empty_like(logits)
     launch(
         "consistency_backward",
-        **_arguments(logits, target, seed, *options),
+        **_arguments(logits, *others),
         grad=grad,
         grad_logits=grad_logits,
     )
     return grad_logits
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], output[1])
     ctx.options = inputs[3:]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     gradient = torch.ops.egcnn.gumbel_consistency_backward(grad, *ctx.saved_tensors, *ctx.options)
     return (gradient, *(None,) * 6)
 

@@ -332,6 +332,7 @@ void consistency(DType dtype, DType target_dtype, Size size) {
       logits.fill_with_numbers(size);
       target.fill_with_classes(target_size, softmax ? std::max<int64_t>(size.channels, 1) : 2);
       const Buffer loss = numbers(sums, 1), grad = numbers(sums, 1);
+      const Buffer edges(size.batch * size.channels, sizeof(int64_t), false);
       const Buffer seed(1, sizeof(int64_t), false);
       seed.write([](void* data) { set(data, DType::i64, 0, 1234567890123.0); });
       egcnn::Consistency p{};
@@ -343,12 +344,13 @@ void consistency(DType dtype, DType target_dtype, Size size) {
       p.hard = hard;
       p.softmax = softmax;
       p.both = draw() % 2;
+      p.edges = static_cast<int64_t*>(edges.data());
       p.loss = loss.data();
       const std::string options = std::string("; target ") + kNames[int(target_dtype)] +
                                   (softmax ? ", softmax" : ", sigmoid") + (hard ? ", hard" : "") +
                                   (p.both ? ", both" : "");
       run(text("consistency", dtype, p.logits, size) + options,
-          egcnn::cuda::kernels().consistency, p, {&loss});
+          egcnn::cuda::kernels().consistency, p, {&edges, &loss});
       p.loss = nullptr;
       p.grad = grad.data();
       p.grad_logits = grad_logits.tensor;

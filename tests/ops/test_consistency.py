@@ -46,6 +46,16 @@ def both(logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor
     return loss, expected, exact
 
 
+def kernels(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient by the two operators themselves; neither changes the arguments."""
+    loss, edges = torch.ops.egcnn.gumbel_consistency(logits, *arguments)
+    target, seed, *options = arguments
+    grad = torch.ops.egcnn.gumbel_consistency_backward(
+        torch.ones_like(loss), logits, target, seed, edges, *options
+    )
+    return loss, grad
+
+
 def test_philox_known_answers() -> None:
     # Random123's kat_vectors: philox4x32, 10 rounds, counter and key 0.
     words = torch.tensor([0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8])
@@ -222,14 +232,31 @@ def test_same_bits_with_any_number_of_threads() -> None:
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            loss = torch.ops.egcnn.gumbel_consistency(*arguments)
-            grad = torch.ops.egcnn.gumbel_consistency_backward(torch.ones(()), *arguments)
-            results.append((loss, grad))
+            results.append(kernels(*arguments))
     finally:
         torch.set_num_threads(threads)
     for loss, grad in results[1:]:
         assert torch.equal(loss, results[0][0])
         assert torch.equal(grad, results[0][1])
+
+
+@pytest.mark.parametrize(("activation", "support", "hard"), OPTIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_forward_counts_the_edges_for_backward(
+    size: tuple[int, ...], activation: str, support: str, hard: bool
+) -> None:
+    logits, seed = torch.randn(2, 3, *size), torch.tensor(5)
+    target = blobs(activation, 2, 3, size)
+    options = (target, seed, 0.5, hard, activation, support)
+    loss, edges = torch.ops.egcnn.gumbel_consistency(logits.requires_grad_(), *options)
+    assert loss.requires_grad
+    assert not edges.requires_grad
+    truth = target == torch.arange(3).view(1, 3, 1, 1, 1) if activation == "softmax" else target
+    expected = reference.sobel_magnitude(truth.float()) > 0
+    if support == "both":
+        _, sample = reference.gumbel_sample(logits.detach(), seed, 0.5, activation)
+        expected |= reference.sobel_magnitude(sample) > 0
+    assert torch.equal(edges, expected.sum((2, 3, 4)))
 
 
 @pytest.mark.usefixtures("cpu_kernels")
@@ -251,9 +278,7 @@ def test_threads_take_over_planes_of_strips(hard: bool) -> None:
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            loss = torch.ops.egcnn.gumbel_consistency(logits, *arguments)
-            grad = torch.ops.egcnn.gumbel_consistency_backward(torch.ones(()), logits, *arguments)
-            results.append((loss, grad))
+            results.append(kernels(logits, *arguments))
     finally:
         torch.set_num_threads(threads)
     for loss, grad in results:
@@ -282,7 +307,7 @@ def test_gradients_larger_than_the_caches(
     (expected,) = torch.autograd.grad(reference.gumbel_consistency(exact, *arguments), exact)
     del exact
     torch.full_like(logits, torch.nan)
-    grad = torch.ops.egcnn.gumbel_consistency_backward(torch.ones(()), logits, *arguments)
+    _, grad = kernels(logits, *arguments)
     assert grad[:, :, 20:].eq(0).all()
     atol = 2e-4 * expected.abs().max().item()
     torch.testing.assert_close(grad.double(), expected, rtol=2e-4, atol=atol)
@@ -299,8 +324,7 @@ def test_one_voxel_edges_and_unaligned_rows(dtype: torch.dtype, support: str) ->
     expected = reference.gumbel_consistency(exact, *arguments)
     expected.backward()
     assert exact.grad is not None
-    loss = torch.ops.egcnn.gumbel_consistency(logits, *arguments)
-    grad = torch.ops.egcnn.gumbel_consistency_backward(torch.ones(()), logits, *arguments)
+    loss, grad = kernels(logits, *arguments)
     assert_near(loss, expected.detach(), torch.float32)
     largest = exact.grad.abs().max().item()
     torch.testing.assert_close(grad.double(), exact.grad, rtol=2e-4, atol=2e-4 * largest)
@@ -313,7 +337,7 @@ def test_more_classes_than_a_byte_holds() -> None:
     for support in ("gt", "both"):
         options = (target, torch.tensor(3), 0.7, True, "softmax", support)
         (expected,) = torch.autograd.grad(reference.gumbel_consistency(logits, *options), logits)
-        loss = torch.ops.egcnn.gumbel_consistency(logits, *options)
+        loss, _ = torch.ops.egcnn.gumbel_consistency(logits, *options)
         (grad,) = torch.autograd.grad(loss, logits)
         torch.testing.assert_close(grad, expected)
 
@@ -322,9 +346,12 @@ def test_opcheck() -> None:
     for activation, support, hard in OPTIONS:
         logits = torch.randn(1, 3, 3, 4, 5)
         target = blobs(activation, 1, 3, (3, 4, 5))
-        options = (target, torch.tensor(1), 0.5, hard, activation, support)
-        opcheck(torch.ops.egcnn.gumbel_consistency, (logits.clone().requires_grad_(), *options))
-        opcheck(torch.ops.egcnn.gumbel_consistency_backward, (torch.ones(()), logits, *options))
+        inputs, options = (target, torch.tensor(1)), (0.5, hard, activation, support)
+        forward = torch.ops.egcnn.gumbel_consistency
+        opcheck(forward, (logits.clone().requires_grad_(), *inputs, *options))
+        loss, edges = forward(logits, *inputs, *options)
+        arguments = (torch.ones_like(loss), logits, *inputs, edges, *options)
+        opcheck(torch.ops.egcnn.gumbel_consistency_backward, arguments)
 
 
 def test_compiles_whole() -> None:
