@@ -8,14 +8,11 @@ from functools import partial
 import torch
 
 from benchmarks.cases import (
-    LAST,
     Case,
     cliff_cases,
     cube,
     edge_case,
-    eightfold,
     magnitude_case,
-    odd,
     real_files,
     real_labels,
     sizes,
@@ -27,7 +24,6 @@ ORGANS = {"KiTS19": [(1, 2), (2,)], "hippocampus": [(1,), (2,)]}
 def cases(device: torch.device, quick: bool) -> list[Case]:
     s = sizes(device, quick)
     edges, magnitude = partial(edge_case, device), partial(magnitude_case, device)
-    cliff = partial(edges, kind="masks", group="cliff")
     return [
         edges(s.edges, "masks"),
         edges(s.edges, "labels"),
@@ -46,11 +42,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         ),
         magnitude(s.magnitude),
         magnitude((1, 4, *s.patch), group="size"),
-        cliff(s.edges),
-        cliff(s.edges, dtype=torch.bfloat16),
-        cliff(s.edges, memory_format=LAST),
-        cliff(odd(s.edges)),
-        cliff(eightfold(s.edges)),
+        *cliff_cases(partial(edges, kind="masks"), s.edges, torch.uint8),
         *cliff_cases(magnitude, s.magnitude),
         *(
             edges(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class Case:
         peers: who else computes it.
         bound: whose bandwidth is the floor's, the ``"copy"``'s or the ``"triad"``'s.
         targets: by part.
+        beside: whose time a byte this one's is compared with; both are measured in turns.
         tf32: float32 products may be rounded.
         autotune: whether autotuned peers, which take long to compile, take part.
     """
@@ -97,6 +98,7 @@ class Case:
     peers: Sequence[Peer] = ()
     bound: str = "copy"
     targets: dict[str, Target] = field(default_factory=dict)
+    beside: Case | None = None
     tf32: bool = False
     autotune: bool = False
 
@@ -445,20 +447,19 @@ def eightfold(shape: Sequence[int]) -> tuple[int, ...]:
     return (8 * shape[0], shape[1], *((n + 1) // 2 for n in shape[2:]))
 
 
-#: Forms in which an operator must not fall off a cliff, the one to compare with first.
-CLIFFS: list[dict[str, Any]] = [
-    {"dtype": torch.float32},
-    {"dtype": torch.bfloat16},
-    {"dtype": torch.float32, "memory_format": LAST},
-]
-
-
-def cliff_cases(make: Callable[..., Case], shape: Sequence[int]) -> list[Case]:
-    """Ours at ``shape``, in other types and layouts, at odd sizes, as a batch of eight."""
-    return [
-        *(make(shape, group="cliff", **how) for how in CLIFFS),
-        *(make(change(shape), group="cliff", dtype=torch.float32) for change in (odd, eightfold)),
+def cliff_cases(
+    make: Callable[..., Case], shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> list[Case]:
+    """Ours in bf16, in ``channels_last_3d``, at odd sizes, as a batch of eight, each beside
+    contiguous ``dtype`` at ``shape``: the time a byte must not jump."""
+    make = partial(make, group="cliff")
+    nice = make(shape, dtype=dtype)
+    cases = [
+        make(shape, dtype=torch.bfloat16),
+        make(shape, dtype=dtype, memory_format=LAST),
+        *(make(change(shape), dtype=dtype) for change in (odd, eightfold)),
     ]
+    return [replace(case, beside=nice) for case in cases]
 
 
 def real_labels(path: Path, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measures one case: ours and its peers, between two measurements of the bandwidth."""
+"""Measures one case: ours, right between two measurements of the bandwidth, and its peers."""
 
 from __future__ import annotations
 
@@ -74,12 +74,15 @@ class CaseRun:
         moved = self.plan.bytes.values()
         count = max(1, min(8, math.ceil(4 * clock.cache_bytes / min(moved))))
         self.sets = [self.plan.draw() for _ in range(count)]
+        self._beside = None if case.beside is None else case.beside.plan()
+        self._beside_sets = [self._beside.draw() for _ in range(count)] if self._beside else []
         self.rows: list[Row] = []
         self._peer: Peer | None = None
         self._expected: list[Tensor] = []
-        self._bandwidths = [self._bandwidth()]
+        self._bandwidths: dict[str, tuple[float, float]] = {}  # before and after ours, by part
+        self._bandwidth = self._measure_bandwidth()
 
-    def _bandwidth(self) -> float:
+    def _measure_bandwidth(self) -> float:
         return bandwidth(self.clock, self.case.bound, max(self.plan.bytes.values()))
 
     @property
@@ -96,9 +99,29 @@ class CaseRun:
         if peer is not self._peer:
             self._prepare(peer)
         work = make_work(self._function, self.sets, what)
-        times = self.clock.times(work)
-        self.rows.append(self._row | self._figures(peer, what, times, work))
+        if self._beside is None:
+            times, figures = self.clock.times(work), {}
+        else:
+            times, figures = self._alternate(work, what)
+        if peer.name == OURS or what not in self._bandwidths:
+            before, self._bandwidth = self._bandwidth, self._measure_bandwidth()
+            self._bandwidths[what] = before, self._bandwidth
+        self.rows.append(self._row | self._figures(peer, what, times, work) | figures)
         return times
+
+    def _alternate(self, work: Work, what: str) -> tuple[list[float], Row]:
+        """Times a case and the one that it is compared with in turns: bandwidths wander."""
+        assert self.case.beside is not None
+        assert self._beside is not None
+        other = make_work(self.case.beside.ours, self._beside_sets, what)
+        times: list[float] = []
+        others: list[float] = []
+        for _ in range(2):  # as often as a case alone
+            both = self.clock.times(lambda turn: (other if turn % 2 else work)(turn // 2))
+            times += both[::2]
+            others += both[1::2]
+        nbytes = self._beside.bytes[what]
+        return times, {"beside_ms": statistics.median(others) * 1e3, "beside_bytes": nbytes}
 
     def note(self, peer: Peer, what: str, text: str) -> None:
         """Add a row that says why there is no measurement."""
@@ -149,14 +172,14 @@ class CaseRun:
 
     def finish(self) -> list[Row]:
         """The rows, with what only the whole case tells: floor, share, best peer, target."""
-        self._bandwidths.append(self._bandwidth())
         timed = [row for row in self.rows if "ms" in row]
         for row in timed:
             row["bound"] = self.case.bound
-            row["bandwidth_gb_s"] = [rate / 1e9 for rate in self._bandwidths]
+            bandwidths = self._bandwidths[row["what"]]
+            row["bandwidth_gb_s"] = [rate / 1e9 for rate in bandwidths]
             row["best_ms"] = row.get("replay_ms") or row["ms"]
             row["gb_s"] = row["bytes"] / row["best_ms"] / 1e6
-            row["floor_ms"] = row["bytes"] / statistics.mean(self._bandwidths) * 1e3
+            row["floor_ms"] = row["bytes"] / statistics.mean(bandwidths) * 1e3
             row["share"] = row["floor_ms"] / row["best_ms"]
         same = {peer.name for peer in self.case.peers if peer.exact or self.case.group == "call"}
         rivals = [row for row in timed if row["provider"] in same]

@@ -81,6 +81,11 @@ def target(row: Row) -> str:
     return f"{row['target']}: {'yes' if row['reached'] else 'no'}" if "target" in row else ""
 
 
+def per_byte(row: Row) -> str:
+    """The time a byte, relative to the case that was measured in turns with it."""
+    return times(row["ms"] / row["bytes"] / (row["beside_ms"] / row["beside_bytes"]))
+
+
 Column = tuple[str, Callable[[Row], str]]
 
 CASE: Column = ("case", lambda row: row["case"])
@@ -99,6 +104,8 @@ PEER_TIME: Column = ("its ms", lambda row: number(row.get("best_peer_ms")))
 PEER_PEAK: Column = ("its peak MB", lambda row: number(row.get("best_peer_mb")))
 RATIO: Column = ("faster", lambda row: times(row.get("ratio")))
 TARGET: Column = ("target", target)
+BESIDE: Column = ("beside, ms", lambda row: number(row["beside_ms"]))
+PER_BYTE: Column = ("time a byte", per_byte)
 DIFFERENCE: Column = ("differs by", lambda row: number(row.get("difference")))
 
 
@@ -145,8 +152,8 @@ def tables(data: dict[str, Any]) -> list[Table]:
         ),
         *make(
             "No cliffs: time a byte, relative to contiguous fp32 (or bytes) of even size",
-            cliffs(reused),
-            *(CASE, PART, TIME, SHARE, ("time a byte", lambda row: times(row["per_byte"]))),
+            grouped(reused, "cliff"),
+            *(CASE, PART, TIME, BESIDE, SHARE, PER_BYTE),
         ),
         *make("From small to large", grouped(reused, "sweep"), *swept),
         *make(
@@ -216,16 +223,6 @@ def several_modes(ours: Sequence[Row]) -> list[Row]:
         return []
     order = list(dict.fromkeys((row["case"], row["what"]) for row in main))
     return sorted(main, key=lambda row: order.index((row["case"], row["what"])))
-
-
-def cliffs(ours: Sequence[Row]) -> list[Row]:
-    """Each with its time a byte relative to the first one of the same operator."""
-    rows, nice = [], {}
-    for row in grouped(ours, "cliff"):
-        per_byte = row["ms"] / row["bytes"]
-        first = nice.setdefault((row["operator"], row["what"]), per_byte)
-        rows.append(row | {"per_byte": per_byte / first})
-    return rows
 
 
 def heading(data: dict[str, Any]) -> str:

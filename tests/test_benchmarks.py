@@ -190,11 +190,15 @@ def test_suite_at_its_smallest(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")  # of the extra for benchmarks
     path = tmp_path / "results.json"
     command = [sys.executable, "-m", "pytest", BENCHMARKS, "--quick", "--results", path]
-    result = run(*command, "-k", "gate and (size or sweep)", "-p", "no:cacheprovider")
+    chosen = "gate and (size or sweep) or cliff and voxel"
+    result = run(*command, "-k", chosen, "-p", "no:cacheprovider")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "faster" in result.stdout
     data = json.loads(path.read_text())
-    assert {row["group"] for row in data["rows"]} == {"size", "sweep"}
+    assert {row["group"] for row in data["rows"]} == {"size", "sweep", "cliff"}
+    cliffs = [row for row in data["rows"] if row["group"] == "cliff"]
+    assert len({row["case"] for row in cliffs}) == 4
+    assert all(row["beside_ms"] > 0 and row["beside_bytes"] >= row["bytes"] / 2 for row in cliffs)
     assert all(row["memory"] == "reused" and row["low_ms"] <= row["ms"] for row in data["rows"])
     assert "compiled sum" in {row["provider"] for row in data["rows"]}
 
@@ -214,6 +218,8 @@ def made_results() -> dict[str, Any]:
                     row |= {"best_peer": "compiled", "best_peer_ms": 10 * ms, "ratio": 10.0}
                 rows.append(row)
     rows += [row | {"memory": "fresh", "ratio": 3.0} for row in rows if row["group"] == "main"]
+    cliff = {"group": "cliff", "case": "half the bytes", "beside_ms": 0.08, "beside_bytes": 32000}
+    rows.append(rows[0] | cliff | {"ms": 0.06})
     stamp = {"stamp": "2026-01-02T03:04:05+00:00", "device": "a processor", "threads": 2}
     versions = {"instructions": "avx512", "torch": "2.9", "egcnn": "0.1", "commit": "abc"}
     return {**stamp, **versions, "complete": True, "rows": rows}
@@ -232,6 +238,8 @@ def test_report(tmp_path: Path) -> None:
     everything = path.with_suffix(".md").read_text()
     assert "| voxel_gate 8000 | both | fresh | 0.016 (0.016-0.016) |" in everything
     assert "3x |" in everything
+    # 3/4 of the time for half of the bytes.
+    assert "| half the bytes | forward | 0.06 (0.016-0.016) | 0.08 | 50% | 1.5x |" in everything
 
 
 @pytest.mark.parametrize("script", ["gpu.sh", "gpu.py"])
