@@ -90,8 +90,7 @@ class Stream {
 };
 
 // Sets arrays to 0 a part at a time, between other work: memory does the one while the core does
-// the other. `count` arrays of `bytes` lie `pitch` bytes apart; parts of the first end where lines
-// do.
+// the other. `count` arrays of `bytes` lie `pitch` bytes apart.
 class ZeroFill {
  public:
   ZeroFill() = default;
@@ -102,11 +101,8 @@ class ZeroFill {
 
   void some() {
     if (done_ == bytes_) return;
-    const int64_t line = line_start(first_ + done_ + step_) - first_;
-    const int64_t next = line < bytes_ ? line : bytes_;
-    for (int64_t i = 0; i < count_; ++i) {
-      fill(first_ + i * pitch_ + done_, first_ + i * pitch_ + next);
-    }
+    const int64_t next = std::min(done_ + step_, bytes_);
+    for (int64_t i = 0; i < count_; ++i) fill(edge(i, done_), edge(i, next));
     done_ = next;
   }
 
@@ -117,18 +113,23 @@ class ZeroFill {
  private:
   static constexpr int64_t kLine = 64;
 
+  // Between two parts of an array: where a line starts, as nobody writes half of one for little.
+  uint8_t* edge(int64_t i, int64_t done) const {
+    uint8_t* const at = first_ + i * pitch_ + done;
+    return done == 0 || done == bytes_ ? at : line_start(at);
+  }
+
   static uint8_t* line_start(uint8_t* address) {
     return address - reinterpret_cast<uintptr_t>(address) % kLine;
   }
 
   void fill(uint8_t* from, uint8_t* to) const {
     static constexpr uint8_t kZeros[kLine] = {};
-    if (past_ && from != line_start(from)) {
-      uint8_t* next = line_start(from + kLine);
-      std::memset(from, 0, (next < to ? next : to) - from);
-      from = next;
+    if (past_) {
+      uint8_t* const line = std::min(line_start(from + kLine - 1), to);
+      if (from < line) std::memset(from, 0, line - from);
+      for (from = line; from + kLine <= to; from += kLine) stream_line(from, kZeros);
     }
-    for (; past_ && from + kLine <= to; from += kLine) stream_line(from, kZeros);
     if (from < to) std::memset(from, 0, to - from);
   }
 
