@@ -7,8 +7,8 @@
 //   compare    at each edge: | ‖∇p‖ - ‖∇y‖ |, summed, or its gradient scattered to the neighbourhood
 //   finish     from the gradient of the sample to that of the logits
 // Backward knows from forward how many edges there are, which scales its gradients, and fills the
-// output with zeros between that work. Support "both" first draws the hard sample everywhere and has
-// candidates of it, too.
+// output with zeros between that work. Support "both" first draws the hard sample everywhere and
+// has candidates of it, too.
 //
 // Each voxel and each sum is computed in the same order however the planes are shared out.
 #include "edge_terms.h"
@@ -49,8 +49,8 @@ class March {
     enter(plane);
     Group* group = own_.band;
     const int64_t n = (rows_end_ - rows_begin_) * width_;
-    for (int64_t i = 0; i < n; i += kLanes) {
-      *group++ = {int32_t(i), int32_t(i), uint32_t(first_bits(n - i)) & kAllLanes};
+    for (int64_t i = 0; i < n; i += kGroup) {
+      *group++ = {int32_t(i), int32_t(i), uint32_t(first_bits(n - i)) & kWholeGroup};
     }
     *group = {int32_t(n), int32_t(n), 0};
     const int64_t first = (z_of(plane) * height_ + rows_begin_) * width_;
@@ -276,7 +276,7 @@ class March {
         for (int i = 0; i < count; ++i) around[w] |= sets[i][w];
       }
       for (int64_t w = 0; w < words; ++w) {
-        for_lanes(widened(around, w, words, width_), w * kWord, [&](int64_t x, uint32_t bits) {
+        for_groups(widened(around, w, words, width_), w * kWord, [&](int64_t x, uint32_t bits) {
           const int32_t first = int32_t(position(y) + x);
           *group++ = {first, n, bits};
           n += __builtin_popcount(bits);
@@ -306,7 +306,7 @@ class March {
       if (backward_) {
         Acc* grad = samples(own_.grad, z) + c * own_.plane;
         for (const Group* g = group; g < end; ++g) {
-          for (int64_t k = 0; k < kLanes; ++k) grad[g->first + k] = 0;
+          for (int64_t k = 0; k < kGroup; ++k) grad[g->first + k] = 0;
         }
       }
     }

@@ -13,11 +13,11 @@ constexpr int64_t kRing = 4;       // planes of samples in flight
 constexpr int64_t kEarlyRing = 8;  // planes of what comes before, which more stages look at
 constexpr int64_t kReach = 4;      // rows around a strip that its stages look at
 constexpr int64_t kSlack = 128;    // elements beyond a plane that vectors may touch
-constexpr int64_t kLanes = 16;
+constexpr int64_t kGroup = 16;
 constexpr int64_t kVoxels = 256;  // sampled at a time
 constexpr int64_t kEdges = 512;   // listed before they are compared
 
-// Those of kLanes voxels in a row whose bits are set. Values of a list of groups' voxels lie one
+// Those of kGroup voxels in a row whose bits are set. Values of a list of groups' voxels lie one
 // after the other, this group's from `index` on; a list ends with a group of none.
 struct Group {
   int32_t first, index;
@@ -98,7 +98,7 @@ struct ConsistencyScratch {
     rows = plan.strip + 2 * kReach;
     plane = rows * p.size.width + kSlack;
     row = plan.words * 64 + kSlack;
-    groups = rows * ((p.size.width + kLanes - 1) / kLanes) + 1;
+    groups = rows * ((p.size.width + kGroup - 1) / kGroup) + 1;
     const int64_t samples = kRing * plan.classes * plane;
     arrays.take(truth, kEarlyRing * plane);
     arrays.take(hard, kRing * plane);

@@ -27,7 +27,7 @@ static inline void put_together_z(const T* before, const T* at, const T* after, 
 
 // A gradient (z, y, x) at a word's voxels; vectors may reach beyond.
 template <class V>
-using OfWord = V[3][kWord + kLanes];
+using OfWord = V[3][kWord + kGroup];
 
 // The unscaled gradient of a word's voxels, from three of those rows.
 template <class V>
@@ -53,7 +53,7 @@ class EdgeTerms {
   EdgeTerms(Group* group, int32_t* row, Acc* sample, Acc* truth)
       : group_(group), row_(row), sample_(sample), truth_(truth) {}
 
-  bool room_for_word() const { return edges_ + kWord + kLanes <= kEdges; }
+  bool room_for_word() const { return edges_ + kWord + kGroup <= kEdges; }
   void clear() { edges_ = groups_ = 0; }
 
   // The edges among the word's voxels from x on, in groups as narrow that what they add to the
@@ -63,7 +63,7 @@ class EdgeTerms {
            const OfWord<V>& sample) {
     while (set != 0) {
       const int64_t at = lowest_bit(set);
-      const uint32_t bits = uint32_t(set >> at) & (kAllLanes >> 2);
+      const uint32_t bits = uint32_t(set >> at) & (kWholeGroup >> 2);
       set &= ~(uint64_t(bits) << at);
       for (int k = 0; k < 3; ++k) {
         compress(truth[k] + at, bits, truth_ + k * kEdges + edges_);
@@ -111,13 +111,13 @@ class EdgeTerms {
     for (int64_t i = 0; i < groups_; ++i) {
       const Group& group = group_[i];
       const int64_t x = group.first, last = x + highest_bit(group.bits);
-      Acc q[3][3][kLanes];  // of the voxels before, at and after those from x - 1 on
+      Acc q[3][3][kGroup];  // of the voxels before, at and after those from x - 1 on
       for (int k = 0; k < 3; ++k) {
         expand_around(sample_ + k * kEdges + group.index, group.bits, q[k]);
       }
-      Acc of_z[kLanes], of_y[kLanes], of_x[kLanes];
+      Acc of_z[kGroup], of_y[kGroup], of_x[kGroup];
 #pragma omp simd
-      for (int64_t k = 0; k < kLanes; ++k) {
+      for (int64_t k = 0; k < kGroup; ++k) {
         of_z[k] = math::smooth(q[0][0][k], q[0][1][k], q[0][2][k]);
         of_y[k] = math::smooth(q[1][0][k], q[1][1][k], q[1][2][k]);
         of_x[k] = math::difference(q[2][2][k], q[2][0][k]);
@@ -130,18 +130,18 @@ class EdgeTerms {
         const Acc smooth = j == 1 ? 2 : 1, differ = Acc(j - 1);
         Acc* out[3];
         for (int k = 0; k < 3; ++k) out[k] = row_of(k, j, row_[i]) + x - 1;
-        Acc in_plane[kLanes], through[kLanes];
+        Acc in_plane[kGroup], through[kGroup];
 #pragma omp simd
-        for (int64_t k = 0; k < kLanes; ++k) {
+        for (int64_t k = 0; k < kGroup; ++k) {
           in_plane[k] = differ * of_y[k] + smooth * of_x[k];
           through[k] = smooth * of_z[k];
         }
 #pragma omp simd
-        for (int64_t k = 0; k < kLanes; ++k) out[0][k] += in_plane[k] - through[k];
+        for (int64_t k = 0; k < kGroup; ++k) out[0][k] += in_plane[k] - through[k];
 #pragma omp simd
-        for (int64_t k = 0; k < kLanes; ++k) out[1][k] += 2 * in_plane[k];
+        for (int64_t k = 0; k < kGroup; ++k) out[1][k] += 2 * in_plane[k];
 #pragma omp simd
-        for (int64_t k = 0; k < kLanes; ++k) out[2][k] += in_plane[k] + through[k];
+        for (int64_t k = 0; k < kGroup; ++k) out[2][k] += in_plane[k] + through[k];
       }
     }
   }

@@ -71,7 +71,7 @@ template <class Body>
 static inline void for_some(const Group* group, const Group* end, Body&& body) {
   while (group < end) {
     const Group* next = group + 1;
-    while (next < end && next->index - group->index + kLanes <= kVoxels) ++next;
+    while (next < end && next->index - group->index + kGroup <= kVoxels) ++next;
     body(group, next, next->index - group->index);
     group = next;
   }
@@ -88,11 +88,11 @@ struct GumbelSampler {
 
   // The groups' voxels, counted from `first`, of a volume whose classes are the channels from
   // `channel`. hard[voxel] gets the sample's code, soft[c * pitch + index] its values; either may
-  // be null. What lies in the kLanes beyond a list is overwritten: no vector is cut short.
+  // be null. What lies in the kGroup beyond a list is overwritten: no vector is cut short.
   void draw(int64_t batch, int64_t channel, int64_t classes, int64_t first, const Group* group,
             const Group* end, Code* hard, Acc* soft, int64_t pitch) {
     for_some(group, end, [&](const Group* some, const Group* next, int64_t exact) {
-      const int64_t n = (exact + kLanes - 1) / kLanes * kLanes;
+      const int64_t n = (exact + kGroup - 1) / kGroup * kGroup;
       const uint64_t index = uint64_t(batch * p.size.voxels() + first);
       for (const Group* g = some; g < next; ++g) {
         compress_range(g->first, g->bits, voxel + g->index - some->index);

@@ -6,31 +6,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "rows.h"
+#include "vectors.h"
 
 namespace egcnn::EGCNN_ISA {
-
-template <class Acc>
-constexpr int kLanes = kVectorBytes / sizeof(Acc);
-
-template <class Acc>
-struct VectorOf {
-  typedef Acc type __attribute__((vector_size(kVectorBytes)));
-  typedef Acc unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(Acc)), may_alias));
-};
-
-template <class Acc>
-using Vector = typename VectorOf<Acc>::type;
-
-template <class Acc>
-static inline Vector<Acc> load_vector(const Acc* from) {
-  return *reinterpret_cast<const typename VectorOf<Acc>::unaligned*>(from);
-}
-
-template <class Acc>
-static inline void store_vector(Acc* to, Vector<Acc> value) {
-  *reinterpret_cast<typename VectorOf<Acc>::unaligned*>(to) = value;
-}
 
 // One step of a transposition. Lane i is a's lane i where i lacks the bit `step`, else b's lane
 // i - step; with `high`, a's lane i + step, else b's lane i.

@@ -136,7 +136,7 @@ class BitStream {
   }
 };
 
-using Bits = Lanes<uint64_t>::type;
+using Bits = Vector<uint64_t>;
 
 static inline Bits xor3(Bits a, Bits b, Bits c) {
 #ifdef __AVX512F__
@@ -186,10 +186,9 @@ static inline Bits unbalanced(Bits a0, Bits a1, Bits a2, Bits b0, Bits b1, Bits 
 // Of the voxels in bits 1 to 62: whether they are edges. a, b and c are where their words lie in
 // the planes before, at and after theirs; from row to row it is `row` words.
 static inline Bits edges(const uint64_t* a, const uint64_t* b, const uint64_t* c, int64_t row) {
-  using L = Lanes<uint64_t>;
-  const Bits a0 = L::load(a - row), a1 = L::load(a), a2 = L::load(a + row);
-  const Bits b0 = L::load(b - row), b1 = L::load(b), b2 = L::load(b + row);
-  const Bits c0 = L::load(c - row), c1 = L::load(c), c2 = L::load(c + row);
+  const Bits a0 = load_vector(a - row), a1 = load_vector(a), a2 = load_vector(a + row);
+  const Bits b0 = load_vector(b - row), b1 = load_vector(b), b2 = load_vector(b + row);
+  const Bits c0 = load_vector(c - row), c1 = load_vector(c), c2 = load_vector(c + row);
   // Half of gz + gy and of gz - gy; neither is 0 unless both components are.
   const Bits sum = unbalanced(c2, c1, b2, a0, a1, b0);
   const Bits difference = unbalanced(c0, c1, b0, a2, a1, b2);
@@ -243,9 +242,8 @@ class BitMarch : public MarkedRows {
     const uint64_t *a = first + at_[0] * plane(), *b = first + at_[1] * plane(),
                    *c = first + at_[2] * plane();
     const int64_t n = rows * words_, width = t_.width;
-    using L = Lanes<uint64_t>;
-    for (int64_t i = 0; i < n; i += L::count) {
-      L::store(edges_ + i, edges(a + i, b + i, c + i, words_));
+    for (int64_t i = 0; i < n; i += kLanes<uint64_t>) {
+      store_vector(edges_ + i, edges(a + i, b + i, c + i, words_));
     }
     const int64_t last = width - (words_ - 1) * kSobelWord;
     const uint64_t within = ~uint64_t(0) >> (64 - last);

@@ -46,16 +46,16 @@ static inline void load_block(const SobelEdges& p, const In* in, int64_t first, 
 template <class In>
 static inline bool is_constant(const In* in, int64_t n) {
   using Bits = UInt<sizeof(In)>;
-  using L = Lanes<Bits>;
+  constexpr int64_t lanes = kLanes<Bits>;
   const Bits* bits = reinterpret_cast<const Bits*>(in);
-  if (n < L::count) return std::memcmp(in, in + 1, (n - 1) * sizeof(In)) == 0;
-  typename L::type differences = L::load(bits) ^ bits[0];
-  if (!L::is_zero(differences)) return false;
-  for (int64_t x = L::count; x + L::count <= n; x += L::count) {
-    differences |= L::load(bits + x) ^ bits[0];
+  if (n < lanes) return std::memcmp(in, in + 1, (n - 1) * sizeof(In)) == 0;
+  Vector<Bits> differences = load_vector(bits) ^ bits[0];
+  if (!is_zero(differences)) return false;
+  for (int64_t x = lanes; x + lanes <= n; x += lanes) {
+    differences |= load_vector(bits + x) ^ bits[0];
   }
-  differences |= L::load(bits + n - L::count) ^ bits[0];
-  return L::is_zero(differences);
+  differences |= load_vector(bits + n - lanes) ^ bits[0];
+  return is_zero(differences);
 }
 
 // Rows of region bits, or of floats as they are, and their marks.
@@ -114,8 +114,7 @@ static inline bool is_large(const SobelEdges& p) {
 template <class T, class IsEdge>
 static void find_edges(const SobelEdges& p, const SobelTiles& t, const Slab& slab, char* scratch,
                        IsEdge is_edge) {
-  using L = Lanes<T>;
-  typedef uint8_t Bytes __attribute__((vector_size(L::count)));
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes<T>)));
   const int64_t width = t.width;
   for_regions(p, [&](int64_t first, int64_t regions) {
     SobelMarch<T> march(t, slab, scratch);
@@ -264,8 +263,8 @@ static void sobel_edges(const SobelEdges& p, IsEdge is_edge) {
 
 // Of a vector of sums of squares.
 template <class T>
-static inline typename Lanes<T>::type magnitudes(typename Lanes<T>::type squared) {
-  for (int64_t i = 0; i < Lanes<T>::count; ++i) {
+static inline Vector<T> magnitudes(Vector<T> squared) {
+  for (int64_t i = 0; i < kLanes<T>; ++i) {
     squared[i] = math::sobel_magnitude(T(squared[i]));
   }
   return squared;
@@ -335,7 +334,7 @@ static void sobel_magnitude(const SobelMagnitude& p, int64_t element) {
                 y, rows, [](auto x) { return x; },
                 [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
                   __builtin_prefetch(ahead + (i * width + x) * element, 0, 2);
-                  Lanes<T>::store(found + i * width + x,
+                  store_vector(found + i * width + x,
                                   magnitudes<T>(gz * gz + gy * gy + gx * gx));
                 });
             put_as(p.out.dtype, out, found, rows * width);
@@ -355,8 +354,8 @@ void sobel_magnitude_launch(const SobelMagnitude& p) {
 
 // Of a vector of sums of squares: math::sobel_slope of their magnitudes.
 template <class T>
-static inline typename Lanes<T>::type slopes(typename Lanes<T>::type squared) {
-  using V = typename Lanes<T>::type;
+static inline Vector<T> slopes(Vector<T> squared) {
+  using V = Vector<T>;
   const V zero = {};
 #ifdef __AVX512F__
   if constexpr (sizeof(T) == 4) {
@@ -408,11 +407,11 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
               __builtin_prefetch(x_ahead + (i * width + x) * element, 0, 2);
               __builtin_prefetch(grad_ahead + (i * width + x) * grad_element, 0, 2);
               const auto slope = slopes<T>(gz * gz + gy * gy + gx * gx) *
-                                 Lanes<T>::load(staged + i * width + x);
+                                 load_vector(staged + i * width + x);
               T* const to = q + i * pitch + x;
-              Lanes<T>::store(to, gz * slope);
-              Lanes<T>::store(to + plane, gy * slope);
-              Lanes<T>::store(to + 2 * plane, gx * slope);
+              store_vector(to, gz * slope);
+              store_vector(to + plane, gy * slope);
+              store_vector(to + 2 * plane, gx * slope);
             });
         for (int64_t i = 0; i < rows; ++i) gather.close(y + i);
       });

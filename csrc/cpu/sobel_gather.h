@@ -11,8 +11,8 @@ namespace egcnn::EGCNN_ISA {
 // turned.
 template <class T>
 class SobelGather {
-  using L = Lanes<T>;
-  using V = typename L::type;
+  using V = Vector<T>;
+  static constexpr int64_t lanes = kLanes<T>;
 
  public:
   // `planes` has room for five planes of t.rows() rows, from row `low` of the volume on: three of
@@ -41,7 +41,7 @@ class SobelGather {
   // Takes in rows [y, y + rows) of the current plane, which is the volume's `first` or not, and
   // completes those of the plane before: one after the other in `out`, and up to two vectors more.
   void add(int64_t y, int64_t rows, bool first, T* out) const {
-    if constexpr (L::kShifts) {
+    if constexpr (kShifts<T>) {
       if (t_.step == 1) return add<2, true>(y, rows, first, out);
     }
     add<1, false>(y, rows, first, out);
@@ -80,25 +80,25 @@ class SobelGather {
       if constexpr (adjacent) {
         V z[kBlock + 2], y[kBlock + 2], x[kBlock + 2];
         for (int k = 0; k < kBlock + 2; ++k) {
-          const T* const at = q + (k - 1) * L::count;
-          z[k] = L::load(at), y[k] = L::load(at + plane), x[k] = L::load(at + 2 * plane);
+          const T* const at = q + (k - 1) * lanes;
+          z[k] = load_vector(at), y[k] = load_vector(at + plane), x[k] = load_vector(at + 2 * plane);
         }
         for (int k = 0; k < kBlock; ++k) {
-          found[k].z = smooth(L::from_last(z[k], z[k + 1]), z[k + 1],
-                              L::from_second(z[k + 1], z[k + 2]));
-          found[k].y = smooth(L::from_last(y[k], y[k + 1]), y[k + 1],
-                              L::from_second(y[k + 1], y[k + 2]));
-          found[k].x = L::from_last(x[k], x[k + 1]) - L::from_second(x[k + 1], x[k + 2]);
+          found[k].z = smooth(from_last(z[k], z[k + 1]), z[k + 1],
+                              from_second(z[k + 1], z[k + 2]));
+          found[k].y = smooth(from_last(y[k], y[k + 1]), y[k + 1],
+                              from_second(y[k + 1], y[k + 2]));
+          found[k].x = from_last(x[k], x[k + 1]) - from_second(x[k + 1], x[k + 2]);
         }
       } else {
         const T *const qy = q + plane, *const qx = qy + plane;
-        found->z = smooth(L::load(q - step), L::load(q), L::load(q + step));
-        found->y = smooth(L::load(qy - step), L::load(qy), L::load(qy + step));
-        found->x = L::load(qx - step) - L::load(qx + step);
+        found->z = smooth(load_vector(q - step), load_vector(q), load_vector(q + step));
+        found->y = smooth(load_vector(qy - step), load_vector(qy), load_vector(qy + step));
+        found->x = load_vector(qx - step) - load_vector(qx + step);
       }
     };
     // From right to left, so that overwriting is in order.
-    constexpr int64_t kColumn = kBlock * L::count;
+    constexpr int64_t kColumn = kBlock * lanes;
     for (int64_t x = (width - 1) / kColumn * kColumn; x >= 0; x -= kColumn) {
       Row up[kBlock], mid[kBlock], down[kBlock];
       along_x(q0 + x, mid);
@@ -116,12 +116,12 @@ class SobelGather {
         for (int k = 0; k < kBlock; ++k) {
           const V across = smooth(up[k].z, mid[k].z, down[k].z);
           const V along = up[k].y - down[k].y + smooth(up[k].x, mid[k].x, down[k].x);
-          const int64_t at = x + k * L::count;
+          const int64_t at = x + k * lanes;
           T *const sums = sums0 + i * pitch + at, *const last = last0 + i * pitch + at;
-          const V before = first ? along - across : L::load(last);
-          L::store(out + i * width + at, L::load(sums) + (along - across));
-          L::store(sums, before + T(2) * along);
-          L::store(last, across + along);
+          const V before = first ? along - across : load_vector(last);
+          store_vector(out + i * width + at, load_vector(sums) + (along - across));
+          store_vector(sums, before + T(2) * along);
+          store_vector(last, across + along);
           up[k] = mid[k], mid[k] = down[k];
         }
       }

@@ -7,13 +7,9 @@
 
 #include <algorithm>
 
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
-
 #include "../math/sobel.h"
-#include "rows.h"
 #include "sobel_tiles.h"
+#include "vectors.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -21,57 +17,6 @@ template <int bytes>
 using UInt = std::conditional_t<
     bytes == 8, uint64_t,
     std::conditional_t<bytes == 4, uint32_t, std::conditional_t<bytes == 2, uint16_t, uint8_t>>>;
-
-template <class T>
-struct Lanes {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
-  static constexpr int64_t count = kVectorBytes / sizeof(T);
-
-  static inline type load(const T* from) {
-    type lanes;
-    std::memcpy(&lanes, from, sizeof lanes);
-    return lanes;
-  }
-
-  static inline bool is_zero(type lanes) {
-#if defined(__AVX512F__)
-    return _mm512_test_epi64_mask(__m512i(lanes), __m512i(lanes)) == 0;
-#elif defined(__AVX2__)
-    return _mm256_testz_si256(__m256i(lanes), __m256i(lanes));
-#else
-    uint64_t words[2];
-    std::memcpy(words, &lanes, sizeof lanes);
-    return (words[0] | words[1]) == 0;
-#endif
-  }
-
-  static inline void store(T* to, type lanes) { std::memcpy(to, &lanes, sizeof lanes); }
-
-  // Whether neighbours are had from registers rather than by loads that each touch two lines.
-#ifdef __AVX512F__
-  static constexpr bool kShifts = sizeof(T) >= 4;
-
-  // Of two vectors in a row, the lanes from the first's last on.
-  static inline type from_last(type first, type second) {
-    if constexpr (sizeof(T) == 4) {
-      return type(_mm512_maskz_alignr_epi32(0xFFFF, __m512i(second), __m512i(first), 15));
-    } else {
-      return type(_mm512_maskz_alignr_epi64(0xFF, __m512i(second), __m512i(first), 7));
-    }
-  }
-
-  // The lanes from the first's second on.
-  static inline type from_second(type first, type second) {
-    if constexpr (sizeof(T) == 4) {
-      return type(_mm512_maskz_alignr_epi32(0xFFFF, __m512i(second), __m512i(first), 1));
-    } else {
-      return type(_mm512_maskz_alignr_epi64(0xFF, __m512i(second), __m512i(first), 1));
-    }
-  }
-#else
-  static constexpr bool kShifts = false;
-#endif
-};
 
 // Rows [y0, y1) of planes [z0, z1) of one volume.
 struct Slab {
@@ -200,8 +145,8 @@ static inline void extend(T* row, int64_t width, int64_t step, T sign) {
 
 template <class T>
 class SobelMarch : public MarkedRows {
-  using L = Lanes<T>;
-  using V = typename L::type;
+  using V = Vector<T>;
+  static constexpr int64_t lanes = kLanes<T>;
 
  public:
   SobelMarch(const SobelTiles& t, const Slab& slab, char* scratch)
@@ -234,7 +179,7 @@ class SobelMarch : public MarkedRows {
   // earlier have beyond the end of their row. value(lanes) is what counts of those in the ring.
   template <class Value, class Emit>
   void gradient(int64_t y, int64_t rows, Value value, Emit emit) const {
-    if constexpr (L::kShifts) {
+    if constexpr (kShifts<T>) {
       if (t_.step == 1) return gradient<2, true>(y, rows, value, emit);
     }
     gradient<1, false>(y, rows, value, emit);
@@ -267,28 +212,28 @@ class SobelMarch : public MarkedRows {
       }
     };
     const auto along = [=](const T* const* planes, int64_t x) {
-      const V a = value(L::load(planes[0] + x)), b = value(L::load(planes[1] + x)),
-              c = value(L::load(planes[2] + x));
+      const V a = value(load_vector(planes[0] + x)), b = value(load_vector(planes[1] + x)),
+              c = value(load_vector(planes[2] + x));
       return Along{smooth(a, b, c), V(c - a)};
     };
     const auto across = [=](const T* const* planes, int64_t x, Across* found) {
       if constexpr (adjacent) {
         Along column[kBlock + 2];
-        for (int k = 0; k < kBlock + 2; ++k) column[k] = along(planes, x + (k - 1) * L::count);
+        for (int k = 0; k < kBlock + 2; ++k) column[k] = along(planes, x + (k - 1) * lanes);
         for (int k = 0; k < kBlock; ++k) {
           const Along &before = column[k], &at = column[k + 1], &after = column[k + 2];
-          found[k].set({L::from_last(before.smooth, at.smooth),
-                        L::from_last(before.difference, at.difference)},
+          found[k].set({from_last(before.smooth, at.smooth),
+                        from_last(before.difference, at.difference)},
                        at,
-                       {L::from_second(at.smooth, after.smooth),
-                        L::from_second(at.difference, after.difference)});
+                       {from_second(at.smooth, after.smooth),
+                        from_second(at.difference, after.difference)});
         }
       } else {
         found->set(along(planes, x - step), along(planes, x), along(planes, x + step));
       }
     };
     // From right to left, so that overwriting is in order.
-    constexpr int64_t kColumn = kBlock * L::count;
+    constexpr int64_t kColumn = kBlock * lanes;
     for (int64_t x = (t_.width - 1) / kColumn * kColumn; x >= 0; x -= kColumn) {
       Across up[kBlock], mid[kBlock];
       across(around[0], x, up);
@@ -297,7 +242,7 @@ class SobelMarch : public MarkedRows {
         Across down[kBlock];
         across(around[i + 2], x, down);
         for (int k = 0; k < kBlock; ++k) {
-          emit(i, x + k * L::count,
+          emit(i, x + k * lanes,
                smooth(up[k].smooth_of_difference, mid[k].smooth_of_difference,
                       down[k].smooth_of_difference),
                V(down[k].smooth - up[k].smooth),

@@ -11,7 +11,7 @@
 namespace egcnn::EGCNN_ISA {
 
 constexpr int64_t kWord = 64;
-constexpr uint32_t kAllLanes = (1u << kLanes) - 1;
+constexpr uint32_t kWholeGroup = (1u << kGroup) - 1;
 
 // Bit i is whether a[i] and b[i] differ.
 template <class T>
@@ -53,25 +53,25 @@ static inline uint64_t widened(const uint64_t* set, int64_t word, int64_t words,
   return bits & first_bits(n - word * kWord);
 }
 
-// Puts those of kLanes values whose bits are set one after the other; there is to be room for all.
+// Puts those of kGroup values whose bits are set one after the other; there is to be room for all.
 // Of others none is read.
 template <class V, class T>
 static inline void compress(const V* values, uint32_t bits, T* out) {
   for (; bits != 0; bits &= bits - 1) *out++ = widen<T>(values[lowest_bit(bits)]);
 }
 
-// The way back, zeros elsewhere. kLanes listed values are to be there.
+// The way back, zeros elsewhere. kGroup listed values are to be there.
 template <class T>
 static inline void expand(const T* listed, uint32_t bits, T* out) {
-  for (int64_t i = 0; i < kLanes; ++i) out[i] = 0;
+  for (int64_t i = 0; i < kGroup; ++i) out[i] = 0;
   for (; bits != 0; bits &= bits - 1) out[lowest_bit(bits)] = *listed++;
 }
 
 // Three times, each a place before the one before, where bits leave room for two places.
 template <class T>
-static inline void expand_around(const T* listed, uint32_t bits, T (&out)[3][kLanes]) {
+static inline void expand_around(const T* listed, uint32_t bits, T (&out)[3][kGroup]) {
   for (int i = 0; i < 3; ++i) {
-    for (int64_t k = 0; k < kLanes; ++k) out[i][k] = 0;
+    for (int64_t k = 0; k < kGroup; ++k) out[i][k] = 0;
   }
   for (; bits != 0; bits &= bits - 1, ++listed) {
     for (int i = 0; i < 3; ++i) out[i][lowest_bit(bits) + 2 - i] = *listed;
@@ -122,7 +122,7 @@ static inline void expand(const float* listed, uint32_t bits, float* out) {
   _mm512_storeu_ps(out, _mm512_maskz_expand_ps(__mmask16(bits), _mm512_loadu_ps(listed)));
 }
 
-static inline void expand_around(const float* listed, uint32_t bits, float (&out)[3][kLanes]) {
+static inline void expand_around(const float* listed, uint32_t bits, float (&out)[3][kGroup]) {
   for (int i = 0; i < 3; ++i) expand(listed, bits << (2 - i), out[i]);
 }
 
@@ -133,10 +133,10 @@ static inline void place(const float* listed, uint32_t bits, float* out) {
 
 template <class T>
 static inline void place_halves(const float* listed, uint32_t bits, T* out) {
-  float values[kLanes];
-  T halves[kLanes];
+  float values[kGroup];
+  T halves[kGroup];
   expand(listed, bits, values);
-  for (int64_t i = 0; i < kLanes; ++i) halves[i] = narrow(values[i], out);
+  for (int64_t i = 0; i < kGroup; ++i) halves[i] = narrow(values[i], out);
   const __m256i vector = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));
   _mm256_mask_storeu_epi16(out, __mmask16(bits), vector);
 }
@@ -164,12 +164,12 @@ static inline void compress(const int8_t* values, uint32_t bits, float* out) {
 constexpr bool kCompresses = false;
 #endif
 
-// body(x, bits) for each kLanes voxels from x on of which the set has any.
+// body(x, bits) for each kGroup voxels from x on of which the set has any.
 template <class Body>
-static inline void for_lanes(uint64_t set, int64_t first, Body&& body) {
+static inline void for_groups(uint64_t set, int64_t first, Body&& body) {
   while (set != 0) {
-    const int64_t shift = lowest_bit(set) / kLanes * kLanes;
-    const uint32_t bits = uint32_t(set >> shift) & kAllLanes;
+    const int64_t shift = lowest_bit(set) / kGroup * kGroup;
+    const uint32_t bits = uint32_t(set >> shift) & kWholeGroup;
     body(first + shift, bits);
     set &= ~(uint64_t(bits) << shift);
   }
