@@ -3,6 +3,9 @@
 // backward, dx = W^T ds, dW = ds x^T and db the sum of ds.
 #include <omp.h>
 
+#include <utility>
+#include <vector>
+
 #include "edge_gate_block.h"
 #include "edge_gate_last.h"
 #include "edge_gate_plan.h"
@@ -131,6 +134,64 @@ static void voxel_gate(const EdgeGate& p) {
   }
 }
 
+// The inputs' rows of one block after the other. Where tensors lie in rows of Acc themselves, the
+// products bring those of the next block meanwhile.
+template <class Acc>
+class Inputs {
+ public:
+  struct Input {
+    const Tensor& tensor;
+    int64_t channels;
+  };
+
+  Inputs(const EdgeGatePlan& plan, const Size& size, Acc* scratch, std::vector<Input> inputs)
+      : plan_(plan), size_(size), inputs_(std::move(inputs)), now_(scratch),
+        next_(scratch + plan.sums / 2), staging_(scratch + plan.staging) {
+    for (const Input& input : inputs_) {
+      const Tensor& t = input.tensor;
+      in_rows_ &= t.voxel_stride == 1 && float_bytes(t.dtype) == int64_t(sizeof(Acc));
+    }
+  }
+
+  // All rows of a job's block, one input's after the other's.
+  Acc* load(int64_t job, const Block& block, Ahead& ahead) {
+    const int64_t pitch = plan_.pitch;
+    if (brought_ == job) {
+      std::swap(now_, next_);
+    } else {
+      Acc* to = now_;
+      for (const Input& input : inputs_) {
+        load_block(input.tensor, input.channels, block, ahead, staging_, to, pitch);
+        to += input.channels * pitch;
+      }
+    }
+    ahead = Ahead();
+    // Whole blocks only: the rows of others are filled up with zeros.
+    const bool brings = in_rows_ && block.voxel + block.n + plan_.block <= size_.voxels();
+    brought_ = brings ? job + 1 : -1;
+    Acc* to = next_;
+    for (const Input& input : inputs_) {
+      add_next(ahead, input.tensor, input.channels, block, brings ? to : nullptr,
+               pitch * sizeof(Acc));
+      to += input.channels * pitch;
+    }
+    return now_;
+  }
+
+  // To be called when the products are through.
+  void finish(Ahead& ahead) const {
+    if (brought_ >= 0) ahead.bring_rest();
+  }
+
+ private:
+  const EdgeGatePlan& plan_;
+  const Size& size_;
+  std::vector<Input> inputs_;
+  Acc *now_, *next_, *staging_;
+  bool in_rows_ = true;
+  int64_t brought_ = -1;  // the job whose rows are there before its turn
+};
+
 template <class Acc>
 static void channel_gate(const EdgeGate& p) {
   const EdgeGatePlan plan(p.size, p.main_channels, p.gates, false);
@@ -145,17 +206,14 @@ static void channel_gate(const EdgeGate& p) {
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
-    Acc* e = weights + plan.weights + omp_get_thread_num() * plan.scratch;
-    Acc *m = e + ce * pitch, *sums = m + cm * pitch, *staging = e + plan.staging;
+    Acc* scratch = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc *sums = scratch + plan.sums, *staging = scratch + plan.staging;
+    Inputs<Acc> rows(plan, p.size, scratch, {{p.e, ce}, {p.m, cm}});
     Ahead ahead;
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < plan.jobs; ++job) {
       const Block block = find_block<Acc>(plan, p.size, job);
-      load_block(p.e, ce, block, ahead, staging, e, pitch);
-      load_block(p.m, cm, block, ahead, staging, m, pitch);
-      ahead = Ahead();
-      add_next(ahead, p.e, ce, block);
-      add_next(ahead, p.m, cm, block);
+      Acc* e = rows.load(job, block, ahead);
       for (int64_t v = 0; v < block.filled; v += panel) {
         multiply(gates, inputs, weights, inputs, 1, e + v, pitch, sums, panel, false, ahead);
         for (int64_t c = 0; c < ce; ++c) {
@@ -167,6 +225,7 @@ static void channel_gate(const EdgeGate& p) {
           }
         }
       }
+      rows.finish(ahead);
       store_block(out.tensor, ce, block, out.stream, staging, e, pitch);
     }
     stream_fence();
@@ -294,9 +353,9 @@ static void channel_gate_backward(const EdgeGateBackward& p) {
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
-    Acc* e = weights + plan.weights + omp_get_thread_num() * plan.scratch;
-    Acc *m = e + ce * pitch, *grad = m + cm * pitch, *sums = grad + ce * pitch;
-    Acc* staging = e + plan.staging;
+    Acc* scratch = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc *sums = scratch + plan.sums, *staging = scratch + plan.staging;
+    Inputs<Acc> rows(plan, p.size, scratch, {{p.e, ce}, {p.m, cm}, {p.grad, ce}});
     Ahead ahead;
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
@@ -306,13 +365,7 @@ static void channel_gate_backward(const EdgeGateBackward& p) {
       share(plan.jobs, plan.chunks, chunk, &first, &last);
       for (int64_t job = first; job < last; ++job) {
         const Block block = find_block<Acc>(plan, p.size, job);
-        load_block(p.e, ce, block, ahead, staging, e, pitch);
-        load_block(p.m, cm, block, ahead, staging, m, pitch);
-        load_block(p.grad, ce, block, ahead, staging, grad, pitch);
-        ahead = Ahead();
-        add_next(ahead, p.e, ce, block);
-        add_next(ahead, p.m, cm, block);
-        add_next(ahead, p.grad, ce, block);
+        Acc *e = rows.load(job, block, ahead), *m = e + ce * pitch, *grad = m + cm * pitch;
         for (int64_t v = 0; v < block.filled; v += panel) {
           multiply(gates, inputs, weights, inputs, 1, e + v, pitch, sums + v, pitch, false, ahead);
           // Turns the sums into ds, and grad into the part of de that goes past the gate.
@@ -333,6 +386,7 @@ static void channel_gate_backward(const EdgeGateBackward& p) {
         for (int64_t v = 0; v < block.filled; v += panel) {
           multiply(cm, gates, weights + ce, 1, inputs, sums + v, pitch, m + v, pitch, false, ahead);
         }
+        rows.finish(ahead);
         store_block(p.grad_e, ce, block, out_e.stream, staging, grad, pitch);
         store_block(p.grad_m, cm, block, out_m.stream, staging, m, pitch);
       }

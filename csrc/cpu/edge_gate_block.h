@@ -57,14 +57,16 @@ static inline void load_run(const T* in, int64_t n, Ahead::Lines ahead, Acc* __r
   }
 }
 
-// The block behind `b` will be wanted. Past the end of a sample there is something else or nothing,
-// and no harm in that.
-static inline void add_next(Ahead& ahead, const Tensor& t, int64_t channels, const Block& b) {
+// The block behind `b` will be wanted, in rows of `to` if that is given. Past the end of a sample
+// there is something else or nothing, and no harm in bringing that nearer.
+static inline void add_next(Ahead& ahead, const Tensor& t, int64_t channels, const Block& b,
+                            void* to = nullptr, int64_t to_step = 0) {
   const int64_t size = float_bytes(t.dtype), bytes = b.n * size;
   const bool apart = t.voxel_stride == 1;
   const char* start =
       static_cast<const char*>(t.data) + offset(t, b.batch, 0, b.voxel + b.n) * size;
-  ahead.add(start, apart ? channels : 1, t.channel_stride * size, apart ? bytes : bytes * channels);
+  ahead.add(start, apart ? channels : 1, t.channel_stride * size, apart ? bytes : bytes * channels,
+            to, to_step);
 }
 
 // n elements in a run, each vector from make(position).

@@ -74,18 +74,40 @@ static inline void transpose(const Acc* in, int64_t in_pitch, int64_t rows, Acc*
   }
 }
 
-// Memory that is wanted soon: the rows of some arrays, for the products to send for as they go. The
-// caches get it a line at a time, so that no product waits for another to come.
+// Memory that is wanted soon: the rows of some arrays, for the products to bring as they go, a line
+// at a time, so that no product waits for another to come. They bring it into the caches, or where
+// `to` is given there: rows of many channels, a power of two apart, would drive one another out.
 class Ahead {
  public:
   struct Lines {
     const char* at;
     int64_t count;
+    char* to = nullptr;
+    const char* next = nullptr;  // the lines in the row behind, which are to be near by its turn
+
+    void bring(int64_t i) const {
+      if (to == nullptr) {
+        __builtin_prefetch(at + 64 * i, 0, 2);
+      } else {
+        __builtin_prefetch(next + 64 * i);
+        std::memcpy(to + 64 * i, at + 64 * i, 64);
+      }
+    }
   };
 
-  void add(const void* first, int64_t rows, int64_t step, int64_t bytes) {
+  // `bytes` of each row, whole lines if they have a place to go; steps are bytes, too.
+  void add(const void* first, int64_t rows, int64_t step, int64_t bytes, void* to = nullptr,
+           int64_t to_step = 0) {
     if (rows == 0 || bytes == 0) return;
-    arrays_[size_++] = {static_cast<const char*>(first), rows, step, bytes};
+    arrays_[size_++] = {static_cast<const char*>(first), rows, step, bytes,
+                        static_cast<char*>(to), to_step};
+  }
+
+  // All that is left.
+  void bring_rest() {
+    for (Lines lines = take(kAll); lines.count > 0; lines = take(kAll)) {
+      for (int64_t i = 0; i < lines.count; ++i) lines.bring(i);
+    }
   }
 
   // The next lines of a row, at most so many.
@@ -93,11 +115,19 @@ class Ahead {
     if (current_ == size_) return {nullptr, 0};
     Array& array = arrays_[current_];
     const int64_t left = (array.bytes - done_ + 63) / 64;
-    const Lines lines{array.row + done_, left < most ? left : most};
+    Lines lines{array.row + done_, left < most ? left : most};
+    if (array.to != nullptr) {
+      lines.to = array.to + done_;
+      lines.next = (array.rows > 1           ? array.row + array.step
+                    : current_ + 1 < size_ ? arrays_[current_ + 1].row
+                                             : array.row) +
+                   done_;
+    }
     done_ += 64 * lines.count;
     if (done_ >= array.bytes) {
       done_ = 0;
       array.row += array.step;
+      if (array.to != nullptr) array.to += array.to_step;
       if (--array.rows == 0) ++current_;
     }
     return lines;
@@ -107,13 +137,16 @@ class Ahead {
   struct Array {
     const char* row;
     int64_t rows, step, bytes;
+    char* to;
+    int64_t to_step;
   };
+  static constexpr int64_t kAll = int64_t(1) << 60;
   Array arrays_[3];
   int size_ = 0, current_ = 0;
   int64_t done_ = 0;  // bytes of the current row
 };
 
-// out (I, J vectors) = a b, or out += a b. `a` has any strides. Lines ahead: one at each other step.
+// out (I, J vectors) = a b, or out += a b. `a` has any strides. A line is brought each other step.
 template <int I, int J, class Acc>
 static inline void multiply_tile(int64_t depth, const Acc* a, int64_t a_row, int64_t a_column,
                                  const Acc* b, int64_t b_pitch, Acc* out, int64_t pitch, bool add,
@@ -135,7 +168,7 @@ static inline void multiply_tile(int64_t depth, const Acc* a, int64_t a_row, int
   };
   int64_t k = 0;
   for (; k + 2 <= depth; k += 2) {
-    if (k < 2 * ahead.count) __builtin_prefetch(ahead.at + k * 32, 0, 2);
+    if (k < 2 * ahead.count) ahead.bring(k / 2);
     step(k);
     step(k + 1);
   }
