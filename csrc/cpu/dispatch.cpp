@@ -38,12 +38,12 @@ size_t sobel_magnitude_backward_workspace(const SobelMagnitudeBackward& p) {
 }
 
 size_t edge_gate_workspace(const EdgeGate& p) {
-  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, false);
+  const EdgeGatePlan plan(p);
   return (plan.weights + p.resources.threads * plan.scratch) * sizeof(double);
 }
 
 size_t edge_gate_backward_workspace(const EdgeGateBackward& p) {
-  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, true);
+  const EdgeGatePlan plan(p);
   return ((1 + plan.chunks) * plan.weights + p.resources.threads * plan.scratch) * sizeof(double);
 }
 

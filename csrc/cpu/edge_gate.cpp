@@ -88,7 +88,7 @@ static inline void store_each(const Out& out, int64_t channels, const Block& blo
 // One attention value a voxel: as fast as memory, if each row is worked on as it comes.
 template <class Acc>
 static void voxel_gate(const EdgeGate& p) {
-  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, false);
+  const EdgeGatePlan plan(p);
   const int64_t ce = p.size.channels, cm = p.main_channels, pitch = plan.pitch;
   constexpr int64_t lanes = kLanes<Acc>;
   Acc* weights = static_cast<Acc*>(p.resources.workspace);
@@ -134,8 +134,8 @@ static void voxel_gate(const EdgeGate& p) {
   }
 }
 
-// The inputs' rows of one block after the other. Where tensors lie in rows of Acc themselves, the
-// products bring those of the next block meanwhile.
+// The inputs' rows of one block after the other. Where the plan says so, the products bring those of
+// the next block meanwhile.
 template <class Acc>
 class Inputs {
  public:
@@ -146,12 +146,7 @@ class Inputs {
 
   Inputs(const EdgeGatePlan& plan, const Size& size, Acc* scratch, std::vector<Input> inputs)
       : plan_(plan), size_(size), inputs_(std::move(inputs)), now_(scratch),
-        next_(scratch + plan.sums / 2), staging_(scratch + plan.staging) {
-    for (const Input& input : inputs_) {
-      const Tensor& t = input.tensor;
-      in_rows_ &= t.voxel_stride == 1 && float_bytes(t.dtype) == int64_t(sizeof(Acc));
-    }
-  }
+        next_(scratch + plan.sums / 2), staging_(scratch + plan.staging) {}
 
   // All rows of a job's block, one input's after the other's.
   Acc* load(int64_t job, const Block& block, Ahead& ahead) {
@@ -167,7 +162,7 @@ class Inputs {
     }
     ahead = Ahead();
     // Whole blocks only: the rows of others are filled up with zeros.
-    const bool brings = in_rows_ && block.voxel + block.n + plan_.block <= size_.voxels();
+    const bool brings = plan_.brings && block.voxel + block.n + plan_.block <= size_.voxels();
     brought_ = brings ? job + 1 : -1;
     Acc* to = next_;
     for (const Input& input : inputs_) {
@@ -188,13 +183,12 @@ class Inputs {
   const Size& size_;
   std::vector<Input> inputs_;
   Acc *now_, *next_, *staging_;
-  bool in_rows_ = true;
   int64_t brought_ = -1;  // the job whose rows are there before its turn
 };
 
 template <class Acc>
 static void channel_gate(const EdgeGate& p) {
-  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, false);
+  const EdgeGatePlan plan(p);
   const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
   const int64_t inputs = plan.inputs, pitch = plan.pitch;
   constexpr int64_t panel = kPanel<Acc>, lanes = kLanes<Acc>;
@@ -262,7 +256,7 @@ static void add_up(const EdgeGateBackward& p, const EdgeGatePlan& plan, const do
 
 template <class Acc>
 static void voxel_gate_backward(const EdgeGateBackward& p) {
-  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, true);
+  const EdgeGatePlan plan(p);
   const int64_t ce = p.size.channels, cm = p.main_channels;
   const int64_t inputs = plan.inputs, pitch = plan.pitch;
   constexpr int64_t lanes = kLanes<Acc>;
@@ -339,7 +333,7 @@ static void voxel_gate_backward(const EdgeGateBackward& p) {
 
 template <class Acc>
 static void channel_gate_backward(const EdgeGateBackward& p) {
-  const EdgeGatePlan plan(p.size, p.main_channels, p.gates, true);
+  const EdgeGatePlan plan(p);
   const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
   const int64_t inputs = plan.inputs, pitch = plan.pitch;
   constexpr int64_t panel = kPanel<Acc>, lanes = kLanes<Acc>;
