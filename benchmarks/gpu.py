@@ -2,8 +2,8 @@
 
 Times are medians over many runs, by CUDA events behind a queue that is already full, so that no
 launch gap is timed; where they are short, also by replays of a CUDA graph. Inputs rotate among sets
-that together exceed the L2 cache several times. Before and after each case the bandwidth of a plain
-copy is measured: the *floor* is the fewest bytes that a case has to move, moved at that rate.
+that together exceed the L2 cache several times. Right before and after ours the bandwidth of a
+plain copy is measured: the *floor* is the fewest bytes that a case has to move, moved at that rate.
 
 ``benchmarks/gpu.sh`` runs this after the tests, within a budget of time; ``pytest benchmarks``
 measures the same way and more, without one. ``--device cpu --quick`` runs all of it in seconds

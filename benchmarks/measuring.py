@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Inputs
+from benchmarks.cases import Case, Inputs, Plan
 from benchmarks.clocks import Clock, CudaClock, Work, bandwidth
 from benchmarks.peers import OURS, Peer
 
@@ -74,8 +74,10 @@ class CaseRun:
         moved = self.plan.bytes.values()
         count = max(1, min(8, math.ceil(4 * clock.cache_bytes / min(moved))))
         self.sets = [self.plan.draw() for _ in range(count)]
-        self._beside = None if case.beside is None else case.beside.plan()
-        self._beside_sets = [self._beside.draw() for _ in range(count)] if self._beside else []
+        self._beside: tuple[Case, Plan, list[Inputs]] | None = None
+        if case.beside is not None:
+            plan = case.beside.plan()
+            self._beside = case.beside, plan, [plan.draw() for _ in range(count)]
         self.rows: list[Row] = []
         self._peer: Peer | None = None
         self._expected: list[Tensor] = []
@@ -102,26 +104,26 @@ class CaseRun:
         if self._beside is None:
             times, figures = self.clock.times(work), {}
         else:
-            times, figures = self._alternate(work, what)
+            times, figures = self._alternate(work, what, *self._beside)
         if peer.name == OURS or what not in self._bandwidths:
             before, self._bandwidth = self._bandwidth, self._measure_bandwidth()
             self._bandwidths[what] = before, self._bandwidth
         self.rows.append(self._row | self._figures(peer, what, times, work) | figures)
         return times
 
-    def _alternate(self, work: Work, what: str) -> tuple[list[float], Row]:
+    def _alternate(
+        self, work: Work, what: str, beside: Case, plan: Plan, sets: Sequence[Inputs]
+    ) -> tuple[list[float], Row]:
         """Times a case and the one that it is compared with in turns: bandwidths wander."""
-        assert self.case.beside is not None
-        assert self._beside is not None
-        other = make_work(self.case.beside.ours, self._beside_sets, what)
+        other = make_work(beside.ours, sets, what)
         times: list[float] = []
         others: list[float] = []
         for _ in range(2):  # as often as a case alone
             both = self.clock.times(lambda turn: (other if turn % 2 else work)(turn // 2))
             times += both[::2]
             others += both[1::2]
-        nbytes = self._beside.bytes[what]
-        return times, {"beside_ms": statistics.median(others) * 1e3, "beside_bytes": nbytes}
+        beside_ms = statistics.median(others) * 1e3
+        return times, {"beside_ms": beside_ms, "beside_bytes": plan.bytes[what]}
 
     def note(self, peer: Peer, what: str, text: str) -> None:
         """Add a row that says why there is no measurement."""

@@ -335,7 +335,7 @@ static void sobel_magnitude(const SobelMagnitude& p, int64_t element) {
                 [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
                   __builtin_prefetch(ahead + (i * width + x) * element, 0, 2);
                   store_vector(found + i * width + x,
-                                  magnitudes<T>(gz * gz + gy * gy + gx * gx));
+                               magnitudes<T>(gz * gz + gy * gy + gx * gx));
                 });
             put_as(p.out.dtype, out, found, rows * width);
           });

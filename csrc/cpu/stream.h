@@ -102,7 +102,7 @@ class ZeroFill {
   void some() {
     if (done_ == bytes_) return;
     const int64_t next = std::min(done_ + step_, bytes_);
-    for (int64_t i = 0; i < count_; ++i) fill(edge(i, done_), edge(i, next));
+    for (int64_t i = 0; i < count_; ++i) fill(cut(i, done_), cut(i, next));
     done_ = next;
   }
 
@@ -113,8 +113,9 @@ class ZeroFill {
  private:
   static constexpr int64_t kLine = 64;
 
-  // Between two parts of an array: where a line starts, as nobody writes half of one for little.
-  uint8_t* edge(int64_t i, int64_t done) const {
+  // Where a part of an array ends and the next begins: at the start of a line, since to write half
+  // of a line costs its fetching.
+  uint8_t* cut(int64_t i, int64_t done) const {
     uint8_t* const at = first_ + i * pitch_ + done;
     return done == 0 || done == bytes_ ? at : line_start(at);
   }

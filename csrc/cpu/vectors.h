@@ -50,24 +50,24 @@ static inline bool is_zero(V vector) {
 template <class T>
 constexpr bool kShifts = sizeof(T) >= 4;
 
-// Of two vectors in a row, the lanes from the first's last on.
-template <class V>
-static inline V from_last(V first, V second) {
+// Of two vectors in a row, the lanes from the first's lane i on.
+template <int i, class V>
+static inline V from_lane(V first, V second) {
   if constexpr (sizeof(first[0]) == 4) {
-    return V(_mm512_maskz_alignr_epi32(0xFFFF, __m512i(second), __m512i(first), 15));
+    return V(_mm512_maskz_alignr_epi32(0xFFFF, __m512i(second), __m512i(first), i));
   } else {
-    return V(_mm512_maskz_alignr_epi64(0xFF, __m512i(second), __m512i(first), 7));
+    return V(_mm512_maskz_alignr_epi64(0xFF, __m512i(second), __m512i(first), i));
   }
 }
 
-// The lanes from the first's second on.
+template <class V>
+static inline V from_last(V first, V second) {
+  return from_lane<sizeof(V) / sizeof(first[0]) - 1>(first, second);
+}
+
 template <class V>
 static inline V from_second(V first, V second) {
-  if constexpr (sizeof(first[0]) == 4) {
-    return V(_mm512_maskz_alignr_epi32(0xFFFF, __m512i(second), __m512i(first), 1));
-  } else {
-    return V(_mm512_maskz_alignr_epi64(0xFF, __m512i(second), __m512i(first), 1));
-  }
+  return from_lane<1>(first, second);
 }
 #else
 template <class T>
