@@ -21,7 +21,7 @@ import egcnn
 from egcnn.errors import InputError
 from egcnn.files import replacing
 from egcnn.nn import EGCNN, Backbone, SegNet, UNet, VNet
-from egcnn.nn.edge_stream import Gate, GateActivation, Seed, Upsampling
+from egcnn.nn.edge_stream import Gate, GateActivation, Residual, Seed, Upsampling
 from egcnn.nn.egcnn import EdgeHead
 from egcnn.regions import Regions
 
@@ -53,7 +53,7 @@ class NetworkSpec:
         gate: ``"channel"`` or ``"voxel"``, the edge gate's attention (Eq. 2).
         gate_activation: ``"relu_sigmoid"`` (Eq. 1) or ``"sigmoid"``.
         edge_channels: width of the edge stream; ``filters`` if None.
-        residual_kernel: see :class:`egcnn.nn.EdgeStream`.
+        residual: see :class:`egcnn.nn.EdgeStream`.
         upsampling: see :class:`egcnn.nn.EdgeStream`.
         edge_seed: ``seed`` of :class:`egcnn.nn.EdgeStream`.
         edge_head: see :class:`egcnn.nn.EGCNN`.
@@ -68,9 +68,9 @@ class NetworkSpec:
     blocks_up: tuple[int, ...] = (1, 1, 1)
     dropout: float = 0.0
     gate: Gate = "channel"
-    gate_activation: GateActivation = "relu_sigmoid"
+    gate_activation: GateActivation = "sigmoid"
     edge_channels: int | None = None
-    residual_kernel: bool = False
+    residual: Residual = "block"
     upsampling: Upsampling = "trilinear"
     edge_seed: Seed = "decoder"
     edge_head: EdgeHead = "region"
@@ -105,7 +105,7 @@ def build_network(spec: NetworkSpec) -> nn.Module:
         gate=spec.gate,
         activation=spec.gate_activation,
         edge_channels=spec.edge_channels,
-        residual_kernel=spec.residual_kernel,
+        residual=spec.residual,
         upsampling=spec.upsampling,
         seed=spec.edge_seed,
         edge_head=spec.edge_head,

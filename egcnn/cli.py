@@ -155,6 +155,9 @@ def train(
     edge: Annotated[
         bool | None, typer.Option("--edge/--no-edge", help="With the edge stream (default) or not.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="paper: the equations to the letter, not what works best.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="segnet, unet or vnet.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training cases.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Patches per step, all devices.")] = None,
@@ -182,12 +185,18 @@ def train(
     ] = None,
     semantic_weight: Annotated[float | None, typer.Option(help="Weight of the Dice loss.")] = None,
     consistency_weight: Annotated[
-        float | None, typer.Option(help="Weight of the consistency loss.")
+        float | None,
+        typer.Option(help="Weight of the consistency loss; without edge stream 0 if not given."),
     ] = None,
     edge_weight: Annotated[float | None, typer.Option(help="Weight of the edge loss.")] = None,
     tau: Annotated[float | None, typer.Option(help="Temperature of the Gumbel softmax.")] = None,
     fraction: Annotated[float | None, typer.Option(help="Share of cases held out.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of split, weights, order, noise.")] = None,
+    split_seed: Annotated[
+        int | None, typer.Option(help="Random seed of which cases are held out.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of weights, order, augmentation and noise.")
+    ] = None,
     device: Annotated[str, _DEVICE] = "auto",
     devices: Annotated[int | None, typer.Option(help="How many devices share a batch.")] = None,
     precision: Annotated[
@@ -230,6 +239,7 @@ def train(
         "edge_weight": edge_weight,
         "tau": tau,
         "fraction": fraction,
+        "split_seed": split_seed,
         "seed": seed,
         "devices": devices,
         "precision": precision,
@@ -250,7 +260,10 @@ def train(
         config = replace(TrainingConfig.from_dict(read_config(output)["config"]), **given)
     else:
         spacing_given = {"spacing": given["spacing"]} if "spacing" in given else {}
-        config = replace(plan(replace(dataset, **spacing_given), where), **given)
+        config = plan(replace(dataset, **spacing_given), where)
+        if preset is not None:
+            config = config.preset(preset)
+        config = replace(config, **given)
     config = config.parse(settings or [])
     # Lightning starts this command once more for each further device.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -288,7 +301,7 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.nii.gz.")],
     edges: Annotated[
         bool,
-        typer.Option("--edges", help="Also NAME_edges.nii.gz: probability of any region's edge."),
+        typer.Option("--edges", help="Also NAME_edges.nii.gz: edge probabilities per region."),
     ] = False,
     split: Annotated[
         str,
@@ -306,9 +319,7 @@ def predict(
     from rich.console import Console
 
     from egcnn.checkpoint import load
-    from egcnn.data.case import write_volume
-    from egcnn.inference import choose_device, predict_case
-    from egcnn.report import EDGES
+    from egcnn.inference import choose_device, predict_case, write_prediction
 
     where = choose_device(device)
     trained = load(checkpoint, where)
@@ -323,10 +334,7 @@ def predict(
         started = time.perf_counter()
         with waiting.status(f"segmenting {case.name}"):
             found = predict_case(trained, case, overlap=overlap, precision=precision)
-        path = output / f"{case.name}.nii.gz"
-        write_volume(found.labels, found.affine, path)
-        if edges and found.boundary is not None:
-            write_volume(found.boundary, found.affine, output / f"{case.name}{EDGES}.nii.gz")
+        path = write_prediction(found, output, case.name, edges=edges)
         print(f"{path}  {time.perf_counter() - started:.1f} s", flush=True)
 
 
@@ -397,16 +405,21 @@ def evaluate(
         typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json."),
     ] = None,
 ) -> None:
-    """Compare predictions with the truth: a table, metrics.csv and metrics.json."""
+    """Compare predictions with the truth: tables, metrics.csv and metrics.json.
+
+    Where predict --edges wrote edge probabilities, they are scored as well.
+    """
     from rich.console import Console
 
     from egcnn.data import open_dataset
-    from egcnn.report import evaluate as compare
-    from egcnn.report import evaluation_table, show, write_evaluation
+    from egcnn.evaluation import evaluate as compare
+    from egcnn.evaluation import write_evaluation
+    from egcnn.report import edge_table, evaluation_table, show
 
     evaluation = compare(predictions, open_dataset(data))
     console = Console()
     show(evaluation_table(evaluation))
+    show(edge_table(evaluation))
     if evaluation.missing:
         count, all_ = len(evaluation.missing), len(evaluation.missing) + len(evaluation.cases)
         shown = ", ".join(evaluation.missing[:3]) + (", ..." if count > 3 else "")
@@ -426,15 +439,20 @@ def compare(
     backbones: Annotated[
         str, typer.Option(help="Of unet, vnet, segnet, separated by commas.")
     ] = "unet,vnet,segnet",
-    edge: Annotated[str, typer.Option(help="Of none, egcnn, separated by commas.")] = "none,egcnn",
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Of none (backbone alone), larger (alone, with EG-CNN's parameters), consistency "
+            "(alone, with the consistency loss), egcnn and paper (EG-CNN with the preset paper), "
+            "separated by commas."
+        ),
+    ] = "none,egcnn",
     seeds: Annotated[int, typer.Option(help="Runs of each, with seeds from 0.")] = 3,
-    larger: Annotated[
-        bool, typer.Option("--larger", help="Also each backbone with EG-CNN's parameters.")
-    ] = False,
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=VALUE: also EG-CNN with this one setting changed. May be given repeatedly."
+            help="NAME=VALUE, or several in quotes: also EG-CNN with these settings changed. May "
+            "be given repeatedly."
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training cases.")] = None,
@@ -455,26 +473,27 @@ def compare(
     from egcnn.report import show
 
     chosen = _choices("--backbones", backbones, tuple(BACKBONES))
-    streams = _choices("--edge", edge, ("none", "egcnn"))
+    kinds = _choices("--arms", arms, tuple(comparison.KINDS))
     dataset = open_dataset(data)
     config = plan(dataset, choose_device(device))
     if epochs is not None:
         config = replace(config, epochs=epochs)
     config = config.parse(settings or [])
-    arms = [comparison.Arm(b, stream == "egcnn") for stream in streams for b in chosen]
-    if larger:
-        arms += [comparison.Arm(b, edge=False, larger=True) for b in chosen]
-    for setting in (text.replace(" ", "") for text in vary or []):
-        if setting.partition("=")[0] in ("backbone", "edge", "seed"):
+    compared = [comparison.Arm(b, kind) for kind in kinds for b in chosen]  # type: ignore[arg-type]
+    for setting in vary or []:
+        names = [text.partition("=")[0] for text in setting.split()]
+        if taken := {"backbone", "edge", "seed"}.intersection(names):
             raise InputError(
-                f"--vary {setting}: wanted another entry; --backbones and --edge are for that"
+                f"--vary {setting}: {taken.pop()} is not varied here; --backbones, --arms and "
+                "--seeds are for that"
             )
-        arms += [comparison.Arm(b, edge=True, setting=setting) for b in chosen]
+        compared += [comparison.Arm(b, "egcnn", setting) for b in chosen]
     console = Console(soft_wrap=True)
     found = comparison.compare(
-        dataset, config, output, arms=arms, seeds=seeds, device=device, console=console
+        dataset, config, output, arms=compared, seeds=seeds, device=device, console=console
     )
     show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(found)))
+    show(comparison.as_table("Edges", comparison.edge_rows(found)))
     if lines := comparison.difference_rows(found):
         show(comparison.as_table("What changes, paired by seed", lines))
     for path in comparison.write_comparison(found, output):

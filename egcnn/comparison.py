@@ -7,9 +7,10 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isnan, nan
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -18,19 +19,38 @@ from scipy.stats import t as student
 
 from egcnn.checkpoint import NetworkSpec, build_network, load, versions
 from egcnn.config import TrainingConfig
-from egcnn.data.case import Dataset, write_volume
+from egcnn.data.case import Dataset
 from egcnn.errors import InputError
+from egcnn.evaluation import predict_and_evaluate
 from egcnn.files import write_text
-from egcnn.inference import predict_case
 from egcnn.nn.cost import cost
-from egcnn.report import duration, evaluate, write_evaluation
 from egcnn.training import LAST, Existing, fit, network_spec, read_config, read_metrics
 
 #: What is compared, and its title: of every metric the mean over regions counts.
 COMPARED = {"dice": "Dice", "surface_dice": "Surface Dice", "hd95": "HD95 (mm)"}
+#: What is shown of the edges, first the edge head's, then those of the segmentation.
+EDGES_SHOWN = {
+    "edge_f1": "F1",
+    "edge_best_f1": "Best F1",
+    "edge_average_precision": "Average precision",
+    "edge_thickness": "Thickness",
+    "edge_interior": "Interior filled",
+    "sobel_f1": "F1, segmentation's",
+    "sobel_interior": "Interior filled, segmentation's",
+}
 #: Written last: a run that has it is finished.
 EVALUATION = Path("predictions", "metrics.json")
 NAMES = {"unet": "U-Net", "vnet": "V-Net", "segnet": "Seg-Net"}
+Kind = Literal["none", "larger", "consistency", "egcnn", "paper"]
+#: What may be compared, and its title: the backbone alone; alone, and as large as with the edge
+#: stream; alone, with the consistency loss; EG-CNN; EG-CNN with the preset "paper".
+KINDS: dict[Kind, str] = {
+    "none": "none",
+    "larger": "none, larger",
+    "consistency": "none, consistency loss",
+    "egcnn": "EG-CNN",
+    "paper": "EG-CNN, preset paper",
+}
 
 
 @dataclass(frozen=True)
@@ -39,36 +59,44 @@ class Arm:
 
     Args:
         backbone: one of ``egcnn.checkpoint.BACKBONES``.
-        edge: with the edge stream.
-        larger: alone, and as large as with the edge stream.
-        setting: ``NAME=VALUE``, what differs from the configuration of the others (an ablation).
+        kind: one of :data:`KINDS`.
+        setting: ``NAME=VALUE`` texts, separated by spaces: what differs from the configuration of
+            the others (an ablation).
     """
 
     backbone: str
-    edge: bool
-    larger: bool = False
+    kind: Kind
     setting: str = ""
 
     @property
     def name(self) -> str:
         """Name of its runs' folders, without the seed."""
-        kind = "-egcnn" if self.edge else "-larger" if self.larger else ""
-        return self.backbone + kind + (f"-{self.setting}" if self.setting else "")
+        parts = [self.backbone, *([] if self.kind == "none" else [self.kind]), *self._settings]
+        return "-".join(parts)
 
     @property
-    def stream(self) -> str:
+    def title(self) -> str:
         """What stands in the table's second column."""
-        kind = "EG-CNN" if self.edge else "none"
-        return f"{kind}, {self.setting}" if self.setting else kind
+        return ", ".join([KINDS[self.kind], *self._settings])
+
+    @property
+    def _settings(self) -> list[str]:
+        return self.setting.split()
 
     def config(self, config: TrainingConfig, dataset: Dataset, seed: int) -> TrainingConfig:
         """The run's hyperparameters."""
-        config = replace(config, backbone=self.backbone, edge=self.edge, seed=seed)
-        if self.setting:
-            config = config.parse([self.setting])
-        if not self.larger:
-            return config
-        return replace(config, filters=larger_filters(network_spec(config, dataset)))
+        config = replace(
+            config, backbone=self.backbone, edge=self.kind in ("egcnn", "paper"), seed=seed
+        )
+        if self.kind == "paper":
+            config = config.preset("paper")
+        if self.kind == "consistency":
+            config = replace(config, consistency=replace(config, edge=True).consistency_weight)
+        elif self.kind in ("none", "larger"):
+            config = replace(config, consistency=None)
+        if self.kind == "larger":
+            config = replace(config, filters=larger_filters(network_spec(config, dataset)))
+        return config.parse(self._settings)
 
 
 def parameters(spec: NetworkSpec) -> int:
@@ -134,7 +162,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Difference:
-    """EG-CNN minus the backbone alone, or a setting minus EG-CNN without it, paired by seed.
+    """One arm minus another, paired by seed.
 
     Args:
         backbone: or ``"all"``.
@@ -172,24 +200,26 @@ class Comparison:
         return [result for result in self.results if result.arm == arm]
 
     def differences(self) -> list[Difference]:
-        """What the edge stream and each setting change, per backbone and, of several, for all."""
+        """Each arm minus the simpler ones, and each setting minus the same arm without it."""
         backbones = list(dict.fromkeys(arm.backbone for arm in self.arms))
-        settings = list(dict.fromkeys(arm.setting for arm in self.arms if arm.setting))
+        variants = list(dict.fromkeys((arm.kind, arm.setting) for arm in self.arms))
+        simpler: list[Kind] = ["none", "consistency", "larger", "paper"]
+        pairs: list[tuple[tuple[Kind, str], tuple[Kind, str]]] = [
+            *((("egcnn", ""), (kind, "")) for kind in simpler),
+            *(((kind, ""), ("none", "")) for kind in simpler[1:]),
+            *(((kind, setting), (kind, "")) for kind, setting in variants if setting),
+        ]
         found = []
-        for setting in ["", *settings]:
+        for one, other in pairs:
+            if one not in variants or other not in variants:
+                continue
+            what = f"{one[1] or KINDS[one[0]]} - {KINDS[other[0]]}"
             for group in [*backbones, *(["all"] if len(backbones) > 1 else [])]:
                 members = backbones if group == "all" else [group]
-                pairs = [
-                    pair
-                    for b in members
-                    for pair in self._pairs(
-                        Arm(b, True, setting=setting), Arm(b, edge=bool(setting))
-                    )
-                ]
-                what = f"{setting} - default" if setting else "EG-CNN - none"
-                for metric in COMPARED if pairs else ():
+                runs = [pair for b in members for pair in self._pairs(Arm(b, *one), Arm(b, *other))]
+                for metric in COMPARED if runs else ():
                     values = [
-                        a.regions["mean"][metric] - b.regions["mean"][metric] for a, b in pairs
+                        a.regions["mean"][metric] - b.regions["mean"][metric] for a, b in runs
                     ]
                     found.append(_difference(group, what, metric, values))
         return found
@@ -244,34 +274,55 @@ def compare(
     todo = [(arm, seed, arm.config(config, dataset, seed)) for seed in range(seeds) for arm in arms]
     results = []
     for number, (arm, seed, wanted) in enumerate(todo, 1):
-        run = Path(output) / f"{arm.name}-seed{seed}"
-        title = f"run {number} of {len(todo)}, {run.name}"
-        if (run / EVALUATION).is_file():
-            before = read_config(run)["config"]
-            if differs := [k for k, v in wanted.to_dict().items() if before.get(k) != v]:
-                raise InputError(
-                    f"{run}: finished with {differs[0]} {before.get(differs[0])}, now "
-                    f"{wanted.to_dict()[differs[0]]}; wanted the same settings or another folder"
-                )
-            say(f"{title}: finished before", highlight=False)
-        else:
-            say(f"{title}: training", highlight=False)
-            existing: Existing = "resume" if (run / LAST).is_file() else "overwrite"
-            done = fit(wanted, dataset, run, existing=existing, device=device, quiet=True)
-            trained, predictions = load(run / LAST), (run / EVALUATION).parent
-            for case in done.validation:
-                found = predict_case(trained, case)
-                write_volume(found.labels, found.affine, predictions / f"{case.name}.nii.gz")
-            write_evaluation(evaluate(predictions, dataset), predictions)
-            say(f"{title}: done in {duration(done.seconds)}", highlight=False)
-        results.append(_result(arm, seed, run, network_spec(wanted, dataset)))
+        title = f"run {number} of {len(todo)}, {arm.name}-seed{seed}"
+        say(f"{title}: training", highlight=False)
+        results.append(run_arm(dataset, wanted, output, arm, device=device))
+        say(f"{title}: done", highlight=False)
     return Comparison(tuple(results))
+
+
+def run_arm(
+    dataset: Dataset,
+    config: TrainingConfig,
+    output: str | Path,
+    arm: Arm,
+    *,
+    device: str = "auto",
+) -> Result:
+    """Train and evaluate one arm with one seed, or read what ``OUTPUT/ARM-seedN`` holds.
+
+    Args:
+        dataset: where the cases are.
+        config: what :meth:`Arm.config` gave.
+        output: the comparison's folder.
+        arm: what is trained.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        InputError: as :func:`egcnn.training.fit`; or the run there was made with other settings.
+    """
+    run = Path(output) / f"{arm.name}-seed{config.seed}"
+    if (run / EVALUATION).is_file():
+        before = read_config(run)["config"]
+        if differs := [k for k, v in config.to_dict().items() if before.get(k) != v]:
+            raise InputError(
+                f"{run}: finished with {differs[0]} {before.get(differs[0])}, now "
+                f"{config.to_dict()[differs[0]]}; wanted the same settings or another folder"
+            )
+    else:
+        existing: Existing = "resume" if (run / LAST).is_file() else "overwrite"
+        done = fit(config, dataset, run, existing=existing, device=device, quiet=True)
+        predict_and_evaluate(load(run / LAST), done.validation, dataset, (run / EVALUATION).parent)
+    return _result(arm, config.seed, run, network_spec(config, dataset))
 
 
 def _result(arm: Arm, seed: int, run: Path, spec: NetworkSpec) -> Result:
     summary = json.loads((run / EVALUATION).read_text(encoding="utf-8"))["summary"]
     regions = {
-        region: {metric: values["mean"] for metric, values in row.items()}
+        region: {
+            metric: nan if values["mean"] is None else values["mean"]
+            for metric, values in row.items()
+        }
         for region, row in summary.items()
     }
     steps = [row["step_seconds"] for row in read_metrics(run / "metrics.csv")]
@@ -279,6 +330,8 @@ def _result(arm: Arm, seed: int, run: Path, spec: NetworkSpec) -> Result:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
+    if any(isnan(value) for value in values):
+        return ""
     centre = f"{mean(values):.{digits}f}"
     return f"{centre} ± {stdev(values):.{digits}f}" if len(values) > 1 else centre
 
@@ -290,8 +343,8 @@ def rows(comparison: Comparison) -> list[dict[str, str]]:
         runs = comparison.of(arm)
         regions = [region for region in runs[0].regions if region != "mean"]
         row = {
-            "Architecture": NAMES[arm.backbone] + (" (larger)" if arm.larger else ""),
-            "Edge stream": arm.stream,
+            "Architecture": NAMES[arm.backbone],
+            "Edge stream": arm.title,
             "Parameters": f"{runs[0].parameters:,}",
             "s/step": f"{median(run.step_seconds for run in runs):.3f}",
             "Average Dice": _spread([run.regions["mean"]["dice"] for run in runs], 4),
@@ -304,6 +357,18 @@ def rows(comparison: Comparison) -> list[dict[str, str]]:
             row[COMPARED[metric]] = _spread(values, digits)
         table.append(row)
     return table
+
+
+def edge_rows(comparison: Comparison) -> list[dict[str, str]]:
+    """How good the edges are, mean over regions, as text: mean ± sample deviation over seeds."""
+    return [
+        {"Architecture": NAMES[arm.backbone], "Edge stream": arm.title}
+        | {
+            title: _spread([run.regions["mean"][metric] for run in comparison.of(arm)], 3)
+            for metric, title in EDGES_SHOWN.items()
+        }
+        for arm in comparison.arms
+    ]
 
 
 def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
@@ -339,7 +404,8 @@ def as_table(title: str, lines: Sequence[dict[str, str]]) -> Table:
     return table
 
 
-def _markdown(lines: Sequence[dict[str, str]]) -> str:
+def markdown(lines: Sequence[dict[str, str]]) -> str:
+    """Lines of text under their keys, as a Markdown table."""
     head = [" | ".join(lines[0]), " | ".join("---" for _ in lines[0])]
     return "".join(f"| {line} |\n" for line in [*head, *(" | ".join(r.values()) for r in lines)])
 
@@ -351,8 +417,9 @@ def write_comparison(comparison: Comparison, output: str | Path) -> tuple[Path, 
         the paths of the three files.
     """
     output = Path(output)
-    tables = [table for table in (rows(comparison), difference_rows(comparison)) if table]
-    write_text(page := output / "comparison.md", "\n".join(_markdown(table) for table in tables))
+    made = (rows(comparison), edge_rows(comparison), difference_rows(comparison))
+    tables = [table for table in made if table]
+    write_text(page := output / "comparison.md", "\n".join(markdown(table) for table in tables))
     metrics = list(next(iter(comparison.results[0].regions.values())))
     text = io.StringIO()
     writer = csv.DictWriter(text, ["arm", "seed", "region", *metrics], lineterminator="\n")

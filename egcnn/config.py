@@ -16,8 +16,19 @@ from egcnn.data.case import Case, Dataset, Normalization, Spacing, open_volume
 from egcnn.errors import InputError
 from egcnn.inference import STRIDE, check_precision, choose_device, default_precision
 from egcnn.losses import Reduction, Support
-from egcnn.nn.edge_stream import Gate, GateActivation, Seed, Upsampling
+from egcnn.nn.edge_stream import Gate, GateActivation, Residual, Seed, Upsampling
 from egcnn.nn.egcnn import EdgeHead
+
+#: Settings by name. ``"paper"`` is Eqs. 1, 2, 5 and 6 to the letter (Eq. 6 up to its scale, see
+#: ``edge_reduction``), without what the paper's text adds to them.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "gate_activation": "relu_sigmoid",
+        "residual": "none",
+        "edge_weight": 1.0,
+        "weight_negatives": True,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -26,13 +37,13 @@ class TrainingConfig:
 
     Args:
         backbone: encoder-decoder, one of ``egcnn.checkpoint.BACKBONES``.
-        edge: with the edge stream; without it only the semantic loss counts.
+        edge: with the edge stream.
         filters: channels at full resolution.
         dropout: drop-out probability after the first convolution.
         gate: ``"channel"`` or ``"voxel"`` (Eq. 2).
         gate_activation: ``"relu_sigmoid"`` (Eq. 1) or ``"sigmoid"``.
         edge_channels: width of the edge stream; ``filters`` if None.
-        residual_kernel: see ``egcnn.nn.EdgeStream``.
+        residual: see ``egcnn.nn.EdgeStream``.
         upsampling: see ``egcnn.nn.EdgeStream``.
         edge_seed: ``seed`` of ``egcnn.nn.EdgeStream``.
         edge_head: ``"region"`` or ``"union"``, see ``egcnn.nn.EGCNN``.
@@ -48,7 +59,8 @@ class TrainingConfig:
         lr: Adam's initial learning rate, alpha_0 of Eq. 9.
         lr_power: the exponent of Eq. 9; 0 keeps the rate constant.
         semantic: weight of the Dice loss (Eq. 4).
-        consistency: weight of the consistency loss (Eq. 7).
+        consistency: weight of the consistency loss (Eq. 7); None is 1 with the edge stream and 0
+            without.
         edge_weight: weight of the edge loss (Eq. 5).
         include_background: count the background of exclusive classes in the Dice loss.
         lambda1: weight of Dice within the edge loss (Eq. 5).
@@ -63,7 +75,8 @@ class TrainingConfig:
         support: ``"gt"`` or ``"both"``, where the consistency loss counts.
         overlap: of neighbouring windows in validation.
         fraction: share of the labelled cases that is held out.
-        seed: of the split, the initial weights, the order, the augmentation and the noise.
+        split_seed: another one holds out other cases.
+        seed: of the initial weights, the order, the augmentation and the noise.
         precision: Lightning's name, ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         devices: number of devices; each takes an equal share of the batch.
         workers: processes that read and augment, per device; 0 does it in between.
@@ -75,9 +88,9 @@ class TrainingConfig:
     filters: int = 32
     dropout: float = 0.0
     gate: Gate = "channel"
-    gate_activation: GateActivation = "relu_sigmoid"
+    gate_activation: GateActivation = "sigmoid"
     edge_channels: int | None = None
-    residual_kernel: bool = False
+    residual: Residual = "block"
     upsampling: Upsampling = "trilinear"
     edge_seed: Seed = "decoder"
     edge_head: EdgeHead = "region"
@@ -92,13 +105,13 @@ class TrainingConfig:
     lr: float = 1e-4
     lr_power: float = 0.9
     semantic: float = 1.0
-    consistency: float = 1.0
-    edge_weight: float = 1.0
+    consistency: float | None = None
+    edge_weight: float = 0.5
     include_background: bool = True
     lambda1: float = 1.0
     lambda2: float = 0.5
     edge_reduction: Reduction = "balanced"
-    weight_negatives: bool = True
+    weight_negatives: bool = False
     edge_threshold: float = 0.0
     tau: float = 0.5
     tau_end: float | None = None
@@ -106,6 +119,7 @@ class TrainingConfig:
     support: Support = "gt"
     overlap: float = 0.5
     fraction: float = 0.2
+    split_seed: int = 0
     seed: int = 0
     precision: str = "32-true"
     devices: int = 1
@@ -115,7 +129,7 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "devices", "filters"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)}; wanted at least 1")
-        for name in ("seed", "workers"):
+        for name in ("seed", "split_seed", "workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)}; wanted at least 0")
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -133,11 +147,26 @@ class TrainingConfig:
                 raise InputError(f"{name}: {value}; wanted a temperature above 0")
         check_precision(self.precision)
 
+    @property
+    def consistency_weight(self) -> float:
+        """Weight of the consistency loss."""
+        return float(self.edge) if self.consistency is None else self.consistency
+
     def temperature(self, epoch: int) -> float:
         """The Gumbel softmax's in an epoch, counted from 0."""
         if self.tau_end is None or self.epochs == 1:
             return self.tau
         return self.tau * (self.tau_end / self.tau) ** (epoch / (self.epochs - 1))
+
+    def preset(self, name: str) -> TrainingConfig:
+        """This configuration with the settings of :data:`PRESETS` under ``name``.
+
+        Raises:
+            InputError: no such preset.
+        """
+        if name not in PRESETS:
+            raise InputError(f"preset: {name!r}; expected one of {', '.join(PRESETS)}")
+        return replace(self, **PRESETS[name])
 
     def parse(self, settings: Sequence[str]) -> TrainingConfig:
         """This configuration with entries changed by ``NAME=VALUE`` texts, values as in JSON.

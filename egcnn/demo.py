@@ -11,18 +11,17 @@ from rich.console import Console
 
 from egcnn import checkpoint
 from egcnn.config import plan
-from egcnn.data import open_dataset, read_image, read_label, write_volume
+from egcnn.data import open_dataset, read_image, read_label
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
-from egcnn.inference import predict_case
+from egcnn.evaluation import Evaluation, score, write_evaluation
+from egcnn.inference import predict_case, write_prediction
 from egcnn.report import (
-    EDGES,
     View,
     duration,
-    evaluate,
+    edge_table,
     evaluation_table,
     show,
-    write_evaluation,
     write_picture,
 )
 from egcnn.training import fit
@@ -80,32 +79,28 @@ def run_demo(
     console.print(f"3. {len(run.validation)} unseen cases")
     # The last epoch, since the best was chosen by these very cases.
     trained = checkpoint.load(run.last)
-    views = []
+    views, scored = [], {}
     for case in run.validation:
         found = predict_case(trained, case)
-        write_volume(found.labels, found.affine, predictions / f"{case.name}.nii.gz")
-        if found.boundary is not None:
-            write_volume(found.boundary, found.affine, predictions / f"{case.name}{EDGES}.nii.gz")
+        write_prediction(found, predictions, case.name, edges=True)
+        scored[case.name] = score(case, found.labels, dataset, found.edges)
         views.append(
             View(
                 case.name,
                 read_image(case)[dataset.modalities.index("flair")].numpy(),
                 read_label(case, dataset.regions)[0].numpy(),
                 found.labels,
-                None if found.edges is None else found.edges[0],
+                found.edges,
                 (1.0, 1.0, 1.0),
             )
         )
-    evaluation = evaluate(predictions, replace(dataset, cases=run.validation))
+    evaluation = Evaluation(scored)
     written = write_evaluation(evaluation, scores)
     picture = write_picture(
-        views[:_MOST_ROWS],
-        dataset.regions,
-        output / _PICTURE,
-        modality="image (FLAIR)",
-        edge=f"predicted edge ({dataset.regions.names[0]})",
+        views[:_MOST_ROWS], dataset.regions, output / _PICTURE, modality="image (FLAIR)"
     )
     show(evaluation_table(evaluation))
+    show(edge_table(evaluation))
     for title, path in (
         ("cases", data),
         ("run", run_folder),

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from egcnn.checkpoint import Trained
-from egcnn.data.case import Case, read_image
+from egcnn.data.case import Case, read_image, write_volume
 from egcnn.data.transforms import RAS, preprocessing
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
+#: Ending of a file name that marks edge probabilities, before ``.nii.gz``.
+EDGES = "_edges"
 #: Above this many bytes of output, windows are gathered in the host's memory.
 _LARGE_OUTPUT = 2 << 30
 #: Seg-Net halves three times; a multiple of this keeps every resolution even.
@@ -36,16 +38,15 @@ class Prediction:
     Args:
         labels: label map ``(D, H, W)``, int16.
         probabilities: per region, ``(R, D, H, W)`` float32.
-        edges: probability that a voxel belongs to a region's boundary, ``(R, D, H, W)`` float32;
-            ``None`` for a network without edge stream.
-        boundary: the largest of ``edges`` over the reported regions, ``(D, H, W)``; ``None`` too.
+        edges: probability that a voxel is an edge, ``(F, D, H, W)`` float32 for the F reported
+            regions, or ``(1, D, H, W)`` for their union (``edge_head="union"``); ``None`` for a
+            network without edge stream.
         affine: ``(4, 4)`` from voxels to mm, the input's.
     """
 
     labels: NDArray[np.int16]
     probabilities: NDArray[np.float32]
     edges: NDArray[np.float32] | None
-    boundary: NDArray[np.float32] | None
     affine: NDArray[np.float64]
 
 
@@ -197,16 +198,38 @@ def predict_case(
         return to_grid(volume[0].float().cpu(), prepared.affine, affine, shape)
 
     found = back(probabilities)
-    found_edges = None if edges is None else back(edges).numpy()
-    union = found_edges is not None and len(found_edges) == 1
-    reported = [0] if union else list(trained.regions.foreground)
+    if edges is not None:
+        edges = back(edges)
+        edges = edges if len(edges) == 1 else edges[list(trained.regions.foreground)]
     return Prediction(
         labels=trained.regions.decode(found[None])[0, 0].numpy().astype(np.int16, copy=False),
         probabilities=found.numpy(),
-        edges=found_edges,
-        boundary=None if found_edges is None else found_edges[reported].max(0),
+        edges=None if edges is None else edges.numpy(),
         affine=affine.numpy().astype(np.float64),
     )
+
+
+def write_prediction(
+    found: Prediction, folder: str | Path, name: str, *, edges: bool = False
+) -> Path:
+    """Write ``NAME.nii.gz``, the label map, on the input's own grid.
+
+    Args:
+        found: what :func:`predict_case` returned.
+        folder: made where it is missing.
+        name: the case's.
+        edges: write ``NAME_edges.nii.gz`` too, the edge probabilities ``(D, H, W, F)``, or
+            ``(D, H, W)`` where there is one channel.
+
+    Returns:
+        the label map's path.
+    """
+    path = Path(folder) / f"{name}.nii.gz"
+    write_volume(found.labels, found.affine, path)
+    if edges and found.edges is not None:
+        channels = found.edges[0] if len(found.edges) == 1 else np.moveaxis(found.edges, 0, 3)
+        write_volume(channels, found.affine, path.with_name(f"{name}{EDGES}.nii.gz"))
+    return path
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

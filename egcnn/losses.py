@@ -105,7 +105,7 @@ class EdgeLoss(nn.Module):
         lambda1: float = 1.0,
         lambda2: float = 0.5,
         reduction: Reduction = "balanced",
-        weight_negatives: bool = True,
+        weight_negatives: bool = False,
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -225,12 +225,12 @@ class EGCNNLoss(nn.Module):
         *,
         semantic: float = 1.0,
         consistency: float = 1.0,
-        edge: float = 1.0,
+        edge: float = 0.5,
         include_background: bool = True,
         lambda1: float = 1.0,
         lambda2: float = 0.5,
         reduction: Reduction = "balanced",
-        weight_negatives: bool = True,
+        weight_negatives: bool = False,
         tau: float = 0.5,
         hard: bool = True,
         support: Support = "gt",
@@ -266,7 +266,7 @@ class EGCNNLoss(nn.Module):
         Args:
             segmentation: logits and edge logits, each ``(B, R, D, H, W)``, as
                 :class:`egcnn.nn.Segmentation` holds them; edge logits ``(B, 1, D, H, W)`` are
-                those of any region's edge; None (no edge stream) leaves the semantic term alone.
+                those of any region's edge; None (no edge stream) leaves the edge term out.
             labels: integer label map ``(B, 1, D, H, W)``.
             seed: of the consistency loss's noise; None draws one.
 
@@ -281,7 +281,7 @@ class EGCNNLoss(nn.Module):
             )
         masks = self.regions.masks(labels)
         terms = {"semantic": self.semantic(logits, masks)}
-        if edge_logits is not None and self.weights["consistency"] != 0:
+        if self.weights["consistency"] != 0:
             softmax = self.regions.activation == "softmax"
             target = self.regions.classes(labels) if softmax else masks
             terms["consistency"] = self.consistency(logits, target, seed)

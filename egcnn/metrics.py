@@ -1,7 +1,8 @@
-"""How good a segmentation is: overlap, boundary distance and boundary overlap, per region."""
+"""How good a segmentation and its edges are, per region."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -19,8 +20,21 @@ from egcnn.regions import Regions
 #: 240 x 240 x 155 volumes.
 WORST_HD95 = 373.13
 
-#: The columns of a table, in their order.
-METRICS = ("dice", "sensitivity", "specificity", "hd95", "surface_dice", "edge_f1")
+#: How good a segmentation is, in the order of a table.
+METRICS = ("dice", "sensitivity", "specificity", "hd95", "surface_dice")
+
+#: How good predicted edges are, in the order of a table; see :func:`edge_scores`.
+EDGE_METRICS = ("f1", "best_f1", "average_precision", "thickness", "interior")
+
+#: Whose edges are scored: the edge head's, and beside them the Sobel edges of the segmentation.
+#: Their metrics are named ``edge_f1``, ``sobel_f1`` and so on.
+EDGE_SOURCES = ("edge", "sobel")
+
+#: Every column of a case's scores.
+COLUMNS = (*METRICS, *(f"{source}_{name}" for source in EDGE_SOURCES for name in EDGE_METRICS))
+
+# Thresholds at which edge probabilities are scored: multiples of 1/1000.
+_LEVELS = 1000
 
 
 def _share(part: Tensor, whole: Tensor, other: Tensor) -> Tensor:
@@ -57,6 +71,57 @@ def dice(prediction: Tensor, truth: Tensor) -> Tensor:
     both, predicted, true = _counts(prediction, truth)
     total = predicted + true
     return _share(2 * both, total, total)
+
+
+def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """How well edge probabilities find the Sobel edges of true regions.
+
+    ``f1`` at the threshold 0.5 and ``best_f1`` at the best one; ``average_precision``, the area
+    under precision over recall in steps; ``thickness``, the number of predicted edge voxels over
+    that of true ones; ``interior``, the share of the region's voxels off its edges that are
+    predicted as edges. The thresholds are the multiples of 1/1000.
+
+    Where a region has no edge, ``f1`` is 1 if none is predicted and else 0; what is a share of
+    nothing is NaN.
+
+    Args:
+        probabilities: ``(B, R, D, H, W)`` in [0, 1]; 0 and 1 for binary edges. One channel is
+            that of any region's edge (``edge_head="union"``) and compared with their union.
+        masks: the true binary regions, ``(B, R, D, H, W)``.
+
+    Returns:
+        The names in :data:`EDGE_METRICS` to ``(B, R)`` float64.
+
+    Raises:
+        InputError: shapes that differ or are not five-dimensional.
+    """
+    if masks.ndim == 5 and probabilities.ndim == 5 and probabilities.shape[1] == 1:
+        truth = ops.sobel_edges(masks).amax(1, keepdim=True).bool()
+        inside = (masks != 0).any(1, keepdim=True) & ~truth
+    else:
+        truth = ops.sobel_edges(masks).bool()
+        inside = (masks != 0) & ~truth
+    both, predicted, true = _counts(probabilities >= 0.5, truth)
+    found = {
+        "f1": _share(2 * both, predicted + true, predicted + true),
+        "best_f1": torch.full_like(both, torch.nan),
+        "average_precision": torch.full_like(both, torch.nan),
+        "thickness": predicted / true,
+        "interior": _counts(probabilities >= 0.5, inside)[0] / inside.sum((2, 3, 4)),
+    }
+    found["thickness"][true == 0] = torch.nan
+    level = (probabilities * _LEVELS).long().clamp_(0, _LEVELS - 1)
+    for b, r in (true > 0).nonzero().tolist():
+        # Voxels at or above each threshold, from the highest to the lowest.
+        hits, all_ = (
+            torch.bincount(levels, minlength=_LEVELS).flip(0).cumsum(0).double()
+            for levels in (level[b, r][truth[b, r]], level[b, r].flatten())
+        )
+        found["best_f1"][b, r] = (2 * hits / (all_ + true[b, r])).max()
+        gained = torch.diff(hits, prepend=hits.new_zeros(1)) / true[b, r]
+        found["average_precision"][b, r] = (gained * hits / all_.clamp(min=1)).sum()
+    regions = masks.shape[1]
+    return {name: values.expand(-1, regions) for name, values in found.items()}
 
 
 def _surface(
@@ -97,6 +162,7 @@ def case_metrics(
     regions: Regions,
     spacing: Sequence[float],
     *,
+    edges: ArrayLike | Tensor | None = None,
     tolerance: float = 1.0,
 ) -> dict[str, dict[str, float]]:
     """Every metric of every reported region of one case.
@@ -104,22 +170,25 @@ def case_metrics(
     ``dice``, ``sensitivity``, ``specificity``; ``hd95``, the 95th percentile of the distances
     between the surfaces, the larger of both directions; ``surface_dice``, the share of both
     surfaces within ``tolerance`` of the other (Nikolov et al., 2018, arXiv 1809.04430, on surface
-    voxels); ``edge_f1``, the F1 score of the Sobel edges of prediction and truth, the method's own
-    two-voxel band. The surface of a region is its voxels with a face to the outside.
+    voxels). The surface of a region is its voxels with a face to the outside. ``edge_f1`` and so
+    on score the edge head's probabilities (:func:`edge_scores`; NaN without them), ``sobel_f1``
+    and so on the Sobel edges of the prediction.
 
-    Where prediction and truth are both empty all are 1 and HD95 is 0; where one is, all but
-    specificity are 0 and HD95 is :data:`WORST_HD95`. A truth without outside has specificity 1 if
-    the prediction has none either, else 0.
+    Where prediction and truth are both empty, those of :data:`METRICS` are 1 and HD95 is 0; where
+    one is, all but specificity are 0 and HD95 is :data:`WORST_HD95`. A truth without outside has
+    specificity 1 if the prediction has none either, else 0.
 
     Args:
         prediction: integer label map ``(D, H, W)``.
         truth: likewise, on the same grid.
         regions: what is reported: all but the background of a softmax.
         spacing: size of a voxel along each axis in mm.
+        edges: the edge head's probabilities, ``(F, D, H, W)`` for the F reported regions or
+            ``(1, D, H, W)`` for their union, whose scores stand under every region.
         tolerance: of ``surface_dice``, in mm.
 
     Returns:
-        The names in :data:`METRICS` to their values, by the region's name.
+        The names in :data:`COLUMNS` to their values, by the region's name.
 
     Raises:
         InputError: shapes that differ, no integers, or a spacing that is not three positive
@@ -143,15 +212,26 @@ def case_metrics(
         "dice": dice(predicted, true),
         "sensitivity": _share(both, true_size, predicted_size),
         "specificity": _share(outside - (predicted_size - both), outside, voxels - predicted_size),
-        "edge_f1": dice(ops.sobel_edges(predicted), ops.sobel_edges(true)),
     }
+    scored = {"sobel": ops.sobel_edges(predicted).float()}
+    if edges is not None:
+        scored["edge"] = torch.as_tensor(edges)[None]
+        channels = tuple(scored["edge"].shape[1:])
+        if channels not in ((n, *true.shape[2:]) for n in (1, len(chosen))):
+            raise InputError(
+                f"edges have shape {channels}; expected {(len(chosen), *true.shape[2:])}, or one "
+                "channel for the edges of any region"
+            )
+    for source, probabilities in scored.items():
+        for name, row in edge_scores(probabilities, true).items():
+            rows[f"{source}_{name}"] = row
     result: dict[str, dict[str, float]] = {}
     for index, channel in enumerate(chosen):
         values = {name: float(row[0, index]) for name, row in rows.items()}
         values["hd95"], values["surface_dice"] = _surface(
             predicted[0, index].bool().numpy(), true[0, index].bool().numpy(), spacing, tolerance
         )
-        result[regions.names[channel]] = {name: values[name] for name in METRICS}
+        result[regions.names[channel]] = {name: values.get(name, math.nan) for name in COLUMNS}
     return result
 
 
@@ -159,6 +239,8 @@ def summary(
     rows: Sequence[dict[str, dict[str, float]]],
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Mean and sample standard deviation over cases of what :func:`case_metrics` returned.
+
+    Cases where a metric is NaN do not count for it; where it is NaN in all, so are both.
 
     Args:
         rows: one entry per case, all with the same regions and metrics.
@@ -173,11 +255,15 @@ def summary(
         raise InputError("summary: no case; wanted at least one")
     return {
         region: {
-            metric: (
-                float(np.mean(values := [row[region][metric] for row in rows])),
-                float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-            )
-            for metric in metrics
+            metric: mean_and_deviation([row[region][metric] for row in rows]) for metric in metrics
         }
         for region, metrics in rows[0].items()
     }
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation of the values that are not NaN; of a single one, 0."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return math.nan, math.nan
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else 0.0

@@ -1,30 +1,26 @@
-"""What a person looks at: tables on the terminal, CSV and JSON files, pictures."""
+"""What a person looks at: tables on the terminal, and pictures."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from egcnn.checkpoint import versions
-from egcnn.data.case import SUFFIXES, Case, Dataset, read_label, stem
+from egcnn import ops
 from egcnn.errors import InputError
-from egcnn.files import replacing, write_text
-from egcnn.metrics import METRICS, case_metrics, summary
+from egcnn.evaluation import Evaluation
+from egcnn.files import replacing
+from egcnn.metrics import EDGE_METRICS, METRICS
 from egcnn.regions import Regions
 
-#: Ending of a file name that marks an edge probability, before ``.nii.gz``.
-EDGES = "_edges"
 _PIPE_WIDTH = 120
 
 #: Titles, and how many digits a number of this kind deserves.
@@ -34,135 +30,62 @@ _COLUMNS = {
     "specificity": ("Specificity", 3),
     "hd95": ("HD95 (mm)", 2),
     "surface_dice": ("Surface Dice", 3),
-    "edge_f1": ("Edge F1", 3),
+    "f1": ("F1", 3),
+    "best_f1": ("Best F1", 3),
+    "average_precision": ("Average precision", 3),
+    "thickness": ("Thickness", 2),
+    "interior": ("Interior filled", 2),
 }
+_SOURCES = {"edge": "edge head", "sobel": "Sobel of segmentation"}
 
 # The paper's colours for tumours (Figure 2); others that the colour-blind tell apart.
 _COLOURS = {"WT": "#2ca02c", "TC": "#d62728", "ET": "#ffdd33"}
 _PALETTE = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2", "#aa77ff")
 
-Scores = dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The scores of predictions.
-
-    Args:
-        cases: per case name and region, the metrics of ``egcnn.metrics.case_metrics``.
-        missing: names of the labelled cases without prediction.
-    """
-
-    cases: Mapping[str, Scores]
-    missing: tuple[str, ...]
-
-    def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Per region, and for the mean over regions, each metric's mean and standard deviation.
-
-        The deviation is the sample's over cases; of a single case it is 0.
-        """
-        rows = [
-            {
-                **case,
-                "mean": {
-                    metric: float(np.mean([region[metric] for region in case.values()]))
-                    for metric in METRICS
-                },
-            }
-            for case in self.cases.values()
-        ]
-        return {
-            region: {metric: {"mean": mean, "std": std} for metric, (mean, std) in row.items()}
-            for region, row in summary(rows).items()
-        }
-
-
-def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
-    """Compare the label maps in a folder with a dataset's.
-
-    Args:
-        predictions: folder with ``NAME.nii.gz`` (or ``.nii``) per case; edge probabilities
-            ``NAME_edges.nii.gz`` are passed over.
-        dataset: says what regions the labels mean, and holds the truth.
-
-    Raises:
-        InputError: no folder, no prediction in it, one that belongs to no labelled case, or one
-            that is on another grid than its case or holds foreign label values.
-    """
-    folder = Path(predictions)
-    if not folder.is_dir():
-        raise InputError(f"predictions: {folder} is no folder; wanted one with NAME.nii.gz files")
-    labelled = {case.name: case for case in dataset.cases if case.label is not None}
-    if not labelled:
-        raise InputError(f"{dataset.root}: no case has a label; wanted cases to compare with")
-    files = {stem(path): path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES)}
-    files = {
-        name: path for name, path in files.items() if name in labelled or not name.endswith(EDGES)
-    }
-    unknown = [path for name, path in files.items() if name not in labelled]
-    if unknown:
-        raise InputError(
-            f"{unknown[0]}: no labelled case of {dataset.root} has the name "
-            f"{stem(unknown[0])!r}; wanted predictions named after their cases"
-        )
-    if not files:
-        example = next(iter(labelled))
-        raise InputError(
-            f"predictions: {folder} holds no NIfTI file; wanted files such as {example}.nii.gz"
-        )
-    scores = {name: _scores(labelled[name], path, dataset) for name, path in files.items()}
-    return Evaluation(scores, tuple(name for name in labelled if name not in files))
-
-
-def _scores(case: Case, prediction: Path, dataset: Dataset) -> Scores:
-    truth = read_label(case, dataset.regions)
-    found = read_label(Case(case.name, case.images, prediction), dataset.regions)
-    spacing = [float(size) for size in voxel_sizes(truth.affine.numpy())]
-    return case_metrics(found.as_tensor()[0], truth.as_tensor()[0], dataset.regions, spacing)
-
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Regions down, metrics across, mean ± standard deviation over cases."""
-    count = len(evaluation.cases)
-    table = Table(title=f"Mean ± deviation, {count} case{'s' if count != 1 else ''}")
+    """The segmentation: regions down, metrics across, mean ± standard deviation over cases."""
+    table = Table(title=_title("Segmentation", evaluation))
     table.add_column("Region")
     for metric in METRICS:
         table.add_column(_COLUMNS[metric][0], justify="right")
     for region, row in evaluation.summary().items():
         if region == "mean":
             table.add_section()
-        digits = {metric: _COLUMNS[metric][1] for metric in METRICS}
-        table.add_row(
-            region,
-            *(f"{row[m]['mean']:.{digits[m]}f} ± {row[m]['std']:.{digits[m]}f}" for m in METRICS),
-        )
+        table.add_row(region, *(_cell(row[metric], metric) for metric in METRICS))
     return table
 
 
-def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, Path]:
-    """Write ``metrics.csv``, a row per case and region, and ``metrics.json``, these and a summary.
+def edge_table(evaluation: Evaluation) -> Table:
+    """The edges: per region those of the edge head, if there is one, and of the segmentation.
 
-    Returns:
-        the paths of the two files.
+    See ``egcnn.metrics.edge_scores`` for the metrics.
     """
-    output = Path(output)
-    table = output / "metrics.csv"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["case", "region", *METRICS], lineterminator="\n")
-    writer.writeheader()
-    for case, regions in evaluation.cases.items():
-        for region, metrics in regions.items():
-            writer.writerow({"case": case, "region": region, **metrics})
-    write_text(table, text.getvalue())
-    data = {
-        "summary": evaluation.summary(),
-        "cases": dict(evaluation.cases),
-        "missing": list(evaluation.missing),
-        "versions": versions(),
-    }
-    written = output / "metrics.json"
-    write_text(written, json.dumps(data, indent=1) + "\n")
-    return table, written
+    table = Table(title=_title("Edges", evaluation))
+    table.add_column("Region")
+    table.add_column("Edges of")
+    for metric in EDGE_METRICS:
+        table.add_column(_COLUMNS[metric][0], justify="right")
+    for region, row in evaluation.summary().items():
+        if region == "mean":
+            table.add_section()
+        for source, name in _SOURCES.items():
+            cells = [_cell(row[f"{source}_{metric}"], metric) for metric in EDGE_METRICS]
+            if any(cells):
+                table.add_row(region, name, *cells)
+    return table
+
+
+def _title(what: str, evaluation: Evaluation) -> str:
+    count = len(evaluation.cases)
+    return f"{what}, mean ± deviation, {count} case{'s' if count != 1 else ''}"
+
+
+def _cell(value: Mapping[str, float], metric: str) -> str:
+    digits = _COLUMNS[metric][1]
+    if math.isnan(value["mean"]):
+        return ""
+    return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
 
 
 def show(table: Table) -> None:
@@ -202,14 +125,15 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """One case to look at; all arrays ``(D, H, W)`` on one grid.
+    """One case to look at; all arrays ``(D, H, W)`` on one grid but for the edges.
 
     Args:
         name: the case.
         image: one modality.
         truth: its label map.
         prediction: the predicted label map.
-        edges: predicted edge probability, or ``None``.
+        edges: predicted edge probabilities ``(F, D, H, W)`` as ``egcnn.inference.Prediction`` has
+            them, or ``None``.
         spacing: voxel size in mm.
     """
 
@@ -222,23 +146,18 @@ class View:
 
 
 def write_picture(
-    views: Sequence[View],
-    regions: Regions,
-    path: str | Path,
-    *,
-    modality: str = "image",
-    edge: str = "predicted edge",
+    views: Sequence[View], regions: Regions, path: str | Path, *, modality: str = "image"
 ) -> Path:
-    """Image, truth, prediction and predicted edge side by side, a row per case, as PNG.
+    """Image, truth, prediction, true and predicted edges side by side, a row per case, as PNG.
 
-    The slice across the last axis with the most foreground is shown.
+    The slice across the last axis with the most foreground is shown, of the edges those of the
+    first reported region.
 
     Args:
         views: the cases.
         regions: what the labels mean; each has its colour.
         path: the PNG file.
         modality: title of the image.
-        edge: title of the edge probability.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -246,8 +165,10 @@ def write_picture(
 
     if not views:
         raise InputError("views: none given; wanted at least one case to draw")
-    with_edges = any(view.edges is not None for view in views)
-    titles = [modality, "truth", "prediction", *([edge] if with_edges else [])]
+    titles = [modality, "truth", "prediction"]
+    if any(view.edges is not None for view in views):
+        name = regions.names[regions.foreground[0]]
+        titles += [f"true edge ({name})", f"predicted edge ({name})"]
     figure = Figure(figsize=(2.6 * len(titles), 2.7 * len(views) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(views), len(titles), squeeze=False)
@@ -263,21 +184,18 @@ def write_picture(
             grey,
             _painted(grey, view.truth[..., place], regions),
             _painted(grey, view.prediction[..., place], regions),
+            _true_edges(view.truth, regions)[..., place],
+            np.zeros_like(grey) if view.edges is None else view.edges[0, ..., place],
         ]
-        if with_edges:
-            panels.append(np.zeros_like(grey))
-        for axis, panel, title in zip(row, panels, titles, strict=True):
-            shown = panel.swapaxes(0, 1)
-            axis.imshow(shown, origin="lower", aspect=view.spacing[1] / view.spacing[0])
-            if view.edges is not None and title == edge:
-                axis.imshow(
-                    view.edges[..., place].T,
-                    origin="lower",
-                    aspect=view.spacing[1] / view.spacing[0],
-                    cmap="inferno",
-                    vmin=0,
-                    vmax=1,
-                )
+        for axis, panel in zip(row, panels[: len(titles)], strict=True):
+            axis.imshow(
+                panel.swapaxes(0, 1),
+                origin="lower",
+                aspect=view.spacing[1] / view.spacing[0],
+                cmap="inferno",
+                vmin=0,
+                vmax=1,
+            )
             axis.set_xticks([])
             axis.set_yticks([])
         row[0].set_ylabel(view.name, fontsize=9)
@@ -293,6 +211,12 @@ def write_picture(
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     return path
+
+
+def _true_edges(labels: NDArray[Any], regions: Regions) -> NDArray[Any]:
+    """Sobel edges of the first reported region, ``(D, H, W)``."""
+    masks = regions.masks(torch.from_numpy(labels.astype(np.int64))[None, None])
+    return ops.sobel_edges(masks)[0, regions.foreground[0]].numpy()
 
 
 def _colours(regions: Regions) -> dict[int, str]:

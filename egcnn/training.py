@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -29,6 +29,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 from torch import Tensor
 
+from egcnn import ops
 from egcnn.batches import CaseData, mixed
 from egcnn.checkpoint import KEY, NetworkSpec, Trained, build_network, versions, write
 from egcnn.config import TrainingConfig
@@ -38,7 +39,7 @@ from egcnn.errors import InputError
 from egcnn.files import write_text
 from egcnn.inference import choose_device, segment
 from egcnn.losses import EGCNNLoss
-from egcnn.metrics import dice
+from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES, dice, edge_scores
 from egcnn.nn import Segmentation
 
 CONFIG = "config.json"
@@ -61,7 +62,7 @@ def network_spec(config: TrainingConfig, dataset: Dataset) -> NetworkSpec:
         gate=config.gate,
         gate_activation=config.gate_activation,
         edge_channels=config.edge_channels,
-        residual_kernel=config.residual_kernel,
+        residual=config.residual,
         upsampling=config.upsampling,
         edge_seed=config.edge_seed,
         edge_head=config.edge_head,
@@ -100,7 +101,7 @@ class SegmentationTask(L.LightningModule):
         self.loss = EGCNNLoss(
             dataset.regions,
             semantic=config.semantic,
-            consistency=config.consistency,
+            consistency=config.consistency_weight,
             edge=config.edge_weight,
             include_background=config.include_background,
             lambda1=config.lambda1,
@@ -150,18 +151,36 @@ class SegmentationTask(L.LightningModule):
         return losses["loss"]
 
     def validation_step(self, item: dict[str, Any], batch_idx: int) -> None:
-        """Dice per structure of one whole volume, at the training's spacing."""
+        """Dice and edge scores per region of one whole volume, at the training's spacing."""
         image, label = item["image"][None], item["label"][None]
-        found, _ = segment(
+        found, edges = segment(
             self.network, image, self.regions, self.config.patch, overlap=self.config.overlap
         )
-        labels = self.regions.decode(found).to(label.device)
-        scores = dice(self.regions.masks(labels), self.regions.masks(label))[0]
         reported = list(self.regions.foreground)
-        for channel in reported:
-            name = f"dice_{self.regions.names[channel]}"
-            self.log(name, scores[channel], prog_bar=True, batch_size=1, sync_dist=True)
-        self.log("dice", scores[reported].mean(), batch_size=1, sync_dist=True)
+        labels = self.regions.decode(found).to(label.device)
+        predicted, true = (self.regions.masks(x)[:, reported] for x in (labels, label))
+        scores = dice(predicted, true)[0]
+        for value, name in zip(scores, self._reported(), strict=True):
+            self.log(f"dice_{name}", value, prog_bar=True, batch_size=1, sync_dist=True)
+        self.log("dice", scores.mean(), batch_size=1, sync_dist=True)
+        scored = {"sobel": ops.sobel_edges(predicted).float()}
+        if edges is not None:
+            edges = edges.to(label.device)
+            scored["edge"] = edges if edges.shape[1] == 1 else edges[:, reported]
+        for source, probabilities in scored.items():
+            for metric, values in edge_scores(probabilities, true).items():
+                for value, name in zip(values[0], self._reported(), strict=True):
+                    # A case where the metric is NaN does not count for it.
+                    known = not value.isnan()
+                    self.log(
+                        f"{source}_{metric}_{name}",
+                        value.nan_to_num(),
+                        batch_size=int(known),
+                        sync_dist=True,
+                    )
+
+    def _reported(self) -> list[str]:
+        return [self.regions.names[channel] for channel in self.regions.foreground]
 
     def configure_optimizers(self) -> Any:
         """Adam, and Eq. 9 once per epoch."""
@@ -222,6 +241,9 @@ class _History(Callback):
         row["dice"] = float(found["dice"])
         for name in self.regions:
             row[f"dice_{name}"] = float(found[f"dice_{name}"])
+        for source in EDGE_SOURCES:
+            keys = [f"{source}_{m}_{name}" for name in self.regions for m in EDGE_METRICS]
+            row.update((key, float(found[key])) for key in keys if key in found)
         row["lr"] = self.lr
         steps = [after - before for before, after in pairwise(self.steps)]
         row["step_seconds"] = round(median(steps), 4)
@@ -257,6 +279,9 @@ class _History(Callback):
     def _print(self, row: Mapping[str, float], epochs: int) -> None:
         parts = ", ".join(f"{n} {row[n]:.3f}" for n in _LOSSES[1:] if n in row)
         scores = "  ".join(f"{name} {row[f'dice_{name}']:.3f}" for name in self.regions)
+        if f"edge_f1_{self.regions[0]}" in row:
+            edge = mean(row[f"edge_f1_{name}"] for name in self.regions)
+            scores += f"  edge F1 {edge:.3f}"
         get_console().print(
             f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.3f} ({parts})  "
             f"Dice {scores}  lr {row['lr']:.2g}  {row['seconds']:.1f} s",
@@ -331,7 +356,7 @@ def fit(
     if existing not in get_args(Existing):
         raise InputError(f"existing: {existing!r}; wanted one of {', '.join(get_args(Existing))}")
     where = choose_device(device)
-    train, validation = split(dataset, config.fraction, config.seed)
+    train, validation = split(dataset, config.fraction, config.split_seed)
     if not train or not validation:
         raise InputError(
             f"{dataset.root}: {len(train) + len(validation)} labelled case; wanted at least two, "

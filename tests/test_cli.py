@@ -85,8 +85,9 @@ def test_train_predict_evaluate(
     image = nib.load(brats / "HGG" / held_out[0] / f"{held_out[0]}_t1.nii.gz")
     labels = nib.load(predictions / f"{held_out[0]}.nii.gz")
     edges = nib.load(predictions / f"{held_out[0]}_edges.nii.gz")
+    assert labels.shape == image.shape
+    assert edges.shape == (*image.shape, 3)
     for written in (labels, edges):
-        assert written.shape == image.shape
         np.testing.assert_allclose(written.affine, image.affine)
     assert edges.get_data_dtype() == np.float32
     assert 0 <= edges.get_fdata().min() <= edges.get_fdata().max() <= 1
@@ -97,7 +98,7 @@ def test_train_predict_evaluate(
     assert run("evaluate", predictions, brats, "-o", scores) == 0
     said = capfd.readouterr()
     assert said.err == ""
-    assert all(name in said.out for name in ("WT", "TC", "ET", "Dice", "±"))
+    assert all(name in said.out for name in ("WT", "TC", "ET", "Dice", "edge head", "±"))
     assert f"{3 - len(held_out)} of 3 labelled cases have no prediction" in said.out
     summary = json.loads((scores / "metrics.json").read_text())["summary"]
     assert set(summary) == {"WT", "TC", "ET", "mean"}

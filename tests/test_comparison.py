@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +14,21 @@ from scipy.stats import ttest_1samp
 
 from egcnn import comparison
 from egcnn.checkpoint import NetworkSpec
-from egcnn.comparison import Arm, Comparison, Result, compare, larger_filters, parameters
+from egcnn.comparison import (
+    EDGES_SHOWN,
+    Arm,
+    Comparison,
+    Result,
+    compare,
+    larger_filters,
+    parameters,
+)
 from egcnn.config import TrainingConfig, plan
 from egcnn.data import Dataset, open_dataset
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
 
-ARMS = [Arm("unet", edge=False), Arm("unet", edge=True)]
+ARMS = [Arm("unet", "none"), Arm("unet", "egcnn")]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +79,7 @@ def test_runs_what_is_missing(
 
 def _result(arm: Arm, seed: int, dice: float) -> Result:
     metrics = {"dice": dice, "surface_dice": dice / 2, "hd95": 10 * (1 - dice)}
+    metrics |= dict.fromkeys(EDGES_SHOWN, dice if arm.kind == "egcnn" else nan)
     return Result(arm, seed, 1000, 0.1 + seed, {"a": metrics, "mean": metrics})
 
 
@@ -92,23 +103,52 @@ def test_differences_by_hand() -> None:
     assert (table[0]["Difference"], table[0]["Mean"]) == ("EG-CNN - none", "+0.0200")
 
 
+def test_every_arm_is_compared_with_the_simpler_ones() -> None:
+    results = [
+        _result(Arm("unet", kind), seed, 0.7 + 0.01 * place)
+        for place, kind in enumerate(("none", "larger", "consistency", "paper", "egcnn"))
+        for seed in range(2)
+    ]
+    found = Comparison(tuple(results)).differences()
+    assert {d.what: round(d.mean, 3) for d in found if d.metric == "dice"} == {
+        "EG-CNN - none": 0.04,
+        "EG-CNN - none, consistency loss": 0.02,
+        "EG-CNN - none, larger": 0.03,
+        "EG-CNN - EG-CNN, preset paper": 0.01,
+        "none, consistency loss - none": 0.02,
+        "none, larger - none": 0.01,
+        "EG-CNN, preset paper - none": 0.03,
+    }
+
+
 def test_a_varied_setting_is_compared_with_the_default() -> None:
-    arm = Arm("unet", edge=True, setting="gate=voxel")
-    assert (arm.name, arm.stream) == ("unet-egcnn-gate=voxel", "EG-CNN, gate=voxel")
+    arm = Arm("unet", "egcnn", "gate=voxel tau=1")
+    assert arm.name == "unet-egcnn-gate=voxel-tau=1"
+    assert arm.title == "EG-CNN, gate=voxel, tau=1"
     results = [_result(ARMS[1], seed, 0.8) for seed in range(3)]
     results += [_result(arm, seed, 0.7 + 0.1 * seed) for seed in range(2)]
     found = Comparison(tuple(results)).differences()
-    assert {(d.what, d.pairs) for d in found} == {("gate=voxel - default", 2)}
+    assert {(d.what, d.pairs) for d in found} == {("gate=voxel tau=1 - EG-CNN", 2)}
     assert found[0].mean == pytest.approx(-0.05)
 
 
-def test_a_varied_setting_reaches_the_run(dataset: Dataset, config: TrainingConfig) -> None:
-    arm = Arm("unet", edge=True, setting="gate=voxel")
-    assert arm.config(config, dataset, 3) == replace(
-        config, backbone="unet", edge=True, seed=3, gate="voxel"
-    )
+def test_what_an_arm_trains(dataset: Dataset, config: TrainingConfig) -> None:
+    def made(kind: Any, setting: str = "", **base: Any) -> TrainingConfig:
+        return Arm("unet", kind, setting).config(replace(config, **base), dataset, 3)
+
+    same = replace(config, backbone="unet", seed=3)
+    assert made("egcnn") == replace(same, edge=True)
+    assert made("egcnn", "gate=voxel tau=1") == replace(same, edge=True, gate="voxel", tau=1.0)
+    assert made("none", consistency=0.3) == replace(same, edge=False)
+    assert made("none", consistency=0.3).consistency_weight == 0
+    assert made("consistency") == replace(same, edge=False, consistency=1.0)
+    assert made("consistency", consistency=0.3) == replace(same, edge=False, consistency=0.3)
+    assert made("paper") == replace(same, edge=True).preset("paper")
+    larger = made("larger")
+    assert larger == replace(same, edge=False, filters=larger.filters)
+    assert larger.filters > config.filters
     with pytest.raises(InputError, match="there is no entry 'gat'"):
-        Arm("unet", edge=True, setting="gat=voxel").config(config, dataset, 0)
+        made("egcnn", "gat=voxel")
 
 
 def test_one_pair_has_no_interval_and_unpaired_runs_do_not_count() -> None:
@@ -120,9 +160,9 @@ def test_one_pair_has_no_interval_and_unpaired_runs_do_not_count() -> None:
 
 def test_several_backbones_are_taken_together_too() -> None:
     results = tuple(
-        _result(Arm(backbone, edge), 0, 0.8 + 0.1 * edge)
+        _result(Arm(backbone, kind), 0, dice)
         for backbone in ("unet", "vnet")
-        for edge in (False, True)
+        for kind, dice in (("none", 0.8), ("egcnn", 0.9))
     )
     found = Comparison(results).differences()
     assert [d.pairs for d in found if d.metric == "dice"] == [1, 1, 2]
@@ -135,6 +175,13 @@ def test_rows_hold_mean_and_deviation_over_seeds() -> None:
     assert row["Average Dice"] == "0.8500 ± 0.0707"
     assert row["s/step"] == "0.600"
     assert row["Edge stream"] == "none"
+
+
+def test_edge_rows_are_empty_where_there_is_no_edge_stream() -> None:
+    results = tuple(_result(arm, seed, 0.8) for arm in ARMS for seed in range(2))
+    alone, wrapped = comparison.edge_rows(Comparison(results))
+    assert alone["F1"] == ""
+    assert wrapped["F1"] == "0.800 ± 0.000"
 
 
 def test_the_larger_network_is_the_narrowest_with_as_many_parameters() -> None:

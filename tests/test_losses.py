@@ -89,7 +89,7 @@ def test_balanced_cross_entropy_by_hand(
 def test_edge_loss_is_the_weighted_sum_of_both() -> None:
     z, y = volume(*EDGE_Z), volume(*EDGE_Y)
     dice = 1 - 1.6 / (1 + 0.64 + 0.25 + 0.25 + 0.01 + 1e-5)
-    entropy = 0.5 * POSITIVE + 0.5 * NEGATIVE / 3
+    entropy = (0.75 * POSITIVE + NEGATIVE) / (0.75 + 3)
     assert EdgeLoss()(z, y).item() == pytest.approx(dice + 0.5 * entropy, rel=1e-5)
     loss = EdgeLoss(lambda1=2.0, lambda2=3.0)
     assert loss(z, y).item() == pytest.approx(2 * dice + 3 * entropy, rel=1e-5)
@@ -105,7 +105,7 @@ def test_balanced_starts_at_ln_2(size: tuple[int, int, int], weight_negatives: b
 
 
 def test_balanced_keeps_the_half_that_is_there() -> None:
-    loss = EdgeLoss(lambda1=0, lambda2=1)
+    loss = EdgeLoss(lambda1=0, lambda2=1, weight_negatives=True)
     z = volume(logit(0.2), logit(0.4))
     none, full = loss(z, volume(0, 0)).item(), loss(z, volume(1, 1)).item()
     assert none == pytest.approx(-0.25 * (math.log(0.8) + math.log(0.6)), rel=1e-5)
@@ -247,9 +247,10 @@ def test_terms_that_do_not_count_are_absent() -> None:
     torch.manual_seed(0)
     z, e = torch.randn(2, 3, 6, 7, 5), torch.randn(2, 3, 6, 7, 5)
     labels = labels_for(CLASSES, "boxes")
-    alone = EGCNNLoss(CLASSES)((z, None), labels)
+    alone = EGCNNLoss(CLASSES, consistency=0)((z, None), labels)
     assert set(alone) == {"loss", "semantic"}
     assert torch.equal(alone["loss"], alone["semantic"])
+    assert set(EGCNNLoss(CLASSES)((z, None), labels)) == {"loss", "semantic", "consistency"}
     assert "consistency" not in EGCNNLoss(CLASSES, consistency=0)((z, e), labels)
     assert "edge" not in EGCNNLoss(CLASSES, edge=0)((z, e), labels)
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from egcnn import ops
 from egcnn.errors import InputError
-from egcnn.metrics import METRICS, WORST_HD95, case_metrics, dice, summary
+from egcnn.metrics import (
+    COLUMNS,
+    EDGE_METRICS,
+    METRICS,
+    WORST_HD95,
+    case_metrics,
+    dice,
+    edge_scores,
+    summary,
+)
 from egcnn.regions import BRATS, Regions
 
 ORGAN = Regions(("background", "organ"), ((0,), (1,)), "softmax")
@@ -70,22 +82,29 @@ def test_one_voxel_apart_with_anisotropic_spacing() -> None:
     )
     # The Sobel edges of one voxel are its 26 neighbours; the centre has no slope. Bands two voxels
     # apart share the 3x3 voxels between them.
-    assert got["edge_f1"] == pytest.approx(9 / 26)
+    assert got["sobel_f1"] == pytest.approx(9 / 26)
 
 
 def test_perfect_prediction() -> None:
     got = case_metrics(cube(3), cube(3), ORGAN, (1, 1, 1))["organ"]
-    assert got == {name: 0.0 if name == "hd95" else 1.0 for name in METRICS}
+    assert list(got) == list(COLUMNS)
+    assert {m: got[m] for m in METRICS} == {m: 0.0 if m == "hd95" else 1.0 for m in METRICS}
+    assert {m: got[f"sobel_{m}"] for m in EDGE_METRICS} == {
+        m: 0.0 if m == "interior" else 1.0 for m in EDGE_METRICS
+    }
+    assert all(math.isnan(got[f"edge_{m}"]) for m in EDGE_METRICS)
 
 
 def test_empty_conventions() -> None:
     empty = np.zeros((12, 11, 13), np.int16)
     both = case_metrics(empty, empty, ORGAN, (1, 1, 1))["organ"]
-    assert both == {name: 0.0 if name == "hd95" else 1.0 for name in METRICS}
+    assert {m: both[m] for m in METRICS} == {m: 0.0 if m == "hd95" else 1.0 for m in METRICS}
+    assert both["sobel_f1"] == 1
+    assert math.isnan(both["sobel_thickness"])
     for prediction, truth in ((cube(3), empty), (empty, cube(3))):
         got = case_metrics(prediction, truth, ORGAN, (1, 1, 1))["organ"]
         assert got["hd95"] == WORST_HD95 == 373.13
-        assert [got[n] for n in ("dice", "sensitivity", "surface_dice", "edge_f1")] == [0.0] * 4
+        assert [got[n] for n in ("dice", "sensitivity", "surface_dice", "sobel_f1")] == [0.0] * 4
         wanted = 1 - 64 / empty.size if truth is empty else 1.0
         assert got["specificity"] == pytest.approx(wanted)
 
@@ -110,6 +129,82 @@ def test_nested_regions_and_tensors() -> None:
     assert [got[name]["dice"] for name in got] == [1.0, 1.0, 0.0]
 
 
+def brute_force(probabilities: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """What ``edge_scores`` says it computes, threshold by threshold."""
+    truth = ops.sobel_edges(torch.from_numpy(mask)[None, None])[0, 0].numpy() > 0
+    inside = (mask > 0) & ~truth
+
+    def at(threshold: float) -> tuple[float, float, float]:
+        found = probabilities >= threshold
+        hits = (found & truth).sum()
+        return (
+            2 * hits / (found.sum() + truth.sum()),
+            hits / max(1, found.sum()),
+            hits / truth.sum(),
+        )
+
+    scores = [at(level / 1000) for level in reversed(range(1000))]
+    recalls = [0.0, *(recall for _, _, recall in scores)]
+    return {
+        "f1": at(0.5)[0],
+        "best_f1": max(f1 for f1, _, _ in scores),
+        "average_precision": sum(
+            precision * (recall - before)
+            for (_, precision, recall), before in zip(scores, recalls[:-1], strict=True)
+        ),
+        "thickness": (probabilities >= 0.5).sum() / truth.sum(),
+        "interior": ((probabilities >= 0.5) & inside).sum() / inside.sum(),
+    }
+
+
+def test_edge_scores_against_every_threshold() -> None:
+    rng = np.random.default_rng(0)
+    masks = np.stack([cube(2, size=6), cube(4, size=5)])
+    truth = ops.sobel_edges(torch.from_numpy(masks)[None])[0].numpy()
+    # Multiples of 1/1000 and half a step, so that rounding moves no voxel over a threshold.
+    noise = rng.integers(0, 600, truth.shape)
+    probabilities = ((noise + 350 * (truth > 0) + 0.5) / 1000).astype(np.float32)
+    got = edge_scores(torch.from_numpy(probabilities)[None], torch.from_numpy(masks)[None])
+    assert list(got) == list(EDGE_METRICS)
+    for region in range(2):
+        wanted = brute_force(probabilities[region].astype(np.float64), masks[region])
+        for name, values in got.items():
+            assert values.shape == (1, 2)
+            assert float(values[0, region]) == pytest.approx(wanted[name]), name
+    assert 0 < float(got["interior"][0, 0]) < 1
+
+
+def test_a_filled_region_is_no_edge() -> None:
+    mask = torch.from_numpy(cube(2, size=7, shape=(14, 14, 14)))[None, None]
+    truth = ops.sobel_edges(mask)
+    filled = truth | mask
+    got = {name: float(values) for name, values in edge_scores(filled.float(), mask).items()}
+    assert got["interior"] == 1
+    assert got["thickness"] == pytest.approx(float(filled.sum() / truth.sum()))
+    assert got["f1"] == pytest.approx(2 / (1 + got["thickness"]))
+
+
+def test_edges_of_the_union_stand_under_every_region() -> None:
+    truth = np.zeros((12, 12, 12), np.uint8)
+    truth[2:10, 2:10, 2:10] = 2
+    truth[4:8, 4:8, 4:8] = 4
+    masks = BRATS.masks(torch.from_numpy(truth)[None, None])
+    union = ops.sobel_edges(masks).amax(1).float().numpy()
+    got = case_metrics(truth, truth, BRATS, (1, 1, 1), edges=union)
+    assert [got[name]["edge_f1"] for name in got] == [1.0] * 3
+    with pytest.raises(InputError, match=r"edges have shape \(2, 12, 12, 12\); expected \(3, 12"):
+        case_metrics(truth, truth, BRATS, (1, 1, 1), edges=np.zeros((2, 12, 12, 12)))
+
+
+def test_edges_where_there_are_none() -> None:
+    empty = torch.zeros(1, 1, 5, 5, 5)
+    silent, wrong = edge_scores(empty, empty), edge_scores(empty + 1, empty)
+    assert (float(silent["f1"]), float(wrong["f1"])) == (1.0, 0.0)
+    for name in EDGE_METRICS[1:]:
+        assert math.isnan(float(silent[name])), name
+        assert math.isnan(float(wrong[name])), name
+
+
 def test_background_is_not_reported() -> None:
     assert list(case_metrics(cube(3), cube(3), ORGAN, (1, 1, 1))) == ["organ"]
 
@@ -123,6 +218,15 @@ def test_summary() -> None:
     assert summary(rows[:1])["organ"]["dice"] == (0.5, 0.0)
     with pytest.raises(InputError, match="no case"):
         summary([])
+
+
+def test_summary_leaves_out_what_is_unknown() -> None:
+    rows = [{"organ": {"edge_f1": value}} for value in (0.5, math.nan, 0.7)]
+    assert summary(rows)["organ"]["edge_f1"] == (
+        pytest.approx(0.6),
+        pytest.approx(0.2 / 2**0.5),
+    )
+    assert all(math.isnan(value) for value in summary(rows[1:2])["organ"]["edge_f1"])
 
 
 def test_rejections() -> None:

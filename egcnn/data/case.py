@@ -170,6 +170,40 @@ def read_label(case: Case, regions: Regions) -> MetaTensor:
     return _with_affine(torch.from_numpy(data)[None], image, path)
 
 
+def read_edges(case: Case, path: Path, regions: Regions) -> Tensor:
+    """Read predicted edge probabilities of a case.
+
+    Args:
+        case: the case that they belong to.
+        path: NIfTI, ``(D, H, W, F)`` with one channel per reported region, or ``(D, H, W)`` for
+            the edges of any region.
+        regions: what is reported.
+
+    Returns:
+        ``(F, D, H, W)`` or ``(1, D, H, W)`` float32.
+
+    Raises:
+        InputError: the file is missing, truncated or no NIfTI; lies on another grid than the
+            case's image; has another number of channels; or holds what is no probability.
+    """
+    edges, image = open_volume(path), open_volume(case.images[0])
+    _check_grid(path, edges, case.images[0], image)
+    array = _read_array(path, edges).astype(np.float32, copy=False)
+    channels = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
+    count = len(regions.foreground)
+    if array.ndim > 4 or len(channels) not in (1, count):
+        raise InputError(
+            f"{path}: shape {array.shape}; expected three axes, or {count} channels as a fourth, "
+            "one per region"
+        )
+    bad = channels.size - np.count_nonzero((channels >= 0) & (channels <= 1))
+    if bad:
+        raise InputError(
+            f"{path}: {bad} of {channels.size} voxels are outside [0, 1]; expected probabilities"
+        )
+    return torch.from_numpy(np.ascontiguousarray(channels))
+
+
 def label_dtype(regions: Regions) -> type[np.uint8] | type[np.int16]:
     """The type of label maps in memory: uint8 where it holds every value, else int16."""
     return np.uint8 if max(regions.values) <= 255 else np.int16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,21 @@ Gate = Literal["channel", "voxel"]
 GateActivation = Literal["relu_sigmoid", "sigmoid"]
 Upsampling = Literal["trilinear", "nearest"]
 Seed = Literal["decoder", "encoder"]
+Residual = Literal["none", "conv", "block"]
 
 
 class EdgeGate(nn.Module):
     """Edge-gated layer: Eqs. (1) and (2) of Hatamizadeh et al. (2020).
 
-    ``alpha = sigmoid(relu(We e + Wm m + b))``, ``out = e * alpha + e``.
+    ``alpha = sigmoid(We e + Wm m + b)``, ``out = e * alpha + e``.
 
     Args:
         edge_channels: channels of the edge feature ``e``.
         main_channels: channels of the main stream's feature ``m``.
         gate: ``"channel"``, an attention value per channel and voxel (the Hadamard product of
             Eq. 2), or ``"voxel"``, one per voxel (Takikawa et al., 2019).
-        activation: ``"relu_sigmoid"`` as in Eq. (1), which keeps alpha in [0.5, 1), or
-            ``"sigmoid"``.
+        activation: ``"sigmoid"``, or ``"relu_sigmoid"`` as in Eq. (1), with a ReLU before it, which
+            keeps alpha in [0.5, 1) and leaves a third of it without gradient.
 
     Raises:
         InputError: an unknown gate or activation.
@@ -42,7 +43,7 @@ class EdgeGate(nn.Module):
         main_channels: int,
         *,
         gate: Gate = "channel",
-        activation: GateActivation = "relu_sigmoid",
+        activation: GateActivation = "sigmoid",
     ) -> None:
         super().__init__()
         if gate not in ("channel", "voxel"):
@@ -84,8 +85,9 @@ class EdgeStream(nn.Module):
         edge_channels: width of the stream at all resolutions; the finest encoder width if None.
         gate: see :class:`EdgeGate`.
         activation: see :class:`EdgeGate`.
-        residual_kernel: after each gate a 1x1x1 convolution, the "residual layer with kernel w_r"
-            that the text has and Eq. (2) has not.
+        residual: what follows each gate, the "residual layer with kernel w_r" that the text has
+            and Eq. (2) has not: ``"block"``, a residual block; ``"conv"``, a 1x1x1 convolution as
+            in Takikawa et al. (2019); or ``"none"``.
         upsampling: between resolutions, ``"trilinear"`` or ``"nearest"``.
         seed: what the stream starts from: ``"decoder"``, the first up-sampled decoder feature, or
             ``"encoder"``, the coarsest encoder feature.
@@ -102,8 +104,8 @@ class EdgeStream(nn.Module):
         *,
         edge_channels: int | None = None,
         gate: Gate = "channel",
-        activation: GateActivation = "relu_sigmoid",
-        residual_kernel: bool = False,
+        activation: GateActivation = "sigmoid",
+        residual: Residual = "block",
         upsampling: Upsampling = "trilinear",
         seed: Seed = "decoder",
     ) -> None:
@@ -114,6 +116,10 @@ class EdgeStream(nn.Module):
             )
         if seed not in ("decoder", "encoder"):
             raise InputError(f"EdgeStream: seed is {seed!r}; wanted 'decoder' or 'encoder'")
+        if residual not in get_args(Residual):
+            raise InputError(
+                f"EdgeStream: residual is {residual!r}; expected 'none', 'conv' or 'block'"
+            )
         if not main_channels:
             raise InputError("EdgeStream: main_channels is empty; wanted one entry per resolution")
         width = main_channels[0] if edge_channels is None else edge_channels
@@ -128,9 +134,7 @@ class EdgeStream(nn.Module):
             EdgeGate(width, channels, gate=gate, activation=activation)
             for channels in reversed(main_channels)
         )
-        self.kernels = nn.ModuleList(
-            nn.Conv3d(width, width, 1) if residual_kernel else nn.Identity() for _ in main_channels
-        )
+        self.residuals = nn.ModuleList(_residual(residual, width) for _ in main_channels)
         self.head = nn.Conv3d(width, regions, 1)
 
     def forward(self, encoder: Sequence[Tensor], decoder: Tensor) -> Tensor:
@@ -141,10 +145,16 @@ class EdgeStream(nn.Module):
             decoder: the first up-sampled decoder feature ``(B, seed_channels, D_j, H_j, W_j)``.
         """
         e = decoder if self.seed == "decoder" else encoder[-1]
-        layers = zip(self.blocks, self.gates, self.kernels, reversed(encoder), strict=True)
-        for block, gate, kernel, m in layers:
+        layers = zip(self.blocks, self.gates, self.residuals, reversed(encoder), strict=True)
+        for block, gate, residual, m in layers:
             e = block(e)
             if e.shape[2:] != m.shape[2:]:
                 e = resize(e, m, self.upsampling)
-            e = kernel(gate(e, m))
+            e = residual(gate(e, m))
         return self.head(e)
+
+
+def _residual(kind: Residual, width: int) -> nn.Module:
+    if kind == "block":
+        return ResidualBlock(width, width)
+    return nn.Conv3d(width, width, 1) if kind == "conv" else nn.Identity()

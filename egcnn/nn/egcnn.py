@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from egcnn.errors import InputError
 from egcnn.nn.backbone import Backbone
 from egcnn.nn.blocks import resize
-from egcnn.nn.edge_stream import EdgeStream, Gate, GateActivation, Seed, Upsampling
+from egcnn.nn.edge_stream import EdgeStream, Gate, GateActivation, Residual, Seed, Upsampling
 from egcnn.nn.taps import Tapped, Taps
 
 EdgeHead = Literal["region", "union"]
@@ -47,7 +47,7 @@ class EGCNN(nn.Module):
         gate: see :class:`egcnn.nn.EdgeGate`.
         activation: see :class:`egcnn.nn.EdgeGate`.
         edge_channels: width of the edge stream; the backbone's finest width if None.
-        residual_kernel: see :class:`egcnn.nn.EdgeStream`.
+        residual: see :class:`egcnn.nn.EdgeStream`.
         upsampling: see :class:`egcnn.nn.EdgeStream`.
         seed: see :class:`egcnn.nn.EdgeStream`.
         edge_head: ``"region"``, edge logits for each region, or ``"union"``, one for all.
@@ -63,9 +63,9 @@ class EGCNN(nn.Module):
         taps: Taps | dict[str, Any] | None = None,
         example: Tensor | Sequence[int] | None = None,
         gate: Gate = "channel",
-        activation: GateActivation = "relu_sigmoid",
+        activation: GateActivation = "sigmoid",
         edge_channels: int | None = None,
-        residual_kernel: bool = False,
+        residual: Residual = "block",
         upsampling: Upsampling = "trilinear",
         seed: Seed = "decoder",
         edge_head: EdgeHead = "region",
@@ -85,7 +85,7 @@ class EGCNN(nn.Module):
             edge_channels=edge_channels,
             gate=gate,
             activation=activation,
-            residual_kernel=residual_kernel,
+            residual=residual,
             upsampling=upsampling,
             seed=seed,
         )

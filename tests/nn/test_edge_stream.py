@@ -104,8 +104,8 @@ def test_follows_the_figure_step_by_step() -> None:
     def up(x: Tensor, size: tuple[int, int, int]) -> Tensor:
         return nn.functional.interpolate(x, size, mode="trilinear", align_corners=False)
 
-    e = stream.gates[0](up(stream.blocks[0](decoder), (2, 3, 1)), encoder[1])
-    e = stream.gates[1](up(stream.blocks[1](e), (4, 6, 2)), encoder[0])
+    e = stream.residuals[0](stream.gates[0](up(stream.blocks[0](decoder), (2, 3, 1)), encoder[1]))
+    e = stream.residuals[1](stream.gates[1](up(stream.blocks[1](e), (4, 6, 2)), encoder[0]))
     torch.testing.assert_close(stream(encoder, decoder), stream.head(e))
 
 

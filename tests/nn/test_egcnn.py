@@ -107,8 +107,9 @@ def test_the_semantic_loss_reaches_the_edge_stream_once_fusion_has_moved() -> No
     "options",
     [
         {},
-        {"activation": "sigmoid"},
-        {"residual_kernel": True},
+        {"activation": "relu_sigmoid"},
+        {"residual": "none"},
+        {"residual": "conv"},
         {"upsampling": "nearest"},
         {"seed": "encoder"},
         {"edge_head": "union"},
@@ -195,6 +196,7 @@ def test_state_dict_round_trip() -> None:
         ({"edge_head": "all"}, "edge_head is 'all'"),
         ({"upsampling": "cubic"}, "upsampling is 'cubic'"),
         ({"seed": "image"}, "seed is 'image'"),
+        ({"residual": "two"}, "residual is 'two'"),
     ],
 )
 def test_rejected_options(options: Any, word: str) -> None:
@@ -202,21 +204,30 @@ def test_rejected_options(options: Any, word: str) -> None:
         small(**options)
 
 
-def test_the_residual_kernel_follows_each_gate() -> None:
-    plain, mixed = small(), small(residual_kernel=True)
+def test_the_residual_layer_follows_each_gate() -> None:
+    plain, mixed = small(residual="none"), small(residual="conv")
     mixed.load_state_dict(plain.state_dict(), strict=False)
-    for kernel in mixed.edge_stream.kernels:
-        nn.init.dirac_(kernel.weight)
-        nn.init.zeros_(kernel.bias)
+    for layer in mixed.edge_stream.residuals:
+        nn.init.dirac_(layer.weight)
+        nn.init.zeros_(layer.bias)
     x = torch.randn(1, 2, 5, 6, 7)
     torch.testing.assert_close(mixed(x), plain(x))
-    mixed.edge_stream.kernels[-1].weight.data *= 2
+    mixed.edge_stream.residuals[-1].weight.data *= 2
     head = plain.edge_stream.head
-    # The last kernel's factor 2 reaches the edge logits, but for their bias.
+    # The last layer's factor 2 reaches the edge logits, but for their bias.
     bias = head.bias.view(1, -1, 1, 1, 1)
     torch.testing.assert_close(
         mixed(x).edge_logits - bias, 2 * (plain(x).edge_logits - bias), atol=1e-5, rtol=1e-4
     )
+
+
+def test_a_residual_block_that_adds_nothing_is_no_layer() -> None:
+    plain, blocks = small(residual="none"), small(residual="block")
+    blocks.load_state_dict(plain.state_dict(), strict=False)
+    for block in blocks.edge_stream.residuals:
+        nn.init.zeros_(block.body[-1].weight)
+    x = torch.randn(1, 2, 5, 6, 7)
+    torch.testing.assert_close(blocks(x), plain(x))
 
 
 def test_union_edges_are_those_of_any_region() -> None:

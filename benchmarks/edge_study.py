@@ -1,0 +1,310 @@
+"""Which edge stream works, and does it help? Many small trainings, paired by seed.
+
+    python -m benchmarks.edge_study candidates finalists --hippocampus Task04_Hippocampus
+    python -m benchmarks.edge_study --report
+
+Every finished training is a few rows of ``benchmarks/results/edge_study.csv``, and what stands
+there is not trained again: stopped at any time and started once more, the study goes on where it
+was. All seeds share the cases, so that deviations are those of training alone, and the cases that
+are scored had no part in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median, stdev
+from typing import Annotated, Any
+
+import typer
+
+from egcnn import comparison
+from egcnn.checkpoint import load
+from egcnn.comparison import COMPARED, Arm, Comparison, Kind, Result
+from egcnn.config import TrainingConfig, plan
+from egcnn.data import Dataset, open_dataset, split
+from egcnn.data.phantom import write_brats
+from egcnn.evaluation import predict_and_evaluate
+from egcnn.files import write_text
+from egcnn.metrics import COLUMNS
+from egcnn.training import fit, network_spec, read_metrics
+
+RESULTS = Path(__file__).parent / "results" / "edge_study.csv"
+REPORT = RESULTS.with_suffix(".md")
+BACKBONES = ("segnet", "unet", "vnet")
+
+#: Readings of the paper's text, each against the default: see ``egcnn.config.TrainingConfig``.
+CANDIDATES = (
+    "gate_activation=relu_sigmoid",
+    "residual=none",
+    "residual=conv",
+    "weight_negatives=true",
+    "edge_weight=1",
+    "edge_weight=0.25",
+    "consistency=0",
+    "edge_weight=0",
+    "gate=voxel",
+)
+#: What is compared at length.
+FINALISTS: tuple[Kind, ...] = ("none", "consistency", "egcnn", "paper", "larger")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Cases to train on and others to score, and what suits their size.
+
+    Args:
+        title: for people.
+        make: puts them into a folder, and gives those to train on and those to score.
+        changes: hyperparameters.
+    """
+
+    title: str
+    make: Callable[[Path, Path | None], tuple[Dataset, Dataset]]
+    changes: dict[str, Any]
+
+    def config(self, dataset: Dataset) -> TrainingConfig:
+        """The hyperparameters of all arms."""
+        # One case or two watch the training; the others are trained on.
+        common = {"filters": 8, "lr": 1e-3, "precision": "bf16-mixed", "workers": 0}
+        return replace(plan(dataset), fraction=0.04, **common, **self.changes)
+
+
+def phantoms(shape: tuple[int, int, int], train: int, test: int) -> Callable[..., Any]:
+    """Synthetic tumours, the last ones to be scored."""
+
+    def make(folder: Path, _: Path | None) -> tuple[Dataset, Dataset]:
+        if not folder.exists():
+            write_brats(folder, train + test, shape=shape)
+        return _parted(open_dataset(folder), train)
+
+    return make
+
+
+def hippocampus(folder: Path, source: Path | None) -> tuple[Dataset, Dataset]:
+    """64 cases of the Decathlon's hippocampus, and 40 others."""
+    if source is None:
+        raise typer.BadParameter("--hippocampus: not given; expected the folder of Task04")
+    dataset = open_dataset(source)
+    train, test = split(dataset, 0.25)
+    return _parted(replace(dataset, cases=(*train[:64], *test[:40])), 64)
+
+
+def _parted(dataset: Dataset, train: int) -> tuple[Dataset, Dataset]:
+    cases = dataset.cases
+    return replace(dataset, cases=cases[:train]), replace(dataset, cases=cases[train:])
+
+
+DATA = {
+    "phantom32": Data(
+        "synthetic tumours, 32x32x32 voxels, 36 cases, 24 scored",
+        phantoms((32, 32, 32), 36, 24),
+        {"epochs": 17, "batch_size": 1},
+    ),
+    "phantom48": Data(
+        "synthetic tumours, 48x48x40 voxels, 36 cases, 12 scored",
+        phantoms((48, 48, 40), 36, 12),
+        {"epochs": 17, "batch_size": 1},
+    ),
+    "hippocampus": Data(
+        "hippocampus (Decathlon), 64 cases, 40 scored",
+        hippocampus,
+        {"epochs": 10, "batch_size": 2, "patch": (32, 48, 32)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Args:
+        data: a key of :data:`DATA`.
+        arm: what is trained.
+        seed: of everything but the cases.
+    """
+
+    data: str
+    arm: Arm
+    seed: int
+
+
+def jobs(stages: Iterable[str], data: Sequence[str], seeds: int, tries: int) -> list[Job]:
+    """What the stages train, whole seeds first, so that an unfinished study has whole pairs."""
+    candidates = [Arm("segnet", kind) for kind in ("none", "egcnn")]
+    candidates += [Arm("segnet", "egcnn", setting) for setting in CANDIDATES]
+    arms = {
+        "candidates": (candidates, tries),
+        "finalists": ([Arm(b, kind) for b in BACKBONES for kind in FINALISTS], seeds),
+    }
+    found = [
+        Job(name, arm, seed)
+        for stage in stages
+        for seed in range(arms[stage][1])
+        for name in data
+        for arm in arms[stage][0]
+    ]
+    return list(dict.fromkeys(found))
+
+
+def run(job: Job, folder: Path, source: Path | None) -> list[dict[str, Any]]:
+    """Train and score; the rows of the table."""
+    data = DATA[job.data]
+    train, test = data.make(folder / job.data, source)
+    config = job.arm.config(data.config(train), train, job.seed)
+    output = folder / f"{job.data}-{job.arm.name}-{job.seed}"
+    done = fit(config, train, output, existing="overwrite", device="cpu", quiet=True)
+    evaluation = predict_and_evaluate(load(done.last), test.cases, test, output / "predictions")
+    seconds = median(row["step_seconds"] for row in read_metrics(output / "metrics.csv"))
+    shutil.rmtree(output)
+    return [
+        {
+            "data": job.data,
+            "backbone": job.arm.backbone,
+            "kind": job.arm.kind,
+            "setting": job.arm.setting,
+            "seed": job.seed,
+            "config": digest(config),
+            "parameters": comparison.parameters(network_spec(config, train)),
+            "step_seconds": seconds,
+            "region": region,
+            **{metric: f"{value['mean']:.6g}" for metric, value in row.items()},
+        }
+        for region, row in evaluation.summary().items()
+    ]
+
+
+def digest(config: TrainingConfig) -> str:
+    """A short name of all hyperparameters: rows of other ones are not the same training's."""
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def read(path: Path = RESULTS) -> list[dict[str, str]]:
+    """The rows of finished trainings."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def write(rows: Sequence[dict[str, Any]], path: Path = RESULTS) -> None:
+    """All rows, in an order that does not depend on which training ended first."""
+    text = io.StringIO()
+    keys = ("data", "backbone", "kind", "setting", "seed")
+    order = sorted(rows, key=lambda row: [str(row[key]).zfill(3) for key in keys])
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(order)
+    write_text(path, text.getvalue())
+
+
+def results(rows: Sequence[dict[str, str]], data: str) -> Comparison:
+    """The finished trainings on one data set."""
+    groups: dict[tuple[Arm, int], list[dict[str, str]]] = {}
+    for row in rows:
+        if row["data"] == data:
+            arm = Arm(row["backbone"], row["kind"], row["setting"])  # type: ignore[arg-type]
+            groups.setdefault((arm, int(row["seed"])), []).append(row)
+    return Comparison(
+        tuple(
+            Result(
+                arm,
+                seed,
+                int(group[0]["parameters"]),
+                float(group[0]["step_seconds"]),
+                {row["region"]: {m: float(row[m] or "nan") for m in COLUMNS} for row in group},
+            )
+            for (arm, seed), group in groups.items()
+        )
+    )
+
+
+def spread_rows(found: Comparison) -> list[dict[str, str]]:
+    """Deviation between seeds, pooled over backbones."""
+    table = []
+    for kind in dict.fromkeys(arm.kind for arm in found.arms if not arm.setting):
+        groups = [found.of(arm) for arm in found.arms if arm.kind == kind and not arm.setting]
+        row = {"Edge stream": comparison.KINDS[kind], "Runs": str(sum(map(len, groups)))}
+        for metric in ("dice", "surface_dice"):
+            spreads = [
+                stdev(run.regions["mean"][metric] for run in group)
+                for group in groups
+                if len(group) > 1
+            ]
+            pooled = math.sqrt(sum(s * s for s in spreads) / max(1, len(spreads)))
+            row[COMPARED[metric]] = f"{pooled:.4f}"
+        table.append(row)
+    return table
+
+
+def report(rows: Sequence[dict[str, str]]) -> str:
+    """The study as a Markdown page."""
+    parts = ["# The edge stream: what was tried, and what it gives\n", (__doc__ or "").strip()]
+    for name, data in DATA.items():
+        found = results(rows, name)
+        if not found.results:
+            continue
+        parts.append(f"## {data.title[0].upper()}{data.title[1:]}\n")
+        tables = {
+            "Segmentation, mean ± deviation over seeds": comparison.rows(found),
+            "Edges, mean over regions": comparison.edge_rows(found),
+            "Differences, paired by seed": comparison.difference_rows(found),
+            "Deviation between seeds, pooled over backbones": spread_rows(found),
+        }
+        for title, lines in tables.items():
+            if lines:
+                parts += [f"### {title}\n", comparison.markdown(lines)]
+    return "\n".join(parts)
+
+
+def main(
+    stages: Annotated[list[str] | None, typer.Argument(help="candidates, finalists")] = None,
+    data: Annotated[str, typer.Option(help="Of " + ", ".join(DATA))] = ",".join(DATA),
+    hippocampus: Annotated[Path | None, typer.Option(help="Folder of Task04_Hippocampus.")] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each finalist.")] = 8,
+    tries: Annotated[int, typer.Option(help="Trainings of each candidate.")] = 2,
+    workers: Annotated[int, typer.Option(help="Trainings side by side, a core each.")] = 2,
+    folder: Annotated[Path | None, typer.Option(help="For cases and runs; a new one.")] = None,
+    report_only: Annotated[bool, typer.Option("--report", help="Train nothing.")] = False,
+) -> None:
+    """Train what is missing, then write the report."""
+    names = data.split(",")
+    rows: list[dict[str, Any]] = list(read())
+    work = folder or Path(tempfile.mkdtemp(prefix="edge_study"))
+    made = {name: DATA[name].make(work / name, hippocampus)[0] for name in names if not report_only}
+    done = {(r["data"], r["backbone"], r["config"]) for r in rows}
+    todo = [
+        job
+        for job in ([] if report_only else jobs(stages or ["finalists"], names, seeds, tries))
+        if (job.data, job.arm.backbone, _digest_of(job, made[job.data])) not in done
+    ]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(run, job, work, hippocampus): job for job in todo}
+        for number, future in enumerate(as_completed(running), 1):
+            rows += future.result()
+            write(rows)
+            job = running[future]
+            print(f"{number} of {len(todo)}: {job.data} {job.arm.name} seed {job.seed}", flush=True)
+    write_text(REPORT, report(read()))
+    print(REPORT)
+
+
+def _digest_of(job: Job, train: Dataset) -> str:
+    return digest(job.arm.config(DATA[job.data].config(train), train, job.seed))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,174 @@
+"""Scores of predictions: by hand, from files with and without edges, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from egcnn.data import Dataset, write_volume
+from egcnn.data.case import Case
+from egcnn.errors import InputError
+from egcnn.evaluation import Evaluation, evaluate, write_evaluation
+from egcnn.metrics import COLUMNS, METRICS
+from egcnn.regions import Regions
+from egcnn.report import edge_table, evaluation_table
+
+CLASSES = Regions(("background", "front", "back"), ((0,), (1,), (2,)), "softmax")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Two cases of two slabs each, 2 mm slices."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[:4, 1:4], labels[:4, 4:7] = 1, 2
+    cases = []
+    for name in ("a", "b", "c"):
+        image, label = tmp_path / f"{name}_image.nii.gz", tmp_path / f"{name}_label.nii.gz"
+        affine = np.diag([1.0, 1.0, 2.0, 1.0])
+        write_volume(rng.normal(size=labels.shape).astype(np.float32), affine, image)
+        write_volume(labels, affine, label)
+        cases.append(Case(name, (image,), label))
+    return Dataset("decathlon", tmp_path, tuple(cases), ("MRI",), CLASSES)
+
+
+def predicted(dataset: Dataset, folder: Path) -> Path:
+    """Case a as it is; case b with half of ``front`` called background; none of case c."""
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[:4, 1:4], labels[:4, 4:7] = 1, 2
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    write_volume(labels, affine, folder / "a.nii.gz")
+    edges = np.stack([labels == 1, labels == 2], -1) / 2.0
+    write_volume(edges, affine, folder / "a_edges.nii.gz")
+    labels[:2, 1:4] = 0
+    write_volume(labels, affine, folder / "b.nii")
+    return folder
+
+
+def test_evaluation(dataset: Dataset, tmp_path: Path) -> None:
+    found = evaluate(predicted(dataset, tmp_path / "p"), dataset)
+    assert found.missing == ("c",)
+    assert list(found.cases) == ["a", "b"]
+    assert list(found.cases["a"]) == ["front", "back"]
+    assert found.cases["a"]["front"]["dice"] == 1
+    # Half of the region found: 2 (1/2) / (1 + 1/2).
+    assert found.cases["b"]["front"]["dice"] == pytest.approx(2 / 3)
+    assert found.cases["b"]["front"]["sensitivity"] == pytest.approx(1 / 2)
+    assert found.cases["b"]["back"]["dice"] == 1
+    summary = found.summary()
+    assert list(summary) == ["front", "back", "mean"]
+    # Mean of 1 and 2/3; deviation |1 - 2/3| / sqrt(2).
+    assert summary["front"]["dice"]["mean"] == pytest.approx(5 / 6)
+    assert summary["front"]["dice"]["std"] == pytest.approx(1 / 3 / 2**0.5)
+    assert summary["back"]["dice"] == {"mean": 1, "std": 0}
+    # Per case the mean over regions is 1 and 5/6.
+    assert summary["mean"]["dice"]["mean"] == pytest.approx(11 / 12)
+
+
+def test_evaluation_files_and_table(dataset: Dataset, tmp_path: Path) -> None:
+    found = evaluate(predicted(dataset, tmp_path / "p"), dataset)
+    table, data = write_evaluation(found, tmp_path / "e")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [(row["case"], row["region"]) for row in rows] == [
+        *(("a", "front"), ("a", "back"), ("b", "front"), ("b", "back")),
+    ]
+    assert float(rows[2]["dice"]) == pytest.approx(2 / 3)
+    read = json.loads(data.read_text())
+    assert {m: read["cases"]["b"]["front"][m] for m in METRICS} == {
+        m: found.cases["b"]["front"][m] for m in METRICS
+    }
+    assert read["summary"]["mean"]["dice"] == found.summary()["mean"]["dice"]
+    # There are no edges beside b: a number of its own says so in neither file.
+    assert rows[2]["edge_f1"] == ""
+    assert read["cases"]["b"]["front"]["edge_f1"] is None
+    assert read["missing"] == ["c"]
+    console = Console(width=200, record=True)
+    console.print(evaluation_table(found))
+    text = console.export_text()
+    assert "2 cases" in text
+    assert "0.833 ± 0.236" in text
+
+
+def test_edges_beside_a_prediction_are_scored(dataset: Dataset, tmp_path: Path) -> None:
+    found = evaluate(predicted(dataset, tmp_path / "p"), dataset)
+    # The slab of 4x3x8 voxels is filled: 96 of its voxels are called edges. Those off its edges
+    # are one of three rows, in the three planes farthest from its end.
+    front = found.cases["a"]["front"]
+    assert front["edge_interior"] == 1
+    assert front["sobel_f1"] == front["sobel_thickness"] == 1
+    assert front["edge_thickness"] == pytest.approx(96 / (5 * 5 * 8 - 3 * 8))
+    assert front["edge_f1"] == pytest.approx(2 * 72 / (96 + 176))
+    assert math.isnan(found.cases["b"]["front"]["edge_f1"])
+    assert found.summary()["front"]["edge_f1"]["mean"] == front["edge_f1"]
+    console = Console(width=200, record=True)
+    console.print(edge_table(found))
+    text = console.export_text()
+    assert text.count("edge head") == text.count("Sobel of segmentation") == 3
+
+
+def test_without_edges_only_the_segmentation_s_are_shown(dataset: Dataset, tmp_path: Path) -> None:
+    folder = predicted(dataset, tmp_path / "p")
+    (folder / "a_edges.nii.gz").unlink()
+    console = Console(width=200, record=True)
+    console.print(edge_table(evaluate(folder, dataset)))
+    assert "edge head" not in console.export_text()
+
+
+def test_edges_that_cannot_be_scored(dataset: Dataset, tmp_path: Path) -> None:
+    folder = predicted(dataset, tmp_path / "p")
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    path = folder / "a_edges.nii.gz"
+    write_volume(np.zeros((8, 8, 8, 3)), affine, path)
+    with pytest.raises(InputError, match=r"a_edges.*shape \(8, 8, 8, 3\); expected .* 2 channels"):
+        evaluate(folder, dataset)
+    write_volume(np.full((8, 8, 8, 2), 1.5), affine, path)
+    with pytest.raises(InputError, match=r"1024 of 1024 voxels are outside \[0, 1\]"):
+        evaluate(folder, dataset)
+    write_volume(np.zeros((8, 8, 7)), affine, path)
+    with pytest.raises(InputError, match=r"a_edges\.nii\.gz: shape \(8, 8, 7\)"):
+        evaluate(folder, dataset)
+
+
+def test_distances_are_in_mm(dataset: Dataset, tmp_path: Path) -> None:
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[:4, 1:4, :7], labels[:4, 4:7, :7] = 1, 2
+    write_volume(labels, np.diag([1.0, 1.0, 2.0, 1.0]), tmp_path / "p" / "a.nii.gz")
+    found = evaluate(tmp_path / "p", dataset)
+    # One slice of 2 mm is missing.
+    assert found.cases["a"]["front"]["hd95"] == pytest.approx(2)
+
+
+def test_predictions_that_cannot_be_compared(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        evaluate(tmp_path / "none", dataset)
+    folder = tmp_path / "p"
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"holds no NIfTI file; wanted files such as a\.nii\.gz"):
+        evaluate(folder, dataset)
+    labels = np.zeros((8, 8, 8), np.uint8)
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    write_volume(labels, affine, folder / "x.nii.gz")
+    with pytest.raises(InputError, match=r"x\.nii\.gz: no labelled case .* has the name 'x'"):
+        evaluate(folder, dataset)
+    (folder / "x.nii.gz").unlink()
+    write_volume(labels[:7], affine, folder / "a.nii.gz")
+    with pytest.raises(InputError, match=r"a\.nii\.gz: shape \(7, 8, 8\); wanted \(8, 8, 8\)"):
+        evaluate(folder, dataset)
+    write_volume(labels, np.eye(4), folder / "a.nii.gz")
+    with pytest.raises(InputError, match=r"a\.nii\.gz: its affine"):
+        evaluate(folder, dataset)
+    labels[0, 0, 0] = 7
+    write_volume(labels, affine, folder / "a.nii.gz")
+    with pytest.raises(InputError, match=r"a\.nii\.gz: label value 7"):
+        evaluate(folder, dataset)
+
+
+def test_one_case_has_no_deviation() -> None:
+    one = Evaluation({"a": {"front": dict.fromkeys(COLUMNS, 0.5)}}, ())
+    assert one.summary()["front"]["dice"] == {"mean": 0.5, "std": 0.0}
