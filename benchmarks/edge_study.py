@@ -47,17 +47,21 @@ BACKBONES = ("segnet", "unet", "vnet")
 #: Readings of the paper's text, each against the default: see ``egcnn.config.TrainingConfig``.
 CANDIDATES = (
     "gate_activation=relu_sigmoid",
+    "gate=voxel",
     "residual=none",
     "residual=conv",
+    "edge_channels=8",
     "weight_negatives=true",
+    "lambda2=0.5",
+    "lambda2=2",
     "edge_weight=1",
     "edge_weight=0.25",
-    "consistency=0",
     "edge_weight=0",
-    "gate=voxel",
+    "consistency=0",
 )
-#: What is compared at length.
-FINALISTS: tuple[Kind, ...] = ("none", "consistency", "egcnn", "paper", "larger")
+#: What is compared at length, and the controls beside it.
+FINALISTS: tuple[Kind, ...] = ("none", "consistency", "egcnn")
+CONTROLS: tuple[Kind, ...] = ("paper", "larger")
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ def jobs(stages: Iterable[str], data: Sequence[str], seeds: int, tries: int) -> 
     arms = {
         "candidates": (candidates, tries),
         "finalists": ([Arm(b, kind) for b in BACKBONES for kind in FINALISTS], seeds),
+        "controls": ([Arm(b, kind) for b in BACKBONES for kind in CONTROLS], seeds),
     }
     found = [
         Job(name, arm, seed)
@@ -270,7 +275,9 @@ def report(rows: Sequence[dict[str, str]]) -> str:
 
 
 def main(
-    stages: Annotated[list[str] | None, typer.Argument(help="candidates, finalists")] = None,
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="Of candidates, finalists, controls.")
+    ] = None,
     data: Annotated[str, typer.Option(help="Of " + ", ".join(DATA))] = ",".join(DATA),
     hippocampus: Annotated[Path | None, typer.Option(help="Folder of Task04_Hippocampus.")] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each finalist.")] = 8,

@@ -52,7 +52,7 @@ class NetworkSpec:
         dropout: drop-out probability after the first convolution.
         gate: ``"channel"`` or ``"voxel"``, the edge gate's attention (Eq. 2).
         gate_activation: ``"relu_sigmoid"`` (Eq. 1) or ``"sigmoid"``.
-        edge_channels: width of the edge stream; ``filters`` if None.
+        edge_channels: width of the edge stream; see :class:`egcnn.nn.EdgeStream`.
         residual: see :class:`egcnn.nn.EdgeStream`.
         upsampling: see :class:`egcnn.nn.EdgeStream`.
         edge_seed: ``seed`` of :class:`egcnn.nn.EdgeStream`.

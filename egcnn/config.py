@@ -26,6 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gate_activation": "relu_sigmoid",
         "residual": "none",
         "edge_weight": 1.0,
+        "lambda2": 0.5,
         "weight_negatives": True,
     },
 }
@@ -42,7 +43,7 @@ class TrainingConfig:
         dropout: drop-out probability after the first convolution.
         gate: ``"channel"`` or ``"voxel"`` (Eq. 2).
         gate_activation: ``"relu_sigmoid"`` (Eq. 1) or ``"sigmoid"``.
-        edge_channels: width of the edge stream; ``filters`` if None.
+        edge_channels: width of the edge stream; see ``egcnn.nn.EdgeStream``.
         residual: see ``egcnn.nn.EdgeStream``.
         upsampling: see ``egcnn.nn.EdgeStream``.
         edge_seed: ``seed`` of ``egcnn.nn.EdgeStream``.
@@ -109,7 +110,7 @@ class TrainingConfig:
     edge_weight: float = 0.5
     include_background: bool = True
     lambda1: float = 1.0
-    lambda2: float = 0.5
+    lambda2: float = 1.0
     edge_reduction: Reduction = "balanced"
     weight_negatives: bool = False
     edge_threshold: float = 0.0

@@ -184,7 +184,7 @@ class SegmentationTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam, and Eq. 9 once per epoch."""
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.lr)
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.lr, fused=True)
         count, power = self.config.epochs, self.config.lr_power
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda epoch: max(0.0, 1 - epoch / count) ** power

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from egcnn import ops
 from egcnn.errors import InputError
 from egcnn.nn.blocks import ResidualBlock, resize
+from egcnn.nn.norm import NormReLU
 
 Gate = Literal["channel", "voxel"]
 GateActivation = Literal["relu_sigmoid", "sigmoid"]
 Upsampling = Literal["trilinear", "nearest"]
 Seed = Literal["decoder", "encoder"]
 Residual = Literal["none", "conv", "block"]
+
+#: Share of edge voxels that a fresh network predicts.
+EDGE_PRIOR = 0.05
 
 
 class EdgeGate(nn.Module):
@@ -82,7 +86,8 @@ class EdgeStream(nn.Module):
         main_channels: channels of the encoder's features, fine to coarse.
         seed_channels: channels of the first up-sampled decoder feature.
         regions: edge logits, one per region.
-        edge_channels: width of the stream at all resolutions; the finest encoder width if None.
+        edge_channels: width of the stream at all resolutions; if None, that of the main stream at
+            each, but at most eight times that at the finest.
         gate: see :class:`EdgeGate`.
         activation: see :class:`EdgeGate`.
         residual: what follows each gate, the "residual layer with kernel w_r" that the text has
@@ -122,20 +127,28 @@ class EdgeStream(nn.Module):
             )
         if not main_channels:
             raise InputError("EdgeStream: main_channels is empty; wanted one entry per resolution")
-        width = main_channels[0] if edge_channels is None else edge_channels
-        if width < 1:
-            raise InputError(f"EdgeStream: edge_channels is {width}; wanted at least 1")
+        if edge_channels is not None and edge_channels < 1:
+            raise InputError(f"EdgeStream: edge_channels is {edge_channels}; wanted at least 1")
+        coarse_to_fine = main_channels[::-1]
+        widths = [
+            min(channels, 8 * main_channels[0]) if edge_channels is None else edge_channels
+            for channels in coarse_to_fine
+        ]
         self.upsampling = upsampling
         self.seed = seed
         first = seed_channels if seed == "decoder" else main_channels[-1]
-        inputs = [first] + [width] * (len(main_channels) - 1)
-        self.blocks = nn.ModuleList(ResidualBlock(channels, width) for channels in inputs)
+        self.blocks = nn.ModuleList(map(ResidualBlock, [first, *widths[:-1]], widths))
         self.gates = nn.ModuleList(
             EdgeGate(width, channels, gate=gate, activation=activation)
-            for channels in reversed(main_channels)
+            for width, channels in zip(widths, coarse_to_fine, strict=True)
         )
-        self.residuals = nn.ModuleList(_residual(residual, width) for _ in main_channels)
-        self.head = nn.Conv3d(width, regions, 1)
+        self.residuals = nn.ModuleList(_residual(residual, width) for width in widths)
+        # Pre-activation blocks leave an unnormalised sum behind, hence a last norm (He et al.).
+        logits = nn.Conv3d(widths[-1], regions, 1)
+        self.head = nn.Sequential(NormReLU(widths[-1]), logits)
+        # Few voxels are edges. A head that says so at first (Lin et al. 2017, arXiv 1708.02002)
+        # finds the rings; one that starts at 1/2 fills the regions first and stays there for long.
+        nn.init.constant_(logits.bias, math.log(EDGE_PRIOR / (1 - EDGE_PRIOR)))  # type: ignore[arg-type]
 
     def forward(self, encoder: Sequence[Tensor], decoder: Tensor) -> Tensor:
         """Taps of the main stream to edge logits ``(B, regions, D, H, W)``.

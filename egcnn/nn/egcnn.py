@@ -46,7 +46,7 @@ class EGCNN(nn.Module):
             :class:`egcnn.nn.taps.Tapped`.
         gate: see :class:`egcnn.nn.EdgeGate`.
         activation: see :class:`egcnn.nn.EdgeGate`.
-        edge_channels: width of the edge stream; the backbone's finest width if None.
+        edge_channels: width of the edge stream; see :class:`egcnn.nn.EdgeStream`.
         residual: see :class:`egcnn.nn.EdgeStream`.
         upsampling: see :class:`egcnn.nn.EdgeStream`.
         seed: see :class:`egcnn.nn.EdgeStream`.

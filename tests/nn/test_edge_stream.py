@@ -68,8 +68,10 @@ def taps(sizes: list[tuple[int, int, int]], widths: list[int], seed: int) -> lis
 
 def test_as_many_gates_as_resolutions_coarse_to_fine() -> None:
     stream = EdgeStream((4, 8, 16), 8, 3)
-    assert [gate.weight_m.shape for gate in stream.gates] == [(4, 16), (4, 8), (4, 4)]
-    assert [block.body[1].in_channels for block in stream.blocks] == [8, 4, 4]
+    assert [gate.weight_m.shape for gate in stream.gates] == [(16, 16), (8, 8), (4, 4)]
+    assert [block.body[1].in_channels for block in stream.blocks] == [8, 16, 8]
+    narrow = EdgeStream((2, 40), 8, 3)
+    assert [gate.weight_m.shape for gate in narrow.gates] == [(16, 40), (2, 2)]
     wide = EdgeStream((4, 8), 4, 3, edge_channels=6, gate="voxel")
     assert [gate.weight_e.shape for gate in wide.gates] == [(1, 6), (1, 6)]
 
@@ -107,6 +109,16 @@ def test_follows_the_figure_step_by_step() -> None:
     e = stream.residuals[0](stream.gates[0](up(stream.blocks[0](decoder), (2, 3, 1)), encoder[1]))
     e = stream.residuals[1](stream.gates[1](up(stream.blocks[1](e), (4, 6, 2)), encoder[0]))
     torch.testing.assert_close(stream(encoder, decoder), stream.head(e))
+
+
+def test_a_fresh_stream_predicts_few_edges() -> None:
+    torch.manual_seed(0)
+    stream = EdgeStream((4, 8), 6, 2)
+    nn.init.zeros_(stream.head[-1].weight)
+    encoder = taps([(4, 6, 2), (2, 3, 1)], [4, 8], seed=1)
+    (decoder,) = taps([(4, 6, 2)], [6], seed=2)
+    probabilities = stream(encoder, decoder).sigmoid()
+    torch.testing.assert_close(probabilities, torch.full_like(probabilities, 0.05))
 
 
 def test_every_resolution_matters() -> None:

@@ -30,7 +30,9 @@ def test_group_count(channels: int, groups: int) -> None:
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", [(2, 8, 3, 5, 7), (1, 12, 4, 1, 5), (3, 6, 1, 1, 2)])
+@pytest.mark.parametrize(
+    "shape", [(2, 8, 3, 5, 7), (1, 12, 4, 1, 5), (3, 6, 1, 1, 2), (1, 64, 3, 2, 3)]
+)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)],
