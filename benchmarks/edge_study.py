@@ -53,7 +53,6 @@ CANDIDATES = (
     "edge_channels=8",
     "weight_negatives=true",
     "lambda2=0.5",
-    "lambda2=2",
     "edge_weight=1",
     "edge_weight=0.25",
     "edge_weight=0",

@@ -110,7 +110,7 @@ class TrainingConfig:
     edge_weight: float = 0.5
     include_background: bool = True
     lambda1: float = 1.0
-    lambda2: float = 1.0
+    lambda2: float = 2.0
     edge_reduction: Reduction = "balanced"
     weight_negatives: bool = False
     edge_threshold: float = 0.0
