@@ -34,9 +34,9 @@ _MOST_ROWS = 3
 def run_demo(
     output: str | Path,
     *,
-    cases: int = 16,
-    shape: tuple[int, int, int] = (48, 48, 40),
-    epochs: int = 50,
+    cases: int = 48,
+    shape: tuple[int, int, int] = (40, 40, 32),
+    epochs: int = 27,
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:

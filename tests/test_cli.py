@@ -310,16 +310,16 @@ def test_wrong_usage_is_not_a_traceback() -> None:
 
 def test_cpu_settings_leave_the_users_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     prepare_cpu()
     assert os.environ["OMP_NUM_THREADS"] == "3"
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     prepare_cpu()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
     assert os.environ["OMP_NUM_THREADS"] == str(usable_cores())
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
