@@ -81,7 +81,7 @@ class Data:
         """The hyperparameters of all arms."""
         # One case or two watch the training; the others are trained on.
         common = {"filters": 8, "lr": 1e-3, "precision": "bf16-mixed", "workers": 0}
-        return replace(plan(dataset), fraction=0.04, **common, **self.changes)
+        return replace(plan(dataset), fraction=0.04, **{**common, **self.changes})
 
 
 def phantoms(shape: tuple[int, int, int], train: int, test: int) -> Callable[..., Any]:
@@ -206,8 +206,14 @@ def read(path: Path = RESULTS) -> list[dict[str, str]]:
 def write(rows: Sequence[dict[str, Any]], path: Path = RESULTS) -> None:
     """All rows, in an order that does not depend on which training ended first."""
     text = io.StringIO()
-    keys = ("data", "backbone", "kind", "setting", "seed")
-    order = sorted(rows, key=lambda row: [str(row[key]).zfill(3) for key in keys])
+    kinds = list(comparison.KINDS)
+    order = sorted(
+        rows,
+        key=lambda row: (
+            *(row["data"], row["setting"], BACKBONES.index(row["backbone"])),
+            *(kinds.index(row["kind"]), int(row["seed"])),
+        ),
+    )
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(order)

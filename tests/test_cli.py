@@ -114,6 +114,41 @@ def test_train_predict_evaluate(
     assert "holds no run" in capfd.readouterr().err
 
 
+def test_the_preset_gives_way_to_options(brats: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    size = ("--filters", "2", "--patch", "16,16,16", "--epochs", "1", "--device", "cpu")
+    options = ("--preset", "paper", "--edge-weight", "0.7", "--split-seed", "3")
+    assert run("train", brats, "-o", folder, *size, *options) == 0
+    config = json.loads((folder / "config.json").read_text())["config"]
+    chosen = ("gate_activation", "residual", "weight_negatives", "edge_weight", "split_seed")
+    assert [config[name] for name in chosen] == ["relu_sigmoid", "none", True, 0.7, 3]
+
+
+def test_a_backbone_with_the_consistency_loss_alone(brats: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    size = ("--filters", "2", "--patch", "16,16,16", "--epochs", "1", "--device", "cpu")
+    assert run("train", brats, "-o", folder, *size, "--no-edge", "--consistency-weight", "1") == 0
+    header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert "consistency" in header
+    assert "edge" not in header
+    assert "sobel_f1_WT" in header
+    assert "edge_f1_WT" not in header
+
+
+def test_compare_knows_its_arms(
+    brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    size = ("--set", "filters=2", "--set", "patch=16,16,16", "--epochs", "1", "--device", "cpu")
+    arms = ("--backbones", "unet", "--arms", "none,egcnn", "--seeds", "1", "--vary", "gate=voxel")
+    assert run("compare", brats, "-o", tmp_path / "c", *size, *arms) == 0
+    said = capfd.readouterr().out
+    assert all(text in said for text in ("EG-CNN - none", "gate=voxel - EG-CNN", "Thickness"))
+    assert run("compare", brats, "-o", tmp_path / "c", "--arms", "all") == 1
+    assert "--arms: 'all' is unknown" in capfd.readouterr().err
+    assert run("compare", brats, "-o", tmp_path / "c", "--vary", "seed=1") == 1
+    assert "--vary seed=1" in capfd.readouterr().err
+
+
 def test_every_kind_of_input(brats: Path, model: Path, tmp_path: Path) -> None:
     cases = {case.name: case for case in open_dataset(brats).cases}
     first, second, third = cases.values()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from egcnn.config import TrainingConfig, plan, prepared_shape
+from egcnn.config import PRESETS, TrainingConfig, plan, prepared_shape
 from egcnn.data import Dataset
 from egcnn.data.case import Case
 from egcnn.errors import InputError
@@ -130,6 +130,23 @@ def test_settings_as_text() -> None:
 def test_rejected_settings(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         CONFIG.parse([text])
+
+
+def test_presets() -> None:
+    paper = CONFIG.preset("paper")
+    assert (paper.gate_activation, paper.residual) == ("relu_sigmoid", "none")
+    assert (paper.edge_weight, paper.lambda1, paper.lambda2) == (1, 1, 0.5)
+    assert paper.weight_negatives
+    assert replace(paper, **{k: getattr(CONFIG, k) for k in PRESETS["paper"]}) == CONFIG
+    with pytest.raises(InputError, match="preset: 'best'; expected one of paper"):
+        CONFIG.preset("best")
+
+
+def test_the_consistency_loss_counts_with_the_edge_stream_unless_told() -> None:
+    assert CONFIG.consistency_weight == 1
+    assert replace(CONFIG, edge=False).consistency_weight == 0
+    assert replace(CONFIG, edge=False, consistency=0.3).consistency_weight == 0.3
+    assert CONFIG.parse(["consistency=0"]).consistency_weight == 0
 
 
 def test_temperature_falls_by_equal_factors() -> None:
