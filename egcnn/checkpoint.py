@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from egcnn.data.case import Normalization, Spacing
 
 #: Raised whenever a reader of the former layout could no longer understand the entry.
-FORMAT = 2
+FORMAT = 3
 KEY = "egcnn"
 #: What the network's weights are called inside Lightning's ``state_dict``.
 PREFIX = "network."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isnan, nan
@@ -22,8 +23,9 @@ from egcnn.config import TrainingConfig
 from egcnn.data.case import Dataset
 from egcnn.errors import InputError
 from egcnn.evaluation import predict_and_evaluate
-from egcnn.files import write_text
+from egcnn.files import without_nan, write_json, write_text
 from egcnn.nn.cost import cost
+from egcnn.report import duration
 from egcnn.training import LAST, Existing, fit, network_spec, read_config, read_metrics
 
 #: What is compared, and its title: of every metric the mean over regions counts.
@@ -258,7 +260,7 @@ def compare(
         config: hyperparameters of all runs; backbone, edge stream and seed are set here.
         output: the comparison's folder.
         arms: what is compared.
-        seeds: runs of each, with the seeds from 0. Pairs of a seed share the split.
+        seeds: runs of each, with the seeds from 0. All share the split.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         console: where progress is told; None is silent.
 
@@ -275,32 +277,19 @@ def compare(
     results = []
     for number, (arm, seed, wanted) in enumerate(todo, 1):
         title = f"run {number} of {len(todo)}, {arm.name}-seed{seed}"
-        say(f"{title}: training", highlight=False)
-        results.append(run_arm(dataset, wanted, output, arm, device=device))
-        say(f"{title}: done", highlight=False)
+        finished = (Path(output) / f"{arm.name}-seed{seed}" / EVALUATION).is_file()
+        say(f"{title}: {'finished before' if finished else 'training'}", highlight=False)
+        started = time.perf_counter()
+        results.append(_run(dataset, wanted, output, arm, device))
+        if not finished:
+            say(f"{title}: done in {duration(time.perf_counter() - started)}", highlight=False)
     return Comparison(tuple(results))
 
 
-def run_arm(
-    dataset: Dataset,
-    config: TrainingConfig,
-    output: str | Path,
-    arm: Arm,
-    *,
-    device: str = "auto",
+def _run(
+    dataset: Dataset, config: TrainingConfig, output: str | Path, arm: Arm, device: str
 ) -> Result:
-    """Train and evaluate one arm with one seed, or read what ``OUTPUT/ARM-seedN`` holds.
-
-    Args:
-        dataset: where the cases are.
-        config: what :meth:`Arm.config` gave.
-        output: the comparison's folder.
-        arm: what is trained.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-
-    Raises:
-        InputError: as :func:`egcnn.training.fit`; or the run there was made with other settings.
-    """
+    """Train and evaluate one arm with one seed, or read what ``OUTPUT/ARM-seedN`` holds."""
     run = Path(output) / f"{arm.name}-seed{config.seed}"
     if (run / EVALUATION).is_file():
         before = read_config(run)["config"]
@@ -427,7 +416,12 @@ def write_comparison(comparison: Comparison, output: str | Path) -> tuple[Path, 
     for result in comparison.results:
         for region, values in result.regions.items():
             writer.writerow(
-                {"arm": result.arm.name, "seed": result.seed, "region": region, **values}
+                {
+                    "arm": result.arm.name,
+                    "seed": result.seed,
+                    "region": region,
+                    **without_nan(values, ""),
+                }
             )
     write_text(sheet := output / "comparison.csv", text.getvalue())
     data: dict[str, Any] = {
@@ -444,5 +438,5 @@ def write_comparison(comparison: Comparison, output: str | Path) -> tuple[Path, 
         "differences": [vars(found) for found in comparison.differences()],
         "versions": versions(),
     }
-    write_text(plain := output / "comparison.json", json.dumps(data, indent=1) + "\n")
+    write_json(plain := output / "comparison.json", data)
     return page, sheet, plain

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike
@@ -17,7 +14,7 @@ from numpy.typing import ArrayLike
 from egcnn.checkpoint import Trained, versions
 from egcnn.data.case import SUFFIXES, Case, Dataset, read_edges, read_label, stem
 from egcnn.errors import InputError
-from egcnn.files import write_text
+from egcnn.files import without_nan, write_json, write_text
 from egcnn.inference import EDGES, predict_case, write_prediction
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
 
@@ -150,21 +147,14 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
     writer.writeheader()
     for case, regions in evaluation.cases.items():
         for region, metrics in regions.items():
-            writer.writerow({"case": case, "region": region, **_plain(metrics, "")})
+            writer.writerow({"case": case, "region": region, **without_nan(metrics, "")})
     write_text(table, text.getvalue())
     data = {
-        "summary": _plain(evaluation.summary(), None),
-        "cases": _plain(evaluation.cases, None),
+        "summary": evaluation.summary(),
+        "cases": evaluation.cases,
         "missing": list(evaluation.missing),
         "versions": versions(),
     }
     written = output / "metrics.json"
-    write_text(written, json.dumps(data, indent=1) + "\n")
+    write_json(written, data)
     return table, written
-
-
-def _plain(data: Any, missing: str | None) -> Any:
-    """The same with ``missing`` in place of NaN, which JSON does not know."""
-    if isinstance(data, Mapping):
-        return {key: _plain(value, missing) for key, value in data.items()}
-    return missing if isinstance(data, float) and math.isnan(data) else data

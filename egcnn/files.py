@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from egcnn.errors import InputError
 
@@ -49,3 +52,17 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text through :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write plain data as JSON, by :func:`write_text`; NaN, which JSON does not know, as null."""
+    write_text(path, json.dumps(without_nan(data), indent=1) + "\n")
+
+
+def without_nan(data: Any, missing: str | None = None) -> Any:
+    """The same mappings, lists and values with ``missing`` in place of NaN."""
+    if isinstance(data, Mapping):
+        return {key: without_nan(value, missing) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [without_nan(value, missing) for value in data]
+    return missing if isinstance(data, float) and math.isnan(data) else data

@@ -71,7 +71,8 @@ def test_runs_what_is_missing(
     page, sheet, plain = comparison.write_comparison(more, tmp_path)
     assert "| U-Net | EG-CNN |" in page.read_text()
     assert len(sheet.read_text().splitlines()) == 1 + 4 * 4
-    assert len(json.loads(plain.read_text())["runs"]) == 4
+    read = json.loads(plain.read_text(), parse_constant=pytest.fail)
+    assert len(read["runs"]) == 4
 
     with pytest.raises(InputError, match=r"unet-seed0: finished with lr 0\.001, now 0\.01"):
         compare(dataset, replace(config, lr=0.01), tmp_path, arms=ARMS, seeds=1)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
 
 import pytest
 
 from egcnn.errors import InputError
-from egcnn.files import replacing, write_text
+from egcnn.files import replacing, write_json, write_text
 
 
 def test_a_text_replaces_another_with_the_users_permissions(tmp_path: Path) -> None:
@@ -60,3 +62,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"a\.txt: cannot be written: "):
         write_text(tmp_path / "file" / "a.txt", "text")
+
+
+def test_json_has_null_where_a_number_is_unknown(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": [1.5, math.nan], "y": {"z": math.nan}, "t": (1, "nan")})
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"x": [1.5, None], "y": {"z": None}, "t": [1, "nan"]}
