@@ -61,10 +61,10 @@ def test_another_hyperparameter_is_another_training(tmp_path: Path) -> None:
 
 
 def test_unfinished_studies_have_whole_seeds() -> None:
-    found = edge_study.jobs(["finalists", "controls"], ["phantom32", "hippocampus"], 2, 1)
-    first = found[: len(found) // 2]
-    assert len(set(found)) == len(found) == 2 * 2 * 3 * 5
-    assert [job.seed for job in first[:18]] == [0] * 18
+    found = edge_study.jobs(["finalists", "candidates"], ["phantom32", "hippocampus"], 2, 1)
+    assert [job.seed for job in found[:60]] == [0] * 30 + [1] * 30
+    # What both stages train is trained once: of 15 candidates 3 are finalists too.
+    assert len(set(found)) == len(found) == 2 * 3 * (5 * 2 + 12)
 
 
 def test_report(tmp_path: Path) -> None:
