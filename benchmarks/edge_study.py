@@ -68,7 +68,7 @@ FINALISTS: tuple[tuple[Kind, str], ...] = (
     ("consistency", ""),
     ("egcnn", ""),
     ("larger", ""),
-    ("egcnn", "edge_channels=16"),
+    ("egcnn", "edge_channels=8"),
 )
 
 

@@ -87,7 +87,7 @@ class EdgeStream(nn.Module):
         seed_channels: channels of the first up-sampled decoder feature.
         regions: edge logits, one per region.
         edge_channels: width of the stream at all resolutions; if None, that of the main stream at
-            each, but at least 16 and at most eight times that at the finest.
+            each, but at most eight times that at the finest.
         gate: see :class:`EdgeGate`.
         activation: see :class:`EdgeGate`.
         residual: what follows each gate, the "residual layer with kernel w_r" that the text has
@@ -131,7 +131,7 @@ class EdgeStream(nn.Module):
             raise InputError(f"EdgeStream: edge_channels is {edge_channels}; wanted at least 1")
         coarse_to_fine = main_channels[::-1]
         widths = [
-            max(16, min(channels, 8 * main_channels[0])) if edge_channels is None else edge_channels
+            min(channels, 8 * main_channels[0]) if edge_channels is None else edge_channels
             for channels in coarse_to_fine
         ]
         self.upsampling = upsampling

@@ -67,11 +67,11 @@ def taps(sizes: list[tuple[int, int, int]], widths: list[int], seed: int) -> lis
 
 
 def test_as_many_gates_as_resolutions_coarse_to_fine() -> None:
-    stream = EdgeStream((16, 32, 64), 32, 3)
-    assert [gate.weight_m.shape for gate in stream.gates] == [(64, 64), (32, 32), (16, 16)]
-    assert [block.body[1].in_channels for block in stream.blocks] == [32, 64, 32]
-    small = EdgeStream((4, 8, 50), 8, 3)
-    assert [gate.weight_m.shape for gate in small.gates] == [(32, 50), (16, 8), (16, 4)]
+    stream = EdgeStream((4, 8, 16), 8, 3)
+    assert [gate.weight_m.shape for gate in stream.gates] == [(16, 16), (8, 8), (4, 4)]
+    assert [block.body[1].in_channels for block in stream.blocks] == [8, 16, 8]
+    capped = EdgeStream((4, 8, 50), 8, 3)
+    assert [gate.weight_m.shape for gate in capped.gates] == [(32, 50), (8, 8), (4, 4)]
     wide = EdgeStream((4, 8), 4, 3, edge_channels=6, gate="voxel")
     assert [gate.weight_e.shape for gate in wide.gates] == [(1, 6), (1, 6)]
 
