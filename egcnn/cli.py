@@ -517,7 +517,7 @@ def demo(
     ),
     cases: Annotated[int, typer.Option(help="Synthetic cases, a quarter of them unseen.")] = 48,
     shape: Annotated[str, typer.Option(help="Their size in voxels, as D,H,W.")] = "40,40,32",
-    epochs: Annotated[int, typer.Option(help="Passes over the training cases.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Passes over the training cases.")] = 28,
     seed: Annotated[int, typer.Option(help="Of the cases and the training.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the demo in OUTPUT.")

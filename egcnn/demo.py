@@ -36,7 +36,7 @@ def run_demo(
     *,
     cases: int = 48,
     shape: tuple[int, int, int] = (40, 40, 32),
-    epochs: int = 30,
+    epochs: int = 28,
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
