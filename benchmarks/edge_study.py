@@ -42,6 +42,9 @@ from egcnn.training import fit, network_spec, read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "edge_study.csv"
 REPORT = RESULTS.with_suffix(".md")
+#: Raised when the networks or the cases change while the configuration stays: rows of an earlier
+#: form are trained again.
+FORM = 1
 BACKBONES = ("segnet", "unet", "vnet")
 
 #: Readings of the paper's text, each against the default: see ``egcnn.config.TrainingConfig``.
@@ -198,7 +201,7 @@ def run(job: Job, folder: Path, source: Path | None) -> list[dict[str, Any]]:
 
 def digest(config: TrainingConfig) -> str:
     """A short name of all hyperparameters: rows of other ones are not the same training's."""
-    text = json.dumps(config.to_dict(), sort_keys=True)
+    text = json.dumps({"form": FORM, **config.to_dict()}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
@@ -261,7 +264,7 @@ def spread_rows(found: Comparison) -> list[dict[str, str]]:
                 if len(group) > 1
             ]
             pooled = math.sqrt(sum(s * s for s in spreads) / max(1, len(spreads)))
-            row[COMPARED[metric]] = f"{pooled:.4f}"
+            row[COMPARED[metric]] = f"{pooled:.4f}" if spreads else ""
         table.append(row)
     return table
 
@@ -298,25 +301,39 @@ def main(
 ) -> None:
     """Train what is missing, then write the report."""
     names = data.split(",")
+    for given, known in ((names, DATA), (stages or [], ("candidates", "finalists"))):
+        if unknown := set(given) - set(known):
+            raise typer.BadParameter(f"{unknown.pop()}: expected some of {', '.join(known)}")
     rows: list[dict[str, Any]] = list(read())
+    if report_only:
+        write_text(REPORT, report(rows))
+        print(REPORT)
+        return
     work = folder or Path(tempfile.mkdtemp(prefix="edge_study"))
-    made = {name: DATA[name].make(work / name, hippocampus)[0] for name in names if not report_only}
+    made = {name: DATA[name].make(work / name, hippocampus)[0] for name in names}
     done = {(r["data"], r["backbone"], r["config"]) for r in rows}
     todo = [
         job
-        for job in ([] if report_only else jobs(stages or ["finalists"], names, seeds, tries))
+        for job in jobs(stages or ["finalists"], names, seeds, tries)
         if (job.data, job.arm.backbone, _digest_of(job, made[job.data])) not in done
     ]
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(run, job, work, hippocampus): job for job in todo}
         for number, future in enumerate(as_completed(running), 1):
-            rows += future.result()
+            new = future.result()
+            rows = [row for row in rows if not _same_training(row, new[0])] + new
             write(rows)
             job = running[future]
             print(f"{number} of {len(todo)}: {job.data} {job.arm.name} seed {job.seed}", flush=True)
     write_text(REPORT, report(read()))
     print(REPORT)
+
+
+def _same_training(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two rows are of the same training, perhaps of another configuration."""
+    keys = ("data", "backbone", "kind", "setting", "seed")
+    return all(str(row[key]) == str(other[key]) for key in keys)
 
 
 def _digest_of(job: Job, train: Dataset) -> str:

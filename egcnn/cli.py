@@ -257,14 +257,13 @@ def train(
     if resume and not (output / CONFIG).is_file():
         raise InputError(f"--resume: {output} holds no run ({CONFIG} is not there)")
     if resume:
-        config = replace(TrainingConfig.from_dict(read_config(output)["config"]), **given)
+        config = TrainingConfig.from_dict(read_config(output)["config"])
     else:
         spacing_given = {"spacing": given["spacing"]} if "spacing" in given else {}
         config = plan(replace(dataset, **spacing_given), where)
-        if preset is not None:
-            config = config.preset(preset)
-        config = replace(config, **given)
-    config = config.parse(settings or [])
+    if preset is not None:
+        config = config.preset(preset)
+    config = replace(config, **given).parse(settings or [])
     # Lightning starts this command once more for each further device.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     console = Console(quiet=not first)
@@ -443,8 +442,8 @@ def compare(
         str,
         typer.Option(
             help="Of none (backbone alone), larger (alone, with EG-CNN's parameters), consistency "
-            "(alone, with the consistency loss), egcnn and paper (EG-CNN with the preset paper), "
-            "separated by commas."
+            "(alone, with the consistency loss), egcnn and paper (EG-CNN with the preset paper, "
+            "whatever --set says), separated by commas."
         ),
     ] = "none,egcnn",
     seeds: Annotated[int, typer.Option(help="Runs of each, with seeds from 0.")] = 3,
@@ -480,7 +479,7 @@ def compare(
         config = replace(config, epochs=epochs)
     config = config.parse(settings or [])
     compared = [comparison.Arm(b, kind) for kind in kinds for b in chosen]  # type: ignore[arg-type]
-    for setting in vary or []:
+    for setting in (re.sub(r"\s*=\s*", "=", text) for text in vary or []):
         names = [text.partition("=")[0] for text in setting.split()]
         if taken := {"backbone", "edge", "seed"}.intersection(names):
             raise InputError(

@@ -149,7 +149,7 @@ class Result:
 
     Args:
         arm: what was trained.
-        seed: of split, weights, order, augmentation and noise.
+        seed: of weights, order, augmentation and noise.
         parameters: of the network.
         step_seconds: median time of a training step.
         regions: per region, and for their ``"mean"``, the mean of each metric over held-out cases.

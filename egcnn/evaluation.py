@@ -89,7 +89,7 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
     if not files:
         example = next(iter(labelled))
         raise InputError(
-            f"predictions: {folder} holds no NIfTI file; wanted files such as {example}.nii.gz"
+            f"predictions: {folder} holds no label map; expected files such as {example}.nii.gz"
         )
     scores = {}
     for name, path in files.items():

@@ -113,8 +113,8 @@ def segment(
         overlap: of neighbouring windows, as a share of their size.
 
     Returns:
-        probabilities ``(B, R, D, H, W)`` and edge probabilities of the same shape or ``None``,
-        float32.
+        probabilities ``(B, R, D, H, W)``, and edge probabilities of the same shape, or
+        ``(B, 1, D, H, W)`` for ``edge_head="union"``, or ``None``; float32.
     """
     has_edges = False
 
@@ -199,7 +199,8 @@ def predict_case(
 
     found = back(probabilities)
     if edges is not None:
-        edges = back(edges)
+        # Interpolation leaves [0, 1] by a rounding error.
+        edges = back(edges).clamp(0, 1)
         edges = edges if len(edges) == 1 else edges[list(trained.regions.foreground)]
     return Prediction(
         labels=trained.regions.decode(found[None])[0, 0].numpy().astype(np.int16, copy=False),
@@ -226,9 +227,13 @@ def write_prediction(
     """
     path = Path(folder) / f"{name}.nii.gz"
     write_volume(found.labels, found.affine, path)
+    beside = path.with_name(f"{name}{EDGES}.nii.gz")
     if edges and found.edges is not None:
         channels = found.edges[0] if len(found.edges) == 1 else np.moveaxis(found.edges, 0, 3)
-        write_volume(channels, found.affine, path.with_name(f"{name}{EDGES}.nii.gz"))
+        write_volume(channels, found.affine, beside)
+    else:
+        # An earlier prediction's edges would pass for this one's.
+        beside.unlink(missing_ok=True)
     return path
 
 

@@ -87,10 +87,10 @@ class EdgeLoss(nn.Module):
     Args:
         lambda1: weight of the Dice loss, Eq. (4).
         lambda2: weight of the cross entropy.
-        reduction: over voxels. ``"balanced"`` divides Eq. (6) by the sum of its weights, which
-            makes it half the mean over edge voxels plus half the mean over the others: ln 2 for
-            logits 0, at any size; where one of the two sets is empty, its half is 0. ``"sum"`` is
-            Eq. (6) itself, ``"mean"`` Eq. (6) over the number of voxels.
+        reduction: over voxels. ``"balanced"`` divides by the sum of the voxels' weights: ln 2 for
+            logits 0, at any size; with ``weight_negatives`` it is half the mean over edge voxels
+            plus half the mean over the others, and where one of the two sets is empty, its half is
+            0. ``"sum"`` is Eq. (6) itself, ``"mean"`` Eq. (6) over the number of voxels.
         weight_negatives: False gives non-edge voxels the weight 1 instead of 1 - beta (the
             sentence after Eq. 6).
         eps: of the Dice loss.

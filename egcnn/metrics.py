@@ -215,7 +215,7 @@ def case_metrics(
     }
     scored = {"sobel": ops.sobel_edges(predicted).float()}
     if edges is not None:
-        scored["edge"] = torch.as_tensor(edges)[None]
+        scored["edge"] = torch.as_tensor(edges).cpu()[None]
         channels = tuple(scored["edge"].shape[1:])
         if channels not in ((n, *true.shape[2:]) for n in (1, len(chosen))):
             raise InputError(

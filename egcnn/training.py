@@ -161,8 +161,8 @@ class SegmentationTask(L.LightningModule):
         predicted, true = (self.regions.masks(x)[:, reported] for x in (labels, label))
         scores = dice(predicted, true)[0]
         for value, name in zip(scores, self._reported(), strict=True):
-            self.log(f"dice_{name}", value, prog_bar=True, batch_size=1, sync_dist=True)
-        self.log("dice", scores.mean(), batch_size=1, sync_dist=True)
+            self._log_score(f"dice_{name}", value, prog_bar=True)
+        self._log_score("dice", scores.mean())
         scored = {"sobel": ops.sobel_edges(predicted).float()}
         if edges is not None:
             edges = edges.to(label.device)
@@ -170,14 +170,16 @@ class SegmentationTask(L.LightningModule):
         for source, probabilities in scored.items():
             for metric, values in edge_scores(probabilities, true).items():
                 for value, name in zip(values[0], self._reported(), strict=True):
-                    # A case where the metric is NaN does not count for it.
-                    known = not value.isnan()
-                    self.log(
-                        f"{source}_{metric}_{name}",
-                        value.nan_to_num(),
-                        batch_size=int(known),
-                        sync_dist=True,
-                    )
+                    self._log_score(f"{source}_{metric}_{name}", value)
+
+    def _log_score(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
+        """Log one case's score for the mean over cases; where it is NaN, the case does not count.
+
+        The weight is a float: Lightning averages it over devices in its own type, and an integer
+        mean would be cut off where devices hold different numbers of cases.
+        """
+        weight: Any = float(not value.isnan())
+        self.log(name, value.nan_to_num(), prog_bar=prog_bar, batch_size=weight, sync_dist=True)
 
     def _reported(self) -> list[str]:
         return [self.regions.names[channel] for channel in self.regions.foreground]

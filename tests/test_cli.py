@@ -114,7 +114,9 @@ def test_train_predict_evaluate(
     assert "holds no run" in capfd.readouterr().err
 
 
-def test_the_preset_gives_way_to_options(brats: Path, tmp_path: Path) -> None:
+def test_the_preset_gives_way_to_options(
+    brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     size = ("--filters", "2", "--patch", "16,16,16", "--epochs", "1", "--device", "cpu")
     options = ("--preset", "paper", "--edge-weight", "0.7", "--split-seed", "3")
@@ -122,6 +124,10 @@ def test_the_preset_gives_way_to_options(brats: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())["config"]
     chosen = ("gate_activation", "residual", "weight_negatives", "edge_weight", "split_seed")
     assert [config[name] for name in chosen] == ["relu_sigmoid", "none", True, 0.7, 3]
+    assert run("train", brats, "-o", tmp_path / "default", *size) == 0
+    capfd.readouterr()
+    assert run("train", brats, "-o", tmp_path / "default", "--resume", "--preset", "paper") == 1
+    assert "a run is resumed as it was started" in capfd.readouterr().err
 
 
 def test_a_backbone_with_the_consistency_loss_alone(brats: Path, tmp_path: Path) -> None:
@@ -139,7 +145,7 @@ def test_compare_knows_its_arms(
     brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     size = ("--set", "filters=2", "--set", "patch=16,16,16", "--epochs", "1", "--device", "cpu")
-    arms = ("--backbones", "unet", "--arms", "none,egcnn", "--seeds", "1", "--vary", "gate=voxel")
+    arms = ("--backbones", "unet", "--arms", "none,egcnn", "--seeds", "1", "--vary", "gate = voxel")
     assert run("compare", brats, "-o", tmp_path / "c", *size, *arms) == 0
     said = capfd.readouterr().out
     assert all(text in said for text in ("EG-CNN - none", "gate=voxel - EG-CNN", "Thickness"))
@@ -224,7 +230,7 @@ def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[obje
         "no run beside": ([*predict, brats, *out, "--split", "train"], "has no config.json"),
         "split": ([*predict, brats, *out, "--split", "test"], "--split: 'test'"),
         "device": ([*predict, brats, *out, "--device", "tpu"], "device: 'tpu'"),
-        "no predictions": (["evaluate", tmp / "nothing", brats], "holds no NIfTI file"),
+        "no predictions": (["evaluate", tmp / "nothing", brats], "holds no label map"),
         "few cases": (["demo", *out, "--cases", "1"], "cases: 1; wanted at least 2"),
     }
 

@@ -149,7 +149,7 @@ def test_predictions_that_cannot_be_compared(dataset: Dataset, tmp_path: Path) -
         evaluate(tmp_path / "none", dataset)
     folder = tmp_path / "p"
     folder.mkdir()
-    with pytest.raises(InputError, match=r"holds no NIfTI file; wanted files such as a\.nii\.gz"):
+    with pytest.raises(InputError, match=r"holds no label map; expected files such as a\.nii\.gz"):
         evaluate(folder, dataset)
     labels = np.zeros((8, 8, 8), np.uint8)
     affine = np.diag([1.0, 1.0, 2.0, 1.0])

@@ -19,6 +19,7 @@ from egcnn.inference import (
     segment,
     to_grid,
     window_size,
+    write_prediction,
 )
 from egcnn.nn import Segmentation
 from egcnn.regions import Regions
@@ -102,6 +103,15 @@ def test_windows_cover_a_volume_without_seams(tmp_path: Path) -> None:
     truth = ball(tmp_path / "ball.nii.gz", (41, 37, 43), np.eye(4))
     found = predict_case(threshold(), tmp_path / "ball.nii.gz", overlap=0.25, precision="32-true")
     np.testing.assert_array_equal(found.labels == 3, truth)
+
+
+def test_edges_of_an_earlier_prediction_do_not_stay(tmp_path: Path) -> None:
+    ball(tmp_path / "ball.nii.gz", (9, 8, 7), np.eye(4))
+    found = predict_case(threshold(), tmp_path / "ball.nii.gz", precision="32-true")
+    write_prediction(found, tmp_path / "p", "ball", edges=True)
+    assert (tmp_path / "p" / "ball_edges.nii.gz").is_file()
+    write_prediction(found, tmp_path / "p", "ball")
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["ball.nii.gz"]
 
 
 def test_volume_smaller_than_a_window(tmp_path: Path) -> None:

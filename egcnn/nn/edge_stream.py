@@ -35,7 +35,7 @@ class EdgeGate(nn.Module):
         gate: ``"channel"``, an attention value per channel and voxel (the Hadamard product of
             Eq. 2), or ``"voxel"``, one per voxel (Takikawa et al., 2019).
         activation: ``"sigmoid"``, or ``"relu_sigmoid"`` as in Eq. (1), with a ReLU before it, which
-            keeps alpha in [0.5, 1) and leaves a third of it without gradient.
+            keeps alpha in [0.5, 1) and leaves no gradient where it is 0.
 
     Raises:
         InputError: an unknown gate or activation.
