@@ -146,8 +146,7 @@ class EdgeStream(nn.Module):
         # Pre-activation blocks leave an unnormalised sum behind, hence a last norm (He et al.).
         logits = nn.Conv3d(widths[-1], regions, 1)
         self.head = nn.Sequential(NormReLU(widths[-1]), logits)
-        # Few voxels are edges. A head that says so at first (Lin et al. 2017, arXiv 1708.02002)
-        # finds the rings; one that starts at 1/2 fills the regions first and stays there for long.
+        # Few voxels are edges: start the head there (Lin et al. 2017, arXiv 1708.02002).
         nn.init.constant_(logits.bias, math.log(EDGE_PRIOR / (1 - EDGE_PRIOR)))  # type: ignore[arg-type]
 
     def forward(self, encoder: Sequence[Tensor], decoder: Tensor) -> Tensor:
