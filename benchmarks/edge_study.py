@@ -56,22 +56,22 @@ CANDIDATES: tuple[tuple[Kind, str], ...] = (
     ("egcnn", "gate=voxel"),
     ("egcnn", "residual=none"),
     ("egcnn", "residual=conv"),
-    ("egcnn", "edge_channels=8"),
+    ("egcnn", "stream_head=linear"),
     ("egcnn", "edge_channels=16"),
     ("egcnn", "weight_negatives=true"),
-    ("egcnn", "lambda2=0.5"),
-    ("egcnn", "edge_weight=1"),
+    ("egcnn", "lambda2=2"),
+    ("egcnn", "edge_weight=0.5"),
     ("egcnn", "edge_weight=0.25"),
     ("egcnn", "edge_weight=0"),
     ("egcnn", "consistency=0"),
 )
-#: What is compared at length: the default and a cheaper stream against three controls.
+#: What is compared at length: the default and a linear edge head against three controls.
 FINALISTS: tuple[tuple[Kind, str], ...] = (
     ("none", ""),
     ("consistency", ""),
     ("egcnn", ""),
     ("larger", ""),
-    ("egcnn", "edge_channels=8"),
+    ("egcnn", "stream_head=linear"),
 )
 
 

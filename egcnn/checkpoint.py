@@ -21,7 +21,7 @@ import egcnn
 from egcnn.errors import InputError
 from egcnn.files import replacing
 from egcnn.nn import EGCNN, Backbone, SegNet, UNet, VNet
-from egcnn.nn.edge_stream import Gate, GateActivation, Residual, Seed, Upsampling
+from egcnn.nn.edge_stream import Gate, GateActivation, Head, Residual, Seed, Upsampling
 from egcnn.nn.egcnn import EdgeHead
 from egcnn.regions import Regions
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from egcnn.data.case import Normalization, Spacing
 
 #: Raised whenever a reader of the former layout could no longer understand the entry.
-FORMAT = 3
+FORMAT = 4
 KEY = "egcnn"
 #: What the network's weights are called inside Lightning's ``state_dict``.
 PREFIX = "network."
@@ -56,7 +56,9 @@ class NetworkSpec:
         residual: see :class:`egcnn.nn.EdgeStream`.
         upsampling: see :class:`egcnn.nn.EdgeStream`.
         edge_seed: ``seed`` of :class:`egcnn.nn.EdgeStream`.
+        stream_head: ``head`` of :class:`egcnn.nn.EdgeStream`.
         edge_head: see :class:`egcnn.nn.EGCNN`.
+        exclusive: see :class:`egcnn.nn.EGCNN`.
     """
 
     in_channels: int
@@ -73,7 +75,9 @@ class NetworkSpec:
     residual: Residual = "block"
     upsampling: Upsampling = "trilinear"
     edge_seed: Seed = "decoder"
+    stream_head: Head = "sobel"
     edge_head: EdgeHead = "region"
+    exclusive: bool = False
 
 
 def build_network(spec: NetworkSpec) -> nn.Module:
@@ -108,7 +112,9 @@ def build_network(spec: NetworkSpec) -> nn.Module:
         residual=spec.residual,
         upsampling=spec.upsampling,
         seed=spec.edge_seed,
+        head=spec.stream_head,
         edge_head=spec.edge_head,
+        exclusive=spec.exclusive,
     )
 
 

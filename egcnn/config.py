@@ -16,7 +16,7 @@ from egcnn.data.case import Case, Dataset, Normalization, Spacing, open_volume
 from egcnn.errors import InputError
 from egcnn.inference import STRIDE, check_precision, choose_device, default_precision
 from egcnn.losses import Reduction, Support
-from egcnn.nn.edge_stream import Gate, GateActivation, Residual, Seed, Upsampling
+from egcnn.nn.edge_stream import Gate, GateActivation, Head, Residual, Seed, Upsampling
 from egcnn.nn.egcnn import EdgeHead
 
 #: Settings by name. ``"paper"`` is Eqs. 1, 2, 5 and 6 to the letter (Eq. 6 up to its scale, see
@@ -25,8 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "gate_activation": "relu_sigmoid",
         "residual": "none",
-        "edge_weight": 1.0,
-        "lambda2": 0.5,
+        "stream_head": "linear",
         "weight_negatives": True,
     },
 }
@@ -47,6 +46,7 @@ class TrainingConfig:
         residual: see ``egcnn.nn.EdgeStream``.
         upsampling: see ``egcnn.nn.EdgeStream``.
         edge_seed: ``seed`` of ``egcnn.nn.EdgeStream``.
+        stream_head: ``"sobel"`` or ``"linear"``, ``head`` of ``egcnn.nn.EdgeStream``.
         edge_head: ``"region"`` or ``"union"``, see ``egcnn.nn.EGCNN``.
         patch: voxels ``(D, H, W)`` of a training patch, in RAS axes.
         spacing: voxel size in mm that volumes are resampled to; ``None`` keeps each one's own.
@@ -94,6 +94,7 @@ class TrainingConfig:
     residual: Residual = "block"
     upsampling: Upsampling = "trilinear"
     edge_seed: Seed = "decoder"
+    stream_head: Head = "sobel"
     edge_head: EdgeHead = "region"
     spacing: Spacing | None = (1.0, 1.0, 1.0)
     normalization: Normalization = "zscore"
@@ -107,10 +108,10 @@ class TrainingConfig:
     lr_power: float = 0.9
     semantic: float = 1.0
     consistency: float | None = None
-    edge_weight: float = 0.5
+    edge_weight: float = 1.0
     include_background: bool = True
     lambda1: float = 1.0
-    lambda2: float = 2.0
+    lambda2: float = 0.5
     edge_reduction: Reduction = "balanced"
     weight_negatives: bool = False
     edge_threshold: float = 0.0

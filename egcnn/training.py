@@ -65,7 +65,9 @@ def network_spec(config: TrainingConfig, dataset: Dataset) -> NetworkSpec:
         residual=config.residual,
         upsampling=config.upsampling,
         edge_seed=config.edge_seed,
+        stream_head=config.stream_head,
         edge_head=config.edge_head,
+        exclusive=dataset.regions.activation == "softmax",
     )
 
 

@@ -90,7 +90,7 @@ def test_edge_loss_is_the_weighted_sum_of_both() -> None:
     z, y = volume(*EDGE_Z), volume(*EDGE_Y)
     dice = 1 - 1.6 / (1 + 0.64 + 0.25 + 0.25 + 0.01 + 1e-5)
     entropy = (0.75 * POSITIVE + NEGATIVE) / (0.75 + 3)
-    assert EdgeLoss()(z, y).item() == pytest.approx(dice + 2 * entropy, rel=1e-5)
+    assert EdgeLoss()(z, y).item() == pytest.approx(dice + 0.5 * entropy, rel=1e-5)
     loss = EdgeLoss(lambda1=2.0, lambda2=3.0)
     assert loss(z, y).item() == pytest.approx(2 * dice + 3 * entropy, rel=1e-5)
 

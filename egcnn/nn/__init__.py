@@ -2,7 +2,7 @@
 
 from egcnn.nn.backbone import Backbone, Features
 from egcnn.nn.blocks import ResidualBlock
-from egcnn.nn.edge_stream import EdgeGate, EdgeStream
+from egcnn.nn.edge_stream import EdgeGate, EdgeStream, SobelHead
 from egcnn.nn.egcnn import EGCNN, Segmentation
 from egcnn.nn.norm import NormReLU
 from egcnn.nn.segnet import SegNet
@@ -20,6 +20,7 @@ __all__ = [
     "ResidualBlock",
     "SegNet",
     "Segmentation",
+    "SobelHead",
     "Taps",
     "UNet",
     "VNet",

@@ -19,9 +19,14 @@ GateActivation = Literal["relu_sigmoid", "sigmoid"]
 Upsampling = Literal["trilinear", "nearest"]
 Seed = Literal["decoder", "encoder"]
 Residual = Literal["none", "conv", "block"]
+Head = Literal["sobel", "linear"]
 
-#: Share of edge voxels that a fresh network predicts.
+#: Share of edge voxels that a fresh linear head predicts.
 EDGE_PRIOR = 0.05
+#: Factor on the shapes' logits: edges are as narrow as shapes are steep, and weights grow slowly.
+STEEPNESS = 4.0
+#: Added to the Sobel magnitude, whose logarithm has no end below.
+FLOOR = 0.01
 
 
 class EdgeGate(nn.Module):
@@ -76,18 +81,89 @@ class EdgeGate(nn.Module):
         )
 
 
+class SobelHead(nn.Module):
+    """Edge logits: the Sobel edges of the segmentation, redrawn by what the edge stream has seen.
+
+    ``scale * log(|grad sigmoid(4 (z + C1 h))| + 0.01) + C2 h``: ``z`` the main stream's logits,
+    ``h`` the normalised edge feature, ``C1`` and ``C2`` 1x1x1 convolutions, ``C2`` 0 at first. The
+    spatial derivative is that of section 2.1, which makes the targets too.
+
+    A true edge is one exact filter away from a mask, and convolutions learn that filter slowly:
+    given the true masks, a residual block and a linear head reach F1 0.96 after 1000 steps. The
+    edge loss does not reach the main stream through ``z``, only through the stream's taps.
+
+    Args:
+        channels: of the edge feature ``(B, channels, D, H, W)``.
+        regions: channels of the main stream's logits.
+        union: one edge logit, of the edges of all regions together, instead of one per region.
+        exclusive: the regions are classes that exclude one another (softmax): ``z`` are the log
+            odds of each against all others.
+    """
+
+    def __init__(
+        self, channels: int, regions: int, *, union: bool = False, exclusive: bool = False
+    ) -> None:
+        super().__init__()
+        edges = 1 if union else regions
+        self.union = union
+        self.exclusive = exclusive
+        self.norm = NormReLU(channels)
+        self.shapes = nn.Conv3d(channels, regions, 1)
+        self.scale = nn.Parameter(torch.ones(edges))
+        self.correction = nn.Conv3d(channels, edges, 1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)  # type: ignore[arg-type]
+
+    def forward(self, e: Tensor, logits: Tensor) -> Tensor:
+        """``e (B, channels, D, H, W)`` and the main stream's logits to edge logits of e's size."""
+        h = self.norm(e)
+        shapes, correction = self.shapes(h), self.correction(h)
+        # In float32 under autocast too: the logarithm magnifies what bfloat16 rounds.
+        dtype = torch.promote_types(shapes.dtype, torch.float32)
+        z = logits.detach().to(dtype)
+        if self.exclusive:
+            z = z.softmax(1).logit(eps=1e-6)
+        if z.shape[2:] != e.shape[2:]:
+            z = resize(z, e)
+        magnitude = ops.sobel_magnitude((STEEPNESS * (z + shapes.to(dtype))).sigmoid())
+        if self.union:
+            magnitude = magnitude.amax(1, keepdim=True)
+        scale = self.scale.view(-1, 1, 1, 1)
+        return (scale * (magnitude + FLOOR).log()).to(correction.dtype) + correction
+
+
+class LinearHead(nn.Module):
+    """Edge logits: one 1x1x1 convolution of the normalised edge feature.
+
+    Args:
+        channels: of the edge feature ``(B, channels, D, H, W)``.
+        edges: how many edge logits.
+    """
+
+    def __init__(self, channels: int, edges: int) -> None:
+        super().__init__()
+        self.norm = NormReLU(channels)
+        self.logits = nn.Conv3d(channels, edges, 1)
+        # Few voxels are edges: start there (Lin et al. 2017, arXiv 1708.02002).
+        nn.init.constant_(self.logits.bias, math.log(EDGE_PRIOR / (1 - EDGE_PRIOR)))  # type: ignore[arg-type]
+
+    def forward(self, e: Tensor, logits: Tensor) -> Tensor:
+        """``e`` to edge logits; the main stream's are not used."""
+        return self.logits(self.norm(e))
+
+
 class EdgeStream(nn.Module):
     """Figure 1 of Hatamizadeh et al. (2020): from the decoder's first feature to edge logits.
 
     At every encoder resolution, coarse to fine: residual block, trilinear resampling to the size
-    of the encoder's feature, edge gate with that feature. A 1x1x1 convolution ends it.
+    of the encoder's feature, edge gate with that feature. A head ends it.
 
     Args:
         main_channels: channels of the encoder's features, fine to coarse.
         seed_channels: channels of the first up-sampled decoder feature.
-        regions: edge logits, one per region.
+        regions: channels of the main stream's logits.
         edge_channels: width of the stream at all resolutions; if None, that of the main stream at
-            each, but at most eight times that at the finest.
+            the finest.
         gate: see :class:`EdgeGate`.
         activation: see :class:`EdgeGate`.
         residual: what follows each gate, the "residual layer with kernel w_r" that the text has
@@ -96,6 +172,10 @@ class EdgeStream(nn.Module):
         upsampling: between resolutions, ``"trilinear"`` or ``"nearest"``.
         seed: what the stream starts from: ``"decoder"``, the first up-sampled decoder feature, or
             ``"encoder"``, the coarsest encoder feature.
+        head: what turns the finest feature into logits: ``"sobel"``, :class:`SobelHead`, or
+            ``"linear"``, :class:`LinearHead`.
+        union: see :class:`SobelHead`.
+        exclusive: see :class:`SobelHead`.
 
     Raises:
         InputError: no encoder resolution, or an option that is unknown.
@@ -113,6 +193,9 @@ class EdgeStream(nn.Module):
         residual: Residual = "block",
         upsampling: Upsampling = "trilinear",
         seed: Seed = "decoder",
+        head: Head = "sobel",
+        union: bool = False,
+        exclusive: bool = False,
     ) -> None:
         super().__init__()
         if upsampling not in ("trilinear", "nearest"):
@@ -125,36 +208,38 @@ class EdgeStream(nn.Module):
             raise InputError(
                 f"EdgeStream: residual is {residual!r}; expected 'none', 'conv' or 'block'"
             )
+        if head not in get_args(Head):
+            raise InputError(f"EdgeStream: head is {head!r}; expected 'sobel' or 'linear'")
         if not main_channels:
             raise InputError("EdgeStream: main_channels is empty; wanted one entry per resolution")
         if edge_channels is not None and edge_channels < 1:
             raise InputError(f"EdgeStream: edge_channels is {edge_channels}; wanted at least 1")
         coarse_to_fine = main_channels[::-1]
-        widths = [
-            min(channels, 8 * main_channels[0]) if edge_channels is None else edge_channels
-            for channels in coarse_to_fine
-        ]
+        width = main_channels[0] if edge_channels is None else edge_channels
         self.upsampling = upsampling
         self.seed = seed
         first = seed_channels if seed == "decoder" else main_channels[-1]
-        self.blocks = nn.ModuleList(map(ResidualBlock, [first, *widths[:-1]], widths))
+        inputs = [first, *[width] * (len(main_channels) - 1)]
+        self.blocks = nn.ModuleList(ResidualBlock(channels, width) for channels in inputs)
         self.gates = nn.ModuleList(
             EdgeGate(width, channels, gate=gate, activation=activation)
-            for width, channels in zip(widths, coarse_to_fine, strict=True)
+            for channels in coarse_to_fine
         )
-        self.residuals = nn.ModuleList(_residual(residual, width) for width in widths)
-        # Pre-activation blocks leave an unnormalised sum behind, hence a last norm (He et al.).
-        logits = nn.Conv3d(widths[-1], regions, 1)
-        self.head = nn.Sequential(NormReLU(widths[-1]), logits)
-        # Few voxels are edges: start the head there (Lin et al. 2017, arXiv 1708.02002).
-        nn.init.constant_(logits.bias, math.log(EDGE_PRIOR / (1 - EDGE_PRIOR)))  # type: ignore[arg-type]
+        self.residuals = nn.ModuleList(_residual(residual, width) for _ in coarse_to_fine)
+        # Pre-activation blocks leave an unnormalised sum behind: both heads normalise (He et al.).
+        self.head: nn.Module
+        if head == "sobel":
+            self.head = SobelHead(width, regions, union=union, exclusive=exclusive)
+        else:
+            self.head = LinearHead(width, 1 if union else regions)
 
-    def forward(self, encoder: Sequence[Tensor], decoder: Tensor) -> Tensor:
-        """Taps of the main stream to edge logits ``(B, regions, D, H, W)``.
+    def forward(self, encoder: Sequence[Tensor], decoder: Tensor, logits: Tensor) -> Tensor:
+        """Taps of the main stream to edge logits ``(B, regions or 1, D, H, W)``.
 
         Args:
             encoder: features ``(B, main_channels[i], D_i, H_i, W_i)``, fine to coarse.
             decoder: the first up-sampled decoder feature ``(B, seed_channels, D_j, H_j, W_j)``.
+            logits: the main stream's, ``(B, regions, D, H, W)``.
         """
         e = decoder if self.seed == "decoder" else encoder[-1]
         layers = zip(self.blocks, self.gates, self.residuals, reversed(encoder), strict=True)
@@ -163,7 +248,7 @@ class EdgeStream(nn.Module):
             if e.shape[2:] != m.shape[2:]:
                 e = resize(e, m, self.upsampling)
             e = residual(gate(e, m))
-        return self.head(e)
+        return self.head(e, logits)
 
 
 def _residual(kind: Residual, width: int) -> nn.Module:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from egcnn.errors import InputError
 from egcnn.nn.backbone import Backbone
 from egcnn.nn.blocks import resize
-from egcnn.nn.edge_stream import EdgeStream, Gate, GateActivation, Residual, Seed, Upsampling
+from egcnn.nn.edge_stream import (
+    EdgeStream,
+    Gate,
+    GateActivation,
+    Head,
+    Residual,
+    Seed,
+    Upsampling,
+)
 from egcnn.nn.taps import Tapped, Taps
 
 EdgeHead = Literal["region", "union"]
@@ -50,6 +58,9 @@ class EGCNN(nn.Module):
         residual: see :class:`egcnn.nn.EdgeStream`.
         upsampling: see :class:`egcnn.nn.EdgeStream`.
         seed: see :class:`egcnn.nn.EdgeStream`.
+        head: see :class:`egcnn.nn.EdgeStream`.
+        exclusive: the regions are classes that exclude one another (softmax), not regions that may
+            overlap (sigmoid); see :class:`egcnn.nn.SobelHead`.
         edge_head: ``"region"``, edge logits for each region, or ``"union"``, one for all.
 
     Raises:
@@ -68,6 +79,8 @@ class EGCNN(nn.Module):
         residual: Residual = "block",
         upsampling: Upsampling = "trilinear",
         seed: Seed = "decoder",
+        head: Head = "sobel",
+        exclusive: bool = False,
         edge_head: EdgeHead = "region",
     ) -> None:
         super().__init__()
@@ -77,21 +90,24 @@ class EGCNN(nn.Module):
         self.tapped = None if isinstance(backbone, Backbone) else Tapped(backbone, taps, example)
         source: Any = self.tapped or backbone
         regions = source.out_channels
-        edges = regions if edge_head == "region" else 1
+        union = edge_head == "union"
         self.edge_stream = EdgeStream(
             source.encoder_channels,
             source.decoder_channels,
-            edges,
+            regions,
             edge_channels=edge_channels,
             gate=gate,
             activation=activation,
             residual=residual,
             upsampling=upsampling,
             seed=seed,
+            head=head,
+            union=union,
+            exclusive=exclusive,
         )
         # What the fusion adds to the backbone's logits: their sum is the 1x1x1 convolution of
         # Figure 1, and exactly the identity at first, whatever precision convolutions have.
-        self.fusion = nn.Conv3d(regions + edges, regions, 1)
+        self.fusion = nn.Conv3d(regions + (1 if union else regions), regions, 1)
         nn.init.zeros_(self.fusion.weight)
         nn.init.zeros_(self.fusion.bias)  # type: ignore[arg-type]
         like = next(backbone.parameters(), None)
@@ -104,7 +120,7 @@ class EGCNN(nn.Module):
             encoder, decoder, logits = self.tapped.features(self.backbone, x)
         else:
             encoder, decoder, logits = self.backbone.features(x)  # type: ignore[operator]
-        edge_logits = self.edge_stream(encoder, decoder)
+        edge_logits = self.edge_stream(encoder, decoder, logits)
         if edge_logits.shape[2:] != logits.shape[2:]:
             # An encoder that begins with a stride has no feature at the images' own resolution.
             edge_logits = resize(edge_logits, logits)

@@ -30,6 +30,6 @@ def test_the_edge_stream_by_hand_without_computing() -> None:
         network = EGCNN(Constant(), edge_channels=2)
         found = cost(network, (1, 2, 3, 4, 5))
     # Two 3x3x3 convolutions 2 -> 2 before and after the gate, the gate's 2 x 4 weights, product and
-    # residual of 2 channels, the edge head 2 -> 1 and the fusion 2 -> 1.
-    assert found.multiply_adds == 60 * (2 * 2 * 27 * 4 + 8 + 2 + 2 + 2)
+    # residual of 2 channels, shape and correction 2 -> 1 of the edge head, the fusion 2 -> 1.
+    assert found.multiply_adds == 60 * (2 * 2 * 27 * 4 + 8 + 2 + 4 + 2)
     assert found.parameters == sum(p.numel() for p in network.parameters())

@@ -207,7 +207,7 @@ def test_named_taps_and_seeds_for_the_probing_pass() -> None:
     wrapped = EGCNN(Plain(), taps=taps, example=(1, 1, 6, 4, 8))
     assert wrapped.tapped is not None
     assert wrapped.tapped.taps == Taps(("first", "bottom"), "merge")
-    assert wrapped.edge_stream.gates[0].weight_m.shape == (8, 8)
+    assert wrapped.edge_stream.gates[0].weight_m.shape == (4, 8)
     logits, _ = wrapped(torch.randn(1, 1, 6, 5, 7))
     assert logits.shape == (1, 2, 6, 5, 7)
 
