@@ -196,7 +196,7 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
             )
 
         compile_cpp(ROOT / "csrc/bindings.cpp")
-        for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
+        for source in sorted((ROOT / "csrc/cpu").rglob("*.cpp")):
             if source.name == "dispatch.cpp":
                 compile_cpp(source)
                 continue

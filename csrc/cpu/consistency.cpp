@@ -26,7 +26,7 @@
 
 namespace egcnn::EGCNN_ISA {
 
-static int64_t grad_bytes(const Consistency& p) {
+static int64_t grad_bytes(const ConsistencyBackward& p) {
   return p.size.batch * p.size.channels * p.size.voxels() * float_bytes(p.grad_logits.dtype);
 }
 
@@ -35,10 +35,10 @@ static int64_t grad_bytes(const Consistency& p) {
 template <class Acc, class Code>
 class March {
  public:
-  March(const Consistency& p, const ConsistencyPlan& plan,
+  March(const ConsistencyBackward& p, const ConsistencyPlan& plan,
         const ConsistencyWorkspace<Acc, Code>& shared, bool backward, int thread)
       : p_(p), plan_(plan), shared_(shared), own_(shared.scratch(p, plan, backward, thread)),
-        backward_(backward), reach_(backward ? 1 : 0), hard_(p.hard || p.both),
+        backward_(backward), reach_(backward ? 1 : 0), hard_(p.hard || p.support_both),
         height_(p.size.height), width_(p.size.width), depth_(p.size.depth),
         sampler_{p, GumbelKeys(*p.seed), own_.noise, own_.noisy, own_.best, own_.sum, own_.voxel,
                  own_.code},
@@ -85,7 +85,7 @@ class March {
 
   // Whether that is to be done ahead of everything: a volume's zeros are written between those of
   // others, since regions lie interleaved.
-  static bool cleared_before(const Consistency& p) {
+  static bool cleared_before(const ConsistencyBackward& p) {
     return !p.softmax && p.grad_logits.voxel_stride > 1;
   }
 
@@ -121,7 +121,7 @@ class March {
 
   const Code* truth(int64_t z, int64_t y) const { return truth_[z % kEarlyRing] + position(y); }
   Code* hard_plane(int64_t z) const {
-    return p_.both ? shared_.drawn + voxel(z) : own_.hard + z % kRing * own_.plane;
+    return p_.support_both ? shared_.drawn + voxel(z) : own_.hard + z % kRing * own_.plane;
   }
   Acc* samples(Acc* of, int64_t z) const { return of + z % kRing * plan_.classes * own_.plane; }
   uint64_t* set(uint64_t* sets, int64_t z, int64_t y) const {
@@ -203,7 +203,7 @@ class March {
       for (uint64_t bits = found[w]; bits != 0; bits &= bits - 1) {
         const int64_t x = w * kWord + lowest_bit(bits);
         add(codes[x]);
-        if (p_.both) add(hard[x]);
+        if (p_.support_both) add(hard[x]);
       }
     }
   }
@@ -217,7 +217,7 @@ class March {
           std::fill_n(set(sets, surveyed_, base_), (high(kReach) - base_) * plan_.words, 0);
         }
         survey(surveyed_, truth_[surveyed_ % kEarlyRing], truth_[next % kEarlyRing]);
-        if (p_.both) survey(surveyed_, hard_plane(surveyed_), hard_plane(next));
+        if (p_.support_both) survey(surveyed_, hard_plane(surveyed_), hard_plane(next));
       }
       find(found_);
     }
@@ -289,10 +289,10 @@ class March {
 
   void sample(int64_t z) {
     const bool soft = backward_ || !p_.hard;
-    if (p_.both && !soft) return;
+    if (p_.support_both && !soft) return;
     const Group *group = band(z), *end = band(z, high(2));
     sampler_.draw(batch_, channel_, plan_.classes, voxel(z), group, end,
-                  p_.both ? nullptr : hard_plane(z), soft ? samples(own_.soft, z) : nullptr,
+                  p_.support_both ? nullptr : hard_plane(z), soft ? samples(own_.soft, z) : nullptr,
                   own_.plane);
     // From here on groups are written whole: what is beyond a row's end comes right with the next.
     for (int64_t c = 0; c < plan_.classes; ++c) {
@@ -392,7 +392,7 @@ class March {
       any[i] = uint8_t(truth[0][i] | truth[1][i] | truth[2][i]);
     }
     if (hard_) sobel_word(own_.hard_smooth, own_.hard_differ, before, at, after, hard);
-    if (p_.both) {
+    if (p_.support_both) {
       for (int64_t i = 0; i < kWord; ++i) any[i] |= uint8_t(hard[0][i] | hard[1][i] | hard[2][i]);
     }
     const uint64_t edges = candidates & differing(any, kNone);
@@ -473,7 +473,7 @@ class March {
     });
   }
 
-  const Consistency& p_;
+  const ConsistencyBackward& p_;
   const ConsistencyPlan& plan_;
   const ConsistencyWorkspace<Acc, Code>& shared_;
   const ConsistencyScratch<Acc, Code> own_;
@@ -524,7 +524,7 @@ static int64_t take(const Workspace& ws, int threads, int thread) {
 
 // The loss and the numbers of edges, from sums over planes, in order.
 template <class Acc, class Code>
-static void add_up(const Consistency& p, const ConsistencyPlan& plan,
+static void add_up(const ConsistencyBackward& p, const ConsistencyPlan& plan,
                    const ConsistencyWorkspace<Acc, Code>& ws) {
   const int64_t pairs = plan.volumes * plan.classes, planes = plan.planes / plan.volumes;
   double total = 0;
@@ -543,7 +543,7 @@ static void add_up(const Consistency& p, const ConsistencyPlan& plan,
 }
 
 template <class Acc, class Code>
-static void run(const Consistency& p, bool backward) {
+static void run(const ConsistencyBackward& p, bool backward) {
   const ConsistencyPlan plan(p);
   const ConsistencyWorkspace<Acc, Code> ws(p, plan, backward);
   const int64_t pairs = plan.volumes * plan.classes, planes = plan.planes / plan.volumes;
@@ -563,7 +563,7 @@ static void run(const Consistency& p, bool backward) {
     }
     for (int64_t volume = 0; volume < plan.volumes; volume += plan.together) {
       const int64_t first = volume * planes, last = (volume + plan.together) * planes;
-      if (p.both) {
+      if (p.support_both) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t plane = first; plane < last; ++plane) march.draw(plane);
       }
@@ -579,7 +579,7 @@ static void run(const Consistency& p, bool backward) {
   if (!backward) add_up(p, plan, ws);
 }
 
-static void run(const Consistency& p, bool backward) {
+static void run(const ConsistencyBackward& p, bool backward) {
   const bool wide = ConsistencyPlan(p).wide;
   if (p.logits.dtype == DType::f64) {
     wide ? run<double, uint32_t>(p, backward) : run<double, uint8_t>(p, backward);
@@ -588,8 +588,18 @@ static void run(const Consistency& p, bool backward) {
   }
 }
 
+size_t consistency_workspace(const Consistency& p) {
+  return p.logits.dtype == DType::f64 ? consistency_bytes<double>(p, false)
+                                      : consistency_bytes<float>(p, false);
+}
+
+size_t consistency_backward_workspace(const ConsistencyBackward& p) {
+  return p.logits.dtype == DType::f64 ? consistency_bytes<double>(p, true)
+                                      : consistency_bytes<float>(p, true);
+}
+
 void consistency_launch(const Consistency& p) {
-  if (!p.size.empty()) return run(p, false);
+  if (!p.size.empty()) return run({p, nullptr, {}}, false);
   std::fill_n(p.edges, p.size.batch * p.size.channels, 0);
   if (p.logits.dtype == DType::f64) {
     *static_cast<double*>(p.loss) = 0;
@@ -598,7 +608,7 @@ void consistency_launch(const Consistency& p) {
   }
 }
 
-void consistency_backward_launch(const Consistency& p) {
+void consistency_backward_launch(const ConsistencyBackward& p) {
   if (p.size.empty()) return;
   advise_huge(p.grad_logits.data, grad_bytes(p));
   run(p, true);

@@ -1,5 +1,4 @@
-// How the consistency loss cuts a call into strips of rows, and its arrays: for the kernels and for
-// the size queries of dispatch.cpp.
+// How the consistency loss cuts a call into strips of rows, and its arrays.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +6,7 @@
 
 #include "../ops.h"
 
-namespace egcnn {
+namespace egcnn::EGCNN_ISA {
 
 constexpr int64_t kRing = 4;       // planes of samples in flight
 constexpr int64_t kEarlyRing = 8;  // planes of what comes before, which more stages look at
@@ -39,7 +38,7 @@ struct ConsistencyPlan {
     classes = p.softmax ? size.channels : 1;
     volumes = size.batch * (p.softmax ? 1 : size.channels);
     // Where a sample is drawn everywhere there is room for one volume's.
-    together = p.both ? 1 : volumes;
+    together = p.support_both ? 1 : volumes;
     // The samples and gradients in flight are to have about 2^20 elements.
     int64_t fit = (int64_t(1) << 20) / (2 * kRing * classes * size.width);
     fit = fit < 16 ? 16 : fit;
@@ -151,7 +150,7 @@ struct ConsistencyWorkspace {
     arrays.take(scales, backward ? plan.volumes * plan.classes : 0);
     arrays.take(next, p.resources.threads);
     arrays.take(end, p.resources.threads);
-    arrays.take(drawn, p.both ? p.size.voxels() + kSlack : 0);
+    arrays.take(drawn, p.support_both ? p.size.voxels() + kSlack : 0);
   }
 
   ConsistencyScratch<Acc, Code> scratch(const Consistency& p, const ConsistencyPlan& plan,
@@ -177,4 +176,4 @@ static inline size_t consistency_bytes(const Consistency& p, bool backward) {
   return plan.wide ? bytes(uint32_t()) : bytes(uint8_t());
 }
 
-}  // namespace egcnn
+}  // namespace egcnn::EGCNN_ISA

@@ -226,6 +226,16 @@ static void channel_gate(const EdgeGate& p) {
   }
 }
 
+size_t edge_gate_workspace(const EdgeGate& p) {
+  const EdgeGatePlan plan(p);
+  return (plan.weights + p.resources.threads * plan.scratch) * sizeof(double);
+}
+
+size_t edge_gate_backward_workspace(const EdgeGateBackward& p) {
+  const EdgeGatePlan plan(p);
+  return ((1 + plan.chunks) * plan.weights + p.resources.threads * plan.scratch) * sizeof(double);
+}
+
 void edge_gate_launch(const EdgeGate& p) {
   if (p.size.empty()) return;
   if (p.e.dtype == DType::f64) {

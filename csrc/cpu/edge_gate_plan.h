@@ -1,5 +1,4 @@
-// How the edge gate cuts a call into blocks, and its scratch: for the kernels and for the size
-// queries of dispatch.cpp.
+// How the edge gate cuts a call into blocks, and its scratch.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +7,7 @@
 
 #include "../ops.h"
 
-namespace egcnn {
+namespace egcnn::EGCNN_ISA {
 
 // Work goes in blocks of voxels, with a row of each for every input: e's channels and m's.
 struct EdgeGatePlan {
@@ -70,4 +69,4 @@ struct EdgeGatePlan {
   }
 };
 
-}  // namespace egcnn
+}  // namespace egcnn::EGCNN_ISA

@@ -278,6 +278,10 @@ static void soft_sobel_edges(const SobelEdges& p) {
   });
 }
 
+size_t sobel_edges_workspace(const SobelEdges& p) {
+  return p.size.empty() ? 0 : p.resources.threads * sobel_edges_tiles(p).bytes();
+}
+
 void sobel_edges_launch(const SobelEdges& p) {
   if (p.size.empty()) return;
   advise_huge(p.edges.data, p.size.batch * p.size.channels * p.size.voxels());
@@ -342,6 +346,10 @@ static void sobel_magnitude(const SobelMagnitude& p, int64_t element) {
         });
     stream_fence();
   });
+}
+
+size_t sobel_magnitude_workspace(const SobelMagnitude& p) {
+  return p.size.empty() ? 0 : p.resources.threads * sobel_magnitude_tiles(p).bytes();
 }
 
 void sobel_magnitude_launch(const SobelMagnitude& p) {
@@ -434,6 +442,10 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
               });
     stream_fence();
   });
+}
+
+size_t sobel_magnitude_backward_workspace(const SobelMagnitudeBackward& p) {
+  return p.size.empty() ? 0 : p.resources.threads * sobel_magnitude_backward_tiles(p).bytes();
 }
 
 void sobel_magnitude_backward_launch(const SobelMagnitudeBackward& p) {

@@ -1,5 +1,4 @@
-// How a volume is cut into slabs that are marched along z, and a thread's scratch: for the kernels
-// and for the size queries of dispatch.cpp.
+// How a volume is cut into slabs that are marched along z, and a thread's scratch.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +7,7 @@
 
 #include "../ops.h"
 
-namespace egcnn {
+namespace egcnn::EGCNN_ISA {
 
 // Rows whose gradient is computed at a time; as bits, more.
 constexpr int64_t kSobelRun = 16, kSobelBitRun = 64;
@@ -103,4 +102,4 @@ static inline SobelTiles sobel_magnitude_backward_tiles(const SobelMagnitudeBack
   return SobelTiles(p.size, p.x, 2, 5, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
 }
 
-}  // namespace egcnn
+}  // namespace egcnn::EGCNN_ISA
