@@ -1,7 +1,7 @@
-// egcnn._C: the bridge as Python sees it. `cpu` and `cuda` hold the kernels of a kind of device; each
-// kernel has a method that launches it and one, `..._workspace`, that returns the bytes of scratch
-// memory it needs. A tensor arrives as (pointer, dtype code, batch stride, channel stride, voxel
-// stride), any other array as its address.
+// egcnn._C: the bridge as Python sees it. `cpu` and `cuda` hold the kernels of a kind of device;
+// each kernel has a method that launches it and one, `..._workspace`, that returns the bytes of
+// scratch memory it needs. A tensor arrives as (pointer, dtype code, batch stride, channel stride,
+// voxel stride), any other array as its address.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -90,14 +90,14 @@ class Arguments {
 };
 
 // READ(a, p.size, shape) reads the argument `shape` into p.size.
-#define READ(arguments, field, name)  \
-  do {                                \
-    static const Name key(#name);     \
-    arguments.read(key, field);       \
+#define READ(arguments, field, name) \
+  do {                               \
+    static const Name key(#name);    \
+    arguments.read(key, field);      \
   } while (false)
 
-// --- unpack() fills in the parameters of each operator. unpack_inputs() is for what its forward and
-// backward share. ---
+// --- unpack() fills in the parameters of each operator. unpack_inputs() is for what its forward
+// and backward share. ---
 
 void unpack(Arguments& a, egcnn::SobelEdges& p) {
   READ(a, p.labels, labels);
@@ -162,6 +162,11 @@ void unpack_inputs(Arguments& a, egcnn::Consistency& p) {
   READ(a, p.softmax, softmax);
   READ(a, p.support_both, both);
   READ(a, p.edges, edges);
+  if (p.softmax && p.size.channels > egcnn::kMaxClasses) {
+    throw py::value_error("logits has " + std::to_string(p.size.channels) +
+                          " channels; expected at most " + std::to_string(egcnn::kMaxClasses) +
+                          " exclusive classes");
+  }
 }
 
 void unpack(Arguments& a, egcnn::Consistency& p) {
@@ -188,7 +193,7 @@ Params unpack(Arguments& a) {
 // A kernel becomes two methods, which take keywords only.
 template <class Params>
 void define(py::class_<Kernels>& kernels, const std::string& name,
-            Kernel<Params> Kernels::*kernel) {
+            Kernel<Params> Kernels::* kernel) {
   kernels.def((name + "_workspace").c_str(), [=](const Kernels& self, const py::kwargs& values) {
     Arguments arguments(values);
     const Params params = unpack<Params>(arguments);

@@ -17,6 +17,10 @@ struct Tensor {
   int64_t batch_stride;
   int64_t channel_stride;
   int64_t voxel_stride;
+
+  int64_t offset(int64_t batch, int64_t channel, int64_t voxel) const {
+    return batch * batch_stride + channel * channel_stride + voxel * voxel_stride;
+  }
 };
 
 struct Size {
