@@ -196,7 +196,7 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
             )
 
         compile_cpp(ROOT / "csrc/bindings.cpp")
-        for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
+        for source in sorted((ROOT / "csrc/cpu").rglob("*.cpp")):
             if source.name == "dispatch.cpp":
                 compile_cpp(source)
                 continue
@@ -224,6 +224,8 @@ class NinjaBuild(build_ext):
         write_build_info(folder, compiler, cuda)
         write_ninja(folder, output, compiler, cuda)
         command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder)]
+        with (ROOT / "compile_commands.json").open("w") as file:  # for clangd and its like
+            subprocess.run([*command, "-t", "compdb", "cxx", "nvcc"], stdout=file, check=True)
         if subprocess.run(command).returncode:
             hint = "; EGCNN_CUDA=0 builds without the CUDA part" if cuda.nvcc else ""
             stop(f"the kernels did not compile; the compiler's message stands above{hint}")

@@ -1,11 +1,12 @@
-// egcnn._C: the bridge as Python sees it. `cpu` and `cuda` hold the kernels of a kind of device; each
-// kernel has a method that launches it and one, `..._workspace`, that tells how many bytes of
+// egcnn._C: the bridge as Python sees it. `cpu` and `cuda` hold the kernels of a kind of device;
+// each kernel has a method that launches it and one, `..._workspace`, that returns the bytes of
 // scratch memory it needs. A tensor arrives as (pointer, dtype code, batch stride, channel stride,
 // voxel stride), any other array as its address.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <forward_list>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -20,100 +21,193 @@
 namespace py = pybind11;
 using egcnn::Kernel;
 using egcnn::Kernels;
-using py::arg;
 
 namespace {
 
 using Address = uintptr_t;
-using TensorArgument = std::tuple<Address, int, int64_t, int64_t, int64_t>;
-using Shape = std::array<int64_t, 5>;
-using Integers = std::vector<int64_t>;
 
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+// A keyword, made once: calls are short enough for the making of strings to count.
+struct Name {
+  PyObject* object;
+  explicit Name(const char* text) : object(PyUnicode_InternFromString(text)) {}
+};
 
-egcnn::Tensor tensor(const TensorArgument& t) {
-  return {pointer(std::get<0>(t)), egcnn::DType(std::get<1>(t)), std::get<2>(t), std::get<3>(t),
-          std::get<4>(t)};
+// The keyword arguments of one call. Lists stay alive as long as this does.
+class Arguments {
+ public:
+  explicit Arguments(const py::kwargs& values) : values_(values) {}
+
+  template <class T>
+  void read(const Name& name, T& value) {
+    value = next(name).cast<T>();
+  }
+
+  template <class T>
+  void read(const Name& name, T*& address) {
+    address = reinterpret_cast<T*>(next(name).cast<Address>());
+  }
+
+  void read(const Name& name, egcnn::Tensor& t) {
+    using Fields = std::tuple<Address, int, int64_t, int64_t, int64_t>;
+    const auto [data, dtype, batch, channel, voxel] = next(name).cast<Fields>();
+    t = {reinterpret_cast<void*>(data), egcnn::DType(dtype), batch, channel, voxel};
+  }
+
+  void read(const Name& name, egcnn::Size& size) {
+    const auto s = next(name).cast<std::array<int64_t, 5>>();
+    size = {s[0], s[1], s[2], s[3], s[4]};
+  }
+
+  // An address, or a list, which becomes null where it is empty.
+  void read(const Name& name, const int64_t*& first) {
+    const py::handle value = next(name);
+    if (py::isinstance<py::int_>(value)) {
+      first = reinterpret_cast<const int64_t*>(value.cast<Address>());
+      return;
+    }
+    lists_.push_front(value.cast<std::vector<int64_t>>());
+    first = lists_.front().empty() ? nullptr : lists_.front().data();
+  }
+
+  void check_all_read() const {
+    if (read_ != values_.size()) throw py::type_error("egcnn: a kernel got an unknown argument");
+  }
+
+ private:
+  const py::kwargs& values_;
+  std::forward_list<std::vector<int64_t>> lists_;
+  size_t read_ = 0;
+
+  py::handle next(const Name& name) {
+    const py::handle value = PyDict_GetItemWithError(values_.ptr(), name.object);
+    if (!value) {
+      throw py::type_error("egcnn: a kernel lacks the argument " +
+                           py::reinterpret_borrow<py::str>(name.object).cast<std::string>());
+    }
+    ++read_;
+    return value;
+  }
+};
+
+// READ(a, p.size, shape) reads the argument `shape` into p.size.
+#define READ(arguments, field, name) \
+  do {                               \
+    static const Name key(#name);    \
+    arguments.read(key, field);      \
+  } while (false)
+
+// --- unpack() fills in the parameters of each operator. unpack_inputs() is for what its forward
+// and backward share. ---
+
+void unpack(Arguments& a, egcnn::SobelEdges& p) {
+  READ(a, p.labels, labels);
+  READ(a, p.edges, edges);
+  READ(a, p.size, shape);
+  READ(a, p.region_values, values);
+  READ(a, p.region_counts, counts);
+  READ(a, p.threshold, threshold);
 }
 
-egcnn::Size size(const Shape& s) { return {s[0], s[1], s[2], s[3], s[4]}; }
-
-egcnn::SobelEdges sobel_edges(const TensorArgument& labels, const TensorArgument& edges,
-                              const Shape& shape, const Integers& values, const Integers& counts,
-                              double threshold) {
-  return {tensor(labels), tensor(edges),  size(shape), values.data(),
-          counts.empty() ? nullptr : counts.data(), threshold, {}};
+void unpack_inputs(Arguments& a, egcnn::SobelMagnitude& p) {
+  READ(a, p.x, x);
+  READ(a, p.size, shape);
 }
 
-egcnn::SobelMagnitude sobel_magnitude(const TensorArgument& x, const TensorArgument& out,
-                                      const Shape& shape) {
-  return {tensor(x), tensor(out), size(shape), {}};
+void unpack(Arguments& a, egcnn::SobelMagnitude& p) {
+  unpack_inputs(a, p);
+  READ(a, p.out, out);
 }
 
-egcnn::SobelMagnitudeBackward sobel_magnitude_backward(const TensorArgument& grad,
-                                                       const TensorArgument& x,
-                                                       const TensorArgument& grad_x,
-                                                       const Shape& shape) {
-  return {tensor(grad), tensor(x), tensor(grad_x), size(shape), {}};
+void unpack(Arguments& a, egcnn::SobelMagnitudeBackward& p) {
+  unpack_inputs(a, p);
+  READ(a, p.grad, grad);
+  READ(a, p.grad_x, grad_x);
 }
 
-egcnn::EdgeGate edge_gate(const TensorArgument& e, const TensorArgument& m, Address weight_e,
-                          Address weight_m, Address bias, const TensorArgument& out,
-                          const Shape& shape, int64_t main_channels, int64_t gates, bool relu,
-                          bool tf32) {
-  return {tensor(e), tensor(m), pointer(weight_e), pointer(weight_m), pointer(bias), tensor(out),
-          size(shape), main_channels, gates, relu, tf32, {}};
+void unpack_inputs(Arguments& a, egcnn::EdgeGate& p) {
+  READ(a, p.e, e);
+  READ(a, p.m, m);
+  READ(a, p.weight_e, weight_e);
+  READ(a, p.weight_m, weight_m);
+  READ(a, p.bias, bias);
+  READ(a, p.size, shape);
+  READ(a, p.main_channels, main_channels);
+  READ(a, p.gates, gates);
+  READ(a, p.relu, relu);
+  READ(a, p.tf32, tf32);
 }
 
-egcnn::EdgeGateBackward edge_gate_backward(
-    const TensorArgument& grad, const TensorArgument& e, const TensorArgument& m, Address weight_e,
-    Address weight_m, Address bias, const TensorArgument& grad_e, const TensorArgument& grad_m,
-    Address grad_weight_e, Address grad_weight_m, Address grad_bias, const Shape& shape,
-    int64_t main_channels, int64_t gates, bool relu, bool tf32) {
-  return {tensor(grad), tensor(e), tensor(m), pointer(weight_e), pointer(weight_m), pointer(bias),
-          tensor(grad_e), tensor(grad_m), pointer(grad_weight_e), pointer(grad_weight_m),
-          pointer(grad_bias), size(shape), main_channels, gates, relu, tf32, {}};
+void unpack(Arguments& a, egcnn::EdgeGate& p) {
+  unpack_inputs(a, p);
+  READ(a, p.out, out);
 }
 
-egcnn::Consistency consistency(const TensorArgument& logits, const TensorArgument& target,
-                               const Shape& shape, Address seed, double tau, bool hard,
-                               bool softmax, bool both, Address edges, Address loss) {
-  return {tensor(logits), tensor(target), size(shape), static_cast<int64_t*>(pointer(seed)), tau,
-          hard, softmax, both, static_cast<int64_t*>(pointer(edges)), pointer(loss), nullptr, {},
-          {}};
+void unpack(Arguments& a, egcnn::EdgeGateBackward& p) {
+  unpack_inputs(a, p);
+  READ(a, p.grad, grad);
+  READ(a, p.grad_e, grad_e);
+  READ(a, p.grad_m, grad_m);
+  READ(a, p.grad_weight_e, grad_weight_e);
+  READ(a, p.grad_weight_m, grad_weight_m);
+  READ(a, p.grad_bias, grad_bias);
 }
 
-egcnn::Consistency consistency_backward(const TensorArgument& logits, const TensorArgument& target,
-                                        const Shape& shape, Address seed, double tau, bool hard,
-                                        bool softmax, bool both, Address edges, Address grad,
-                                        const TensorArgument& grad_logits) {
-  return {tensor(logits), tensor(target), size(shape), static_cast<int64_t*>(pointer(seed)), tau,
-          hard, softmax, both, static_cast<int64_t*>(pointer(edges)), nullptr, pointer(grad),
-          tensor(grad_logits), {}};
+void unpack_inputs(Arguments& a, egcnn::Consistency& p) {
+  READ(a, p.logits, logits);
+  READ(a, p.target, target);
+  READ(a, p.size, shape);
+  READ(a, p.seed, seed);
+  READ(a, p.tau, tau);
+  READ(a, p.hard, hard);
+  READ(a, p.softmax, softmax);
+  READ(a, p.support_both, both);
+  READ(a, p.edges, edges);
+  if (p.softmax && p.size.channels > egcnn::kMaxClasses) {
+    throw py::value_error("logits has " + std::to_string(p.size.channels) +
+                          " channels; expected at most " + std::to_string(egcnn::kMaxClasses) +
+                          " exclusive classes");
+  }
 }
 
-// `pack` makes a kernel's parameters of the arguments that `names` name. They are keywords only.
-template <class Params, class... Args, class... Names>
-void define(py::class_<Kernels>& kernels, const char* name, Kernel<Params> Kernels::*kernel,
-            Params (*pack)(Args...), Names... names) {
-  kernels.def(
-      (std::string(name) + "_workspace").c_str(),
-      [=](const Kernels& self, Args... args, int threads, int device, Address stream) {
-        Params params = pack(args...);
-        params.resources = {nullptr, threads, device, pointer(stream)};
-        return (self.*kernel).workspace(params);
-      },
-      py::kw_only(), names..., arg("threads"), arg("device"), arg("stream"));
-  kernels.def(
-      name,
-      [=](const Kernels& self, Args... args, int threads, int device, Address stream,
-          Address workspace) {
-        const py::gil_scoped_release release;
-        Params params = pack(args...);
-        params.resources = {pointer(workspace), threads, device, pointer(stream)};
-        (self.*kernel).launch(params);
-      },
-      py::kw_only(), names..., arg("threads"), arg("device"), arg("stream"), arg("workspace"));
+void unpack(Arguments& a, egcnn::Consistency& p) {
+  unpack_inputs(a, p);
+  READ(a, p.loss, loss);
+}
+
+void unpack(Arguments& a, egcnn::ConsistencyBackward& p) {
+  unpack_inputs(a, p);
+  READ(a, p.grad, grad);
+  READ(a, p.grad_logits, grad_logits);
+}
+
+template <class Params>
+Params unpack(Arguments& a) {
+  Params p{};
+  unpack(a, p);
+  READ(a, p.resources.threads, threads);
+  READ(a, p.resources.device, device);
+  READ(a, p.resources.stream, stream);
+  return p;
+}
+
+// A kernel becomes two methods, which take keywords only.
+template <class Params>
+void define(py::class_<Kernels>& kernels, const std::string& name,
+            Kernel<Params> Kernels::* kernel) {
+  kernels.def((name + "_workspace").c_str(), [=](const Kernels& self, const py::kwargs& values) {
+    Arguments arguments(values);
+    const Params params = unpack<Params>(arguments);
+    arguments.check_all_read();
+    return (self.*kernel).workspace(params);
+  });
+  kernels.def(name.c_str(), [=](const Kernels& self, const py::kwargs& values) {
+    Arguments arguments(values);
+    Params params = unpack<Params>(arguments);
+    READ(arguments, params.resources.workspace, workspace);
+    arguments.check_all_read();
+    const py::gil_scoped_release release;
+    (self.*kernel).launch(params);
+  });
 }
 
 py::dict build_info() {
@@ -138,31 +232,15 @@ PYBIND11_MODULE(EGCNN_MODULE, m) {
 
   // Local, so that tests/cuda_on_cpu can be imported beside egcnn._C.
   py::class_<Kernels> kernels(m, "Kernels", py::module_local());
-  define(kernels, "sobel_edges", &Kernels::sobel_edges, &sobel_edges, arg("labels"), arg("edges"),
-         arg("shape"), arg("values"), arg("counts"), arg("threshold"));
-  define(kernels, "sobel_magnitude", &Kernels::sobel_magnitude, &sobel_magnitude, arg("x"),
-         arg("out"), arg("shape"));
-  define(kernels, "sobel_magnitude_backward", &Kernels::sobel_magnitude_backward,
-         &sobel_magnitude_backward, arg("grad"), arg("x"), arg("grad_x"), arg("shape"));
-  define(kernels, "edge_gate", &Kernels::edge_gate, &edge_gate, arg("e"), arg("m"),
-         arg("weight_e"), arg("weight_m"), arg("bias"), arg("out"), arg("shape"),
-         arg("main_channels"), arg("gates"), arg("relu"), arg("tf32"));
-  define(kernels, "edge_gate_backward", &Kernels::edge_gate_backward, &edge_gate_backward,
-         arg("grad"), arg("e"), arg("m"), arg("weight_e"), arg("weight_m"), arg("bias"),
-         arg("grad_e"), arg("grad_m"), arg("grad_weight_e"), arg("grad_weight_m"),
-         arg("grad_bias"), arg("shape"), arg("main_channels"), arg("gates"), arg("relu"), arg("tf32"));
-  define(kernels, "consistency", &Kernels::consistency, &consistency, arg("logits"), arg("target"),
-         arg("shape"), arg("seed"), arg("tau"), arg("hard"), arg("softmax"), arg("both"),
-         arg("edges"), arg("loss"));
-  define(kernels, "consistency_backward", &Kernels::consistency_backward, &consistency_backward,
-         arg("logits"), arg("target"), arg("shape"), arg("seed"), arg("tau"), arg("hard"),
-         arg("softmax"), arg("both"), arg("edges"), arg("grad"), arg("grad_logits"));
+#define EGCNN_OPERATOR(name, Params) define(kernels, #name, &Kernels::name);
+#include "operators.inc"
+#undef EGCNN_OPERATOR
 
   const auto borrowed = py::return_value_policy::reference;
   m.attr("cpu") = py::cast(&egcnn::cpu::kernels().front(), borrowed);
   m.attr("cpu_by_instruction_set") = py::dict();
-  for (const Kernels& each : egcnn::cpu::kernels()) {
-    m.attr("cpu_by_instruction_set")[each.name] = py::cast(&each, borrowed);
+  for (const Kernels& isa : egcnn::cpu::kernels()) {
+    m.attr("cpu_by_instruction_set")[isa.name] = py::cast(&isa, borrowed);
   }
 #if EGCNN_WITH_CUDA
   m.attr("cuda") = py::cast(&egcnn::cuda::kernels(), borrowed);

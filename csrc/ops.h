@@ -1,15 +1,14 @@
-// The bridge: all that the layers share. Plain structs of pointers, sizes and strides, and the
-// launch functions that take them. No PyTorch, no Python.
+// The bridge between the layers: plain structs of pointers, sizes and strides, and the launch
+// functions that take them. No PyTorch, no Python.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
-namespace egcnn {
+#include "math/common.h"
 
-// A bool tensor travels as u8: torch stores 0 or 1.
-enum class DType : int { f64, f32, f16, bf16, u8, i8, i16, i32, i64 };
+namespace egcnn {
 
 // A dense (B, C, D, H, W) tensor, contiguous or channels_last_3d. Strides count elements.
 struct Tensor {
@@ -18,6 +17,10 @@ struct Tensor {
   int64_t batch_stride;
   int64_t channel_stride;
   int64_t voxel_stride;
+
+  int64_t offset(int64_t batch, int64_t channel, int64_t voxel) const {
+    return batch * batch_stride + channel * channel_stride + voxel * voxel_stride;
+  }
 };
 
 struct Size {
@@ -26,13 +29,15 @@ struct Size {
   bool empty() const { return batch == 0 || channels == 0 || voxels() == 0; }
 };
 
-// Where a launch runs, and scratch memory of as many bytes as its kernel's `workspace` asks for.
+// Where a launch runs, and scratch memory of `workspace(params)` bytes.
 struct Resources {
   void* workspace;
   int threads;   // CPU
   int device;    // CUDA
   void* stream;  // CUDA
 };
+
+// --- Parameters of the operators. Backward's extend forward's, whose outputs they leave empty. ---
 
 // Section 2.1. With region_counts, `labels` is a label map and region r is made of the next
 // region_counts[r] entries of region_values; without, each channel of `labels` is a region.
@@ -53,12 +58,9 @@ struct SobelMagnitude {
   Resources resources;
 };
 
-struct SobelMagnitudeBackward {
+struct SobelMagnitudeBackward : SobelMagnitude {
   Tensor grad;
-  Tensor x;
   Tensor grad_x;
-  Size size;
-  Resources resources;
 };
 
 // Eqs. 1 and 2. Weights, bias and their gradients are contiguous, in the accumulation type:
@@ -74,32 +76,21 @@ struct EdgeGate {
   int64_t main_channels;
   int64_t gates;  // size.channels or 1
   bool relu;
-  bool tf32;  // whether products of f32 may be rounded to TF32; the CPU never does
+  bool tf32;  // whether f32 operands may be rounded to TF32; the CPU never does
   Resources resources;
 };
 
-struct EdgeGateBackward {
+struct EdgeGateBackward : EdgeGate {
   Tensor grad;
-  Tensor e;
-  Tensor m;
-  const void* weight_e;
-  const void* weight_m;
-  const void* bias;
   Tensor grad_e;
   Tensor grad_m;
   void* grad_weight_e;
   void* grad_weight_m;
   void* grad_bias;
-  Size size;
-  int64_t main_channels;
-  int64_t gates;
-  bool relu;
-  bool tf32;  // whether products of f32 may be rounded to TF32; the CPU never does
-  Resources resources;
 };
 
-// Eqs. 7 and 8. `seed` and `loss` (`grad` in backward) point to one int64 and to one number of the
-// accumulation type.
+// Eqs. 7 and 8. `seed` points to one int64, `loss` and `grad` to one number of the accumulation
+// type.
 struct Consistency {
   Tensor logits;
   Tensor target;  // softmax: one channel of class indices; else one channel per region
@@ -107,14 +98,22 @@ struct Consistency {
   const int64_t* seed;
   double tau;
   bool hard;
-  bool softmax;
-  bool both;  // support: edges of the truth or of the hard sample
-  int64_t* edges;     // (B, C) their number: forward's result, and backward takes it
-  void* loss;         // forward
-  const void* grad;   // backward
-  Tensor grad_logits;  // backward
+  bool softmax;       // exclusive classes, at most kMaxClasses; else independent regions
+  bool support_both;  // edges of the truth or of the hard sample count; else of the truth alone
+  int64_t* edges;     // (B, C) their number: an output of forward, an input of backward
+  void* loss;
   Resources resources;
 };
+
+struct ConsistencyBackward : Consistency {
+  const void* grad;
+  Tensor grad_logits;
+};
+
+// A byte holds a class, or that a voxel has none.
+constexpr int64_t kMaxClasses = 255;
+
+// --- Kernels ---
 
 // One operator on one kind of device. `workspace` takes the same parameters; their pointers may be
 // null then.
@@ -125,14 +124,10 @@ struct Kernel {
 };
 
 struct Kernels {
-  const char* name;  // the CPU's instruction set that was chosen, or "cuda"
-  Kernel<SobelEdges> sobel_edges;
-  Kernel<SobelMagnitude> sobel_magnitude;
-  Kernel<SobelMagnitudeBackward> sobel_magnitude_backward;
-  Kernel<EdgeGate> edge_gate;
-  Kernel<EdgeGateBackward> edge_gate_backward;
-  Kernel<Consistency> consistency;
-  Kernel<Consistency> consistency_backward;
+  const char* name;  // the CPU's instruction set, or "cuda"
+#define EGCNN_OPERATOR(name, Params) Kernel<Params> name;
+#include "operators.inc"
+#undef EGCNN_OPERATOR
 };
 
 namespace cpu {

@@ -79,9 +79,9 @@ def test_source_distribution_holds_the_kernels(tmp_path: Path) -> None:
     (archive,) = tmp_path.glob("egcnn-*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
-    for wanted in ("csrc/ops.h", "csrc/cpu/edge_gate.cpp", "csrc/math/philox.h"):
+    for wanted in ("csrc/ops.h", "csrc/cpu/edge_gate/edge_gate.cpp", "csrc/math/philox.h"):
         assert wanted in names
-    for wanted in ("build_backend.py", "setup.py", "csrc/cuda/device.cu"):
+    for wanted in ("build_backend.py", "setup.py", "csrc/cuda/device.cu", "csrc/operators.inc"):
         assert wanted in names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 

@@ -55,7 +55,7 @@ using BackwardBox = Box<uint32_t, 32, 8, 2>;
 
 // What the kernels share: the call, and the workspace.
 struct Task {
-  Consistency p;
+  ConsistencyBackward p;  // forward has no gradients
   bool forward;
   int classes;  // of one volume, which is a sample or, in the sigmoid form, a region of it
   int code;     // of the first class, see below
@@ -704,14 +704,14 @@ __device__ void for_edges(const Task& t, const uint8_t* truth, bool hard_too, co
     uint32_t groups = ~0u, shift = 8 * t.code;
     if (t.classes > 4) {
       groups = groups_near<B>(truth + at.index);
-      if (t.p.both) groups |= groups_near<B>(hard + at.index);
+      if (t.p.support_both) groups |= groups_near<B>(hard + at.index);
     }
 #pragma unroll 1
     for (int first = 0; first < t.classes; first += 4, shift += 32) {
       if (!__any_sync(kWarp, groups >> (first / 4 & 31) & 1)) continue;
       const Gradients g = gradients<B>(truth + at.index, shift);
       const Gradients h = hard_too ? gradients<B>(hard + at.index, shift) : Gradients{};
-      uint32_t edges = listed ? g.nonzero() | (t.p.both ? h.nonzero() : 0) : 0;
+      uint32_t edges = listed ? g.nonzero() | (t.p.support_both ? h.nonzero() : 0) : 0;
 #pragma unroll 1
       for (int k = 0; k < 4; ++k, edges >>= 8) {
         const unsigned lanes = __ballot_sync(kWarp, (edges & 0xFF) != 0);
@@ -750,7 +750,7 @@ __device__ bool mark(const Task& t, const Tile& tile, const int64_t* rows, uint8
   static_assert(kColumns * B::kHeight * B::kDepth == kThreads, "there is a thread for each word");
   if (threadIdx.x < B::kSetRows) candidates[threadIdx.x] = {};
   const bool constant = !__syncthreads_or(load_target<B>(t, tile, rows, truth));
-  if (constant && t.forward && !t.p.both) return false;
+  if (constant && t.forward && !t.p.support_both) return false;
   replicate<B>(tile, truth);
   differences.find(truth);
   __syncthreads();
@@ -758,7 +758,7 @@ __device__ bool mark(const Task& t, const Tile& tile, const int64_t* rows, uint8
   const int z = threadIdx.x / kColumns / B::kHeight, x = 32 * column;
   uint32_t bits = 0;
   if (z <= tile.z.last && y <= tile.y.last && x <= tile.x.last) {
-    bits = t.p.both ? ~0u : differences.near(column, B::row(z, y));
+    bits = t.p.support_both ? ~0u : differences.near(column, B::row(z, y));
     bits &= bits_inside(tile.x, x);
     reinterpret_cast<uint32_t*>(candidates + B::set_row(z, y))[column + 1] = bits;
     if (!t.forward) {
@@ -789,7 +789,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   __syncthreads();
   if (!mark<B>(t, tile, rows, truth, memory.differences, candidates)) return;
 
-  const bool hard_too = t.p.both || t.p.hard;
+  const bool hard_too = t.p.support_both || t.p.hard;
   Acc* soft = nullptr;
   if (!t.p.hard) soft = static_cast<Acc*>(t.soft) + blockIdx.x * int64_t(t.classes) * B::kBytes;
   List& list = memory.list;
@@ -1052,7 +1052,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   zero<T, B>(t, tile, rows);
   if (!any) return;
 
-  const bool hard_too = t.p.both || t.p.hard;
+  const bool hard_too = t.p.support_both || t.p.hard;
   Acc* soft = nullptr;
   if (!t.p.hard) soft = static_cast<Acc*>(t.soft) + blockIdx.x * int64_t(t.classes) * B::kBytes;
   find_keys(t, keys);
@@ -1124,7 +1124,7 @@ struct Plan {
   size_t bytes;    // of workspace
 };
 
-Plan make_plan(const Consistency& p, bool forward) {
+Plan make_plan(const ConsistencyBackward& p, bool forward) {
   const Size& size = p.size;
   if (p.softmax && size.channels > kNoClass) {
     throw std::runtime_error("egcnn: consistency on CUDA takes at most 255 classes");
@@ -1199,9 +1199,9 @@ void launch_tiles(const char* name, const Plan& plan, int64_t tiles, int64_t at_
 }  // namespace
 
 size_t consistency_workspace(const Consistency& p) {
-  return p.size.empty() ? 0 : make_plan(p, true).bytes;
+  return p.size.empty() ? 0 : make_plan({p, nullptr, {}}, true).bytes;
 }
-size_t consistency_backward_workspace(const Consistency& p) {
+size_t consistency_backward_workspace(const ConsistencyBackward& p) {
   return p.size.empty() ? 0 : make_plan(p, false).bytes;
 }
 
@@ -1212,7 +1212,7 @@ void consistency_launch(const Consistency& p) {
     clear(p.resources, p.edges, p.size.batch * p.size.channels * sizeof *p.edges);
     return clear(p.resources, p.loss, is_double ? sizeof(double) : sizeof(float));
   }
-  const Plan plan = make_plan(p, true);
+  const Plan plan = make_plan({p, nullptr, {}}, true);
   const Task& t = plan.task;
   clear(p.resources, t.totals,
         static_cast<char*>(t.scales) - reinterpret_cast<char*>(t.totals));
@@ -1224,7 +1224,7 @@ void consistency_launch(const Consistency& p) {
   });
 }
 
-void consistency_backward_launch(const Consistency& p) {
+void consistency_backward_launch(const ConsistencyBackward& p) {
   if (p.size.empty()) return;
   const DeviceGuard guard(p.resources.device);
   const Plan plan = make_plan(p, false);

@@ -3,31 +3,18 @@
 
 namespace egcnn::cuda {
 
-size_t sobel_edges_workspace(const SobelEdges&);
-void sobel_edges_launch(const SobelEdges&);
-size_t sobel_magnitude_workspace(const SobelMagnitude&);
-void sobel_magnitude_launch(const SobelMagnitude&);
-size_t sobel_magnitude_backward_workspace(const SobelMagnitudeBackward&);
-void sobel_magnitude_backward_launch(const SobelMagnitudeBackward&);
-size_t edge_gate_workspace(const EdgeGate&);
-void edge_gate_launch(const EdgeGate&);
-size_t edge_gate_backward_workspace(const EdgeGateBackward&);
-void edge_gate_backward_launch(const EdgeGateBackward&);
-size_t consistency_workspace(const Consistency&);
-void consistency_launch(const Consistency&);
-size_t consistency_backward_workspace(const Consistency&);
-void consistency_backward_launch(const Consistency&);
+#define EGCNN_OPERATOR(name, Params)      \
+  size_t name##_workspace(const Params&); \
+  void name##_launch(const Params&);
+#include "../operators.inc"
+#undef EGCNN_OPERATOR
 
 const Kernels& kernels() {
   static const Kernels table = {
       "cuda",
-      {sobel_edges_workspace, sobel_edges_launch},
-      {sobel_magnitude_workspace, sobel_magnitude_launch},
-      {sobel_magnitude_backward_workspace, sobel_magnitude_backward_launch},
-      {edge_gate_workspace, edge_gate_launch},
-      {edge_gate_backward_workspace, edge_gate_backward_launch},
-      {consistency_workspace, consistency_launch},
-      {consistency_backward_workspace, consistency_backward_launch},
+#define EGCNN_OPERATOR(name, Params) {name##_workspace, name##_launch},
+#include "../operators.inc"
+#undef EGCNN_OPERATOR
   };
   return table;
 }

@@ -343,19 +343,17 @@ void consistency(DType dtype, DType target_dtype, Size size) {
       p.tau = 0.5;
       p.hard = hard;
       p.softmax = softmax;
-      p.both = draw() % 2;
+      p.support_both = draw() % 2;
       p.edges = static_cast<int64_t*>(edges.data());
       p.loss = loss.data();
       const std::string options = std::string("; target ") + kNames[int(target_dtype)] +
                                   (softmax ? ", softmax" : ", sigmoid") + (hard ? ", hard" : "") +
-                                  (p.both ? ", both" : "");
+                                  (p.support_both ? ", both" : "");
       run(text("consistency", dtype, p.logits, size) + options,
           egcnn::cuda::kernels().consistency, p, {&edges, &loss});
-      p.loss = nullptr;
-      p.grad = grad.data();
-      p.grad_logits = grad_logits.tensor;
+      const egcnn::ConsistencyBackward q{p, grad.data(), grad_logits.tensor};
       run(text("consistency_backward", dtype, p.logits, size) + options,
-          egcnn::cuda::kernels().consistency_backward, p, {&grad_logits.buffer});
+          egcnn::cuda::kernels().consistency_backward, q, {&grad_logits.buffer});
     }
   }
 }

@@ -331,15 +331,17 @@ def test_one_voxel_edges_and_unaligned_rows(dtype: torch.dtype, support: str) ->
 
 
 @pytest.mark.usefixtures("cpu_kernels")
-def test_more_classes_than_a_byte_holds() -> None:
-    logits = torch.randn(1, 300, 3, 4, 5, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(0, 300, (1, 1, 3, 4, 5))
+def test_as_many_classes_as_a_byte_holds() -> None:
+    logits = torch.randn(1, 255, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 255, (1, 1, 3, 4, 5))
     for support in ("gt", "both"):
         options = (target, torch.tensor(3), 0.7, True, "softmax", support)
         (expected,) = torch.autograd.grad(reference.gumbel_consistency(logits, *options), logits)
         loss, _ = torch.ops.egcnn.gumbel_consistency(logits, *options)
         (grad,) = torch.autograd.grad(loss, logits)
         torch.testing.assert_close(grad, expected)
+        with pytest.raises(ValueError, match="at most 255 exclusive classes"):
+            torch.ops.egcnn.gumbel_consistency(torch.randn(1, 256, 3, 4, 5), *options)
 
 
 def test_opcheck() -> None:

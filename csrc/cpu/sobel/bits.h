@@ -1,160 +1,16 @@
 // Edges of binary regions, exactly: rows of bits, 62 voxels and one more on each side to a word, so
 // that neighbours along x are a shift away. A voxel is an edge where any component of its gradient
-// is not 0, and whether one is follows from a few additions of single bits, as many at once as a
-// vector has.
+// is not 0; whether one is follows from a few additions of single bits, as many at once as a vector
+// holds.
 #pragma once
 
-#include "sobel_march.h"
-#include "stream.h"
+#include "../simd/bits.h"
+#include "bit_stream.h"
+#include "march.h"
 
 namespace egcnn::EGCNN_ISA {
 
-// Bit i is whether block[i] is not `value`, for 64 elements.
-template <class U>
-static inline uint64_t differing(const U* block, U value) {
-  uint64_t bits = 0;
-#ifdef __AVX512BW__
-  constexpr int kCount = 64 / sizeof(U);
-  for (int i = 0; i < 64; i += kCount) {
-    const __m512i in = _mm512_loadu_si512(block + i);
-    uint64_t part;
-    if constexpr (sizeof(U) == 1) part = _mm512_cmpneq_epi8_mask(in, _mm512_set1_epi8(value));
-    if constexpr (sizeof(U) == 2) part = _mm512_cmpneq_epi16_mask(in, _mm512_set1_epi16(value));
-    if constexpr (sizeof(U) == 4) part = _mm512_cmpneq_epi32_mask(in, _mm512_set1_epi32(value));
-    if constexpr (sizeof(U) == 8) part = _mm512_cmpneq_epi64_mask(in, _mm512_set1_epi64(value));
-    bits |= part << i;
-  }
-#else
-  uint8_t differs[64];
-  for (int i = 0; i < 64; ++i) differs[i] = block[i] != value;
-#ifdef __SSE2__
-  for (int i = 0; i < 64; i += 16) {
-    const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(differs + i));
-    bits |= uint64_t(uint32_t(_mm_movemask_epi8(_mm_slli_epi16(in, 7)))) << i;
-  }
-#else
-  for (int i = 0; i < 64; ++i) bits |= uint64_t(differs[i]) << i;
-#endif
-#endif
-  return bits;
-}
-
-// 64 bits as bytes 0 and 1.
-static inline void expand(uint64_t bits, uint8_t* out) {
-#if defined(__AVX512BW__)
-  _mm512_storeu_si512(out, _mm512_maskz_set1_epi8(bits, 1));
-#elif defined(__SSE2__)
-  const __m128i one_each = _mm_set1_epi64x(0x8040201008040201);
-  for (int i = 0; i < 64; i += 16) {
-    __m128i lanes = _mm_cvtsi32_si128(uint16_t(bits >> i));
-    lanes = _mm_unpacklo_epi8(lanes, lanes);
-    lanes = _mm_unpacklo_epi16(lanes, lanes);
-    lanes = _mm_and_si128(_mm_unpacklo_epi32(lanes, lanes), one_each);
-    lanes = _mm_and_si128(_mm_cmpeq_epi8(lanes, one_each), _mm_set1_epi8(1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), lanes);
-  }
-#else
-  for (int i = 0; i < 64; ++i) out[i] = bits >> i & 1;
-#endif
-}
-
-// A Stream of bytes 0 and 1 that are given as bits. With every line that it writes it brings one
-// from `ahead` on nearer, if that is not null, so that reading and writing overlap.
-class BitStream {
- public:
-  BitStream(uint8_t* out, bool past_caches, const char* ahead)
-      : past_(past_caches),
-        ahead_(ahead),
-        first_(reinterpret_cast<uintptr_t>(out) % 64),
-        held_(first_),
-        out_(out - first_) {}
-
-  ~BitStream() { finish(held_); }
-
-  // The first n of 64 bits, the others of which are 0.
-  void put(uint64_t bits, int64_t n) {
-    line_ |= bits << held_;
-    const int64_t held = held_ + n;
-    if (held < 64) {
-      held_ = held;
-      return;
-    }
-    flush();
-    line_ = held_ > 0 ? bits >> (64 - held_) : 0;
-    held_ = held - 64;
-  }
-
-  void put_zeros(int64_t n) {
-    if (held_ + n < 64) {
-      held_ += n;
-      return;
-    }
-    flush();
-    line_ = 0;
-    alignas(64) static const uint8_t zeros[64] = {};
-    for (n -= 64 - held_; n >= 64; n -= 64) put_line(zeros);
-    held_ = n;
-  }
-
- private:
-  bool past_;
-  const char* ahead_;
-  int64_t first_, held_;  // the bytes [first_, held_) of a line are known and wait
-  uint64_t line_ = 0;
-  uint8_t* out_;          // where that line goes
-
-  void finish(int64_t end) {
-    alignas(64) uint8_t bytes[64];
-    expand(line_, bytes);
-    std::memcpy(out_ + first_, bytes + first_, end - first_);
-  }
-
-  // A whole line.
-  void put_line(const uint8_t* bytes) {
-    if (ahead_ != nullptr) {
-      __builtin_prefetch(ahead_, 0, 2);
-      ahead_ += 64;
-    }
-    if (past_) {
-      stream_line(out_, bytes);
-    } else {
-      std::memcpy(out_, bytes, 64);
-    }
-    out_ += 64;
-  }
-
-  void flush() {
-    if (first_ > 0) {
-      finish(64);
-      first_ = 0;
-      out_ += 64;
-      return;
-    }
-    alignas(64) uint8_t bytes[64];
-    expand(line_, bytes);
-    put_line(bytes);
-  }
-};
-
-using Bits = Vector<uint64_t>;
-
-static inline Bits xor3(Bits a, Bits b, Bits c) {
-#ifdef __AVX512F__
-  return Bits(_mm512_ternarylogic_epi64(__m512i(a), __m512i(b), __m512i(c), 0x96));
-#else
-  return a ^ b ^ c;
-#endif
-}
-
-static inline Bits majority(Bits a, Bits b, Bits c) {
-#ifdef __AVX512F__
-  return Bits(_mm512_ternarylogic_epi64(__m512i(a), __m512i(b), __m512i(c), 0xE8));
-#else
-  return ((a ^ b) & c) | (a & b);
-#endif
-}
-
-// How many of four bits are set: 1, 2 and 4 times these.
+// How many of four bits are set, as a binary number.
 struct Count {
   Bits ones, twos, fours;
 
@@ -165,7 +21,7 @@ struct Count {
   }
 };
 
-// Whether the voxels of two triples, smoothed along x, differ in their sums.
+// Whether the sums of two triples of voxels, smoothed along x, differ.
 static inline Bits unbalanced(Bits a0, Bits a1, Bits a2, Bits b0, Bits b1, Bits b2) {
   // e = a0 + a1 + a2 + 3 - (b0 + b1 + b2), 0 to 6.
   const Bits sum_a = xor3(a0, a1, a2), carry_a = majority(a0, a1, a2);
@@ -183,8 +39,8 @@ static inline Bits unbalanced(Bits a0, Bits a1, Bits a2, Bits b0, Bits b1, Bits 
   return n0 | s1 | ~(s2 & s3);
 }
 
-// Of the voxels in bits 1 to 62: whether they are edges. a, b and c are where their words lie in
-// the planes before, at and after theirs; from row to row it is `row` words.
+// Whether the voxels in bits 1 to 62 are edges. a, b and c point to their words in the planes
+// before, at and after theirs; rows are `row` words apart.
 static inline Bits edges(const uint64_t* a, const uint64_t* b, const uint64_t* c, int64_t row) {
   const Bits a0 = load_vector(a - row), a1 = load_vector(a), a2 = load_vector(a + row);
   const Bits b0 = load_vector(b - row), b1 = load_vector(b), b2 = load_vector(b + row);
@@ -199,16 +55,16 @@ static inline Bits edges(const uint64_t* a, const uint64_t* b, const uint64_t* c
   const Bits carry2 = majority(corners.fours, sides.twos, b1), s2 = t2 ^ carry1;
   const Bits carry3 = t2 & carry1, s3 = xor3(sides.fours, carry2, carry3);
   const Bits s4 = majority(sides.fours, carry2, carry3);
-  // What differs two voxels further on makes an edge of the one between.
-  const Bits across = (corners.ones ^ (corners.ones >> 2)) | (s1 ^ (s1 >> 2)) |
-                      (s2 ^ (s2 >> 2)) | (s3 ^ (s3 >> 2)) | (s4 ^ (s4 >> 2));
+  // A difference two voxels apart makes an edge of the voxel between.
+  const Bits across = (corners.ones ^ (corners.ones >> 2)) | (s1 ^ (s1 >> 2)) | (s2 ^ (s2 >> 2)) |
+                      (s3 ^ (s3 >> 2)) | (s4 ^ (s4 >> 2));
   return sum | difference | (across << 1);
 }
 
-// A slab's rows as bits, of up to 8 regions.
+// A slab's rows as bits, of up to kSobelRegions regions.
 class BitMarch : public MarkedRows {
  public:
-  BitMarch(const SobelTiles& t, const Slab& slab, int64_t regions, char* scratch)
+  BitMarch(const SobelPlan& t, const Slab& slab, int64_t regions, char* scratch)
       : MarkedRows(t, slab, kRun), regions_(regions), words_(sobel_words(t.width)) {
     ring_ = reinterpret_cast<uint64_t*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
     edges_ = ring_ + regions * 3 * plane();
@@ -216,10 +72,10 @@ class BitMarch : public MarkedRows {
   }
 
   // pack(z, y, rows, marks, words) fills in the marks and, for region r, the words from
-  // words + r * region_stride() on; it says whether all is binary, and so does the whole.
+  // words + r * region_stride() on. Both it and run() tell whether all is binary.
   template <class Pack, class Plane>
   bool run(Pack&& pack, Plane&& plane_done) {
-    const auto fetch = [&](int64_t z, uint8_t* marks) {
+    const auto load = [&](int64_t z, uint8_t* marks) {
       const int64_t rows = high_ - low_;
       uint64_t* const first = ring_ + z % 3 * plane() + (low_ - slab_.y0 + 1) * words_;
       if (!pack(z, low_, rows, marks, first)) return false;
@@ -230,7 +86,7 @@ class BitMarch : public MarkedRows {
       }
       return true;
     };
-    return MarkedRows::run(fetch, plane_done);
+    return MarkedRows::run(load, plane_done);
   }
 
   int64_t region_stride() const { return 3 * plane(); }
@@ -266,7 +122,7 @@ class BitMarch : public MarkedRows {
 };
 
 // The words of one row: bit i of word k is voxel 62 k + i - 1; borders replicate.
-// word_of(block) tells of 64 elements; `end` is the end of what may be read.
+// word_of(k, block, finish) makes word k of 64 elements; nothing is read from `end` on.
 template <class In, class WordOf>
 static inline void pack_row(const In* row, const In* end, int64_t width, int64_t words,
                             WordOf&& word_of) {

@@ -1,14 +1,14 @@
-// How a volume is cut into slabs that are marched along z, and a thread's scratch: for the kernels
-// and for the size queries of dispatch.cpp.
+// How a volume is cut into slabs that are marched along z, and a thread's scratch.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
-#include "../ops.h"
+#include "../../ops.h"
+#include "../simd/threads.h"
 
-namespace egcnn {
+namespace egcnn::EGCNN_ISA {
 
 // Rows whose gradient is computed at a time; as bits, more.
 constexpr int64_t kSobelRun = 16, kSobelBitRun = 64;
@@ -22,11 +22,9 @@ constexpr int64_t kSobelRegions = 8;
 // Voxels of a row whose edges one word of bits gives.
 constexpr int64_t kSobelWord = 62;
 
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 static inline int64_t sobel_words(int64_t width) { return ceil_div(width, kSobelWord); }
 
-struct SobelTiles {
+struct SobelPlan {
   int64_t volumes, depth, height;
   int64_t step, width;   // elements from one voxel to the next along x, and of a whole row
   int64_t left, pitch;   // elements before a row's first in scratch, and from row to row
@@ -36,24 +34,24 @@ struct SobelTiles {
   int64_t element;       // bytes
   int64_t regions = 0;   // that are kept as bits at a time, in place of the ring
 
-  SobelTiles(const Size& size, const Tensor& x, int64_t halo, int64_t extra, int64_t element,
-             int threads)
-      : depth(size.depth), height(size.height), step(x.voxel_stride),
-        width(size.width * step), halo(halo), extra(extra), element(element) {
+  SobelPlan(const Size& size, const Tensor& x, int64_t halo, int64_t extra, int64_t element,
+            int threads)
+      : depth(size.depth), height(size.height), step(x.voxel_stride), width(size.width * step),
+        halo(halo), extra(extra), element(element) {
     // channels_last_3d is one volume, whose neighbours along x are `step` elements apart.
     volumes = step > 1 ? size.batch : size.batch * size.channels;
     const int64_t line = 64 / element;
     left = ceil_div(step, line) * line;
     // Whole vectors by twos may be written without touching the next row.
     pitch = left + std::max(ceil_div(width + step, line), ceil_div(width, 2 * line) * 2) * line;
-    // As many rows as stay in the second cache; enough slabs to share out evenly, but none so thin
-    // that it mostly reads its neighbours' rows.
+    // As many rows as stay in the second-level cache; enough slabs to share out evenly, but none so
+    // thin that it mostly reads its neighbours' rows.
     constexpr int64_t kCache = 384 << 10, kThin = 8;
     const int64_t fit = kCache / ((3 + extra) * pitch * element) - 2 * halo;
-    const int64_t wanted = ceil_div(8 * threads, volumes);
+    const int64_t slabs = ceil_div(8 * threads, volumes);
     int64_t y_tiles = ceil_div(height, std::max(fit, kThin));
-    const int64_t z_tiles = std::min(ceil_div(wanted, y_tiles), ceil_div(depth, kThin));
-    y_tiles = std::max(y_tiles, std::min(wanted / z_tiles, ceil_div(height, kThin)));
+    const int64_t z_tiles = std::min(ceil_div(slabs, y_tiles), ceil_div(depth, kThin));
+    y_tiles = std::max(y_tiles, std::min(slabs / z_tiles, ceil_div(height, kThin)));
     planes = ceil_div(depth, z_tiles);
     tile = ceil_div(height, y_tiles);
   }
@@ -71,15 +69,14 @@ struct SobelTiles {
   // A thread's scratch: elements of the ring and the extra planes, of a run's output and of a row
   // of zeros, or words of bits; then four times its marks.
   size_t bytes() const {
-    const int64_t elements =
-        ((3 + extra) * rows() + kSobelRun + 1) * pitch + 3 * 64;
+    const int64_t elements = ((3 + extra) * rows() + kSobelRun + 1) * pitch + 3 * 64;
     const int64_t row = sobel_words(width);
     const int64_t words = regions * 3 * ((tile + 2) * row + 8) + kSobelBitRun * row + 8;
     return ceil_div(std::max(elements * element, words * 8) + 4 * marks() + 64, 64) * 64;
   }
 };
 
-static inline SobelTiles sobel_edges_tiles(const SobelEdges& p) {
+static inline SobelPlan sobel_edges_plan(const SobelEdges& p) {
   const int64_t element = p.labels.dtype == DType::f64    ? 8
                           : p.labels.dtype <= DType::bf16 ? 4
                           : p.threshold > 0               ? 2
@@ -87,20 +84,20 @@ static inline SobelTiles sobel_edges_tiles(const SobelEdges& p) {
   // A label map has one channel for all regions.
   Size size = p.size;
   if (p.region_counts != nullptr) size.channels = 1;
-  SobelTiles tiles(size, p.labels, 1, 0, element, p.resources.threads);
+  SobelPlan tiles(size, p.labels, 1, 0, element, p.resources.threads);
   if (p.threshold == 0 && tiles.step == 1) {
     tiles.regions = p.region_counts == nullptr ? 1 : std::min(p.size.channels, kSobelRegions);
   }
   return tiles;
 }
 
-static inline SobelTiles sobel_magnitude_tiles(const SobelMagnitude& p) {
-  return SobelTiles(p.size, p.x, 1, 0, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
+static inline SobelPlan sobel_magnitude_plan(const SobelMagnitude& p) {
+  return SobelPlan(p.size, p.x, 1, 0, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
 }
 
 // Beside the ring: the planes of SobelGather.
-static inline SobelTiles sobel_magnitude_backward_tiles(const SobelMagnitudeBackward& p) {
-  return SobelTiles(p.size, p.x, 2, 5, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
+static inline SobelPlan sobel_magnitude_backward_plan(const SobelMagnitudeBackward& p) {
+  return SobelPlan(p.size, p.x, 2, 5, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
 }
 
-}  // namespace egcnn
+}  // namespace egcnn::EGCNN_ISA

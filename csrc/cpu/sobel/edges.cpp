@@ -1,15 +1,14 @@
-// Sobel edge targets and the Sobel magnitude with its gradient (section 2.1).
-#include "pages.h"
-#include "sobel_bits.h"
-#include "sobel_gather.h"
-#include "sobel_march.h"
-#include "stream.h"
-
+// Sobel edge targets (section 2.1).
 #include <algorithm>
+
+#include "../simd/pages.h"
+#include "../simd/stream.h"
+#include "bits.h"
+#include "march.h"
 
 namespace egcnn::EGCNN_ISA {
 
-// The label values of a region and those after it.
+// The label values of a region, followed by those of the next.
 static inline const int64_t* values_from(const SobelEdges& p, int64_t region) {
   const int64_t* values = p.region_values;
   for (int64_t r = 0; r < region; ++r) values += p.region_counts[r];
@@ -17,10 +16,10 @@ static inline const int64_t* values_from(const SobelEdges& p, int64_t region) {
 }
 
 // Bit r of an element tells whether it lies in region first + r; without regions, bit 0 whether it
-// is not 0. Floats stay as they are. Of a constant n the compiler makes vectors without remainder.
+// is not 0. Floats stay as they are. A constant n compiles to vectors without a remainder.
 template <int64_t n, class T, class In>
-static inline void load_block(const SobelEdges& p, const In* in, int64_t first, int64_t regions,
-                              T* out) {
+static inline void load_values(const SobelEdges& p, const In* in, int64_t first, int64_t regions,
+                               T* out) {
   if constexpr (!std::is_integral_v<In>) {
     for (int64_t x = 0; x < n; ++x) out[x] = widen<T>(in[x]);
   } else if (p.region_counts == nullptr) {
@@ -72,16 +71,16 @@ EGCNN_OUT_OF_LINE void load_regions(const SobelEdges& p, int64_t start, int64_t 
       for (int64_t i = 0; i < rows.count; ++i, in += n, row += rows.pitch) {
         rows.marks[i] = kMixed;
         if (is_constant(in, n)) {
-          load_block<1>(p, in, first, regions, row);
+          load_values<1>(p, in, first, regions, row);
           if (std::is_integral_v<T> || row[0] == 0) rows.marks[i] = uint8_t(row[0]);
           if (rows.marks[i] != 0) std::fill(row + 1, row + n, row[0]);
         } else if (n < kBlock) {
-          for (int64_t x = 0; x < n; ++x) load_block<1>(p, in + x, first, regions, row + x);
+          for (int64_t x = 0; x < n; ++x) load_values<1>(p, in + x, first, regions, row + x);
         } else {
           for (int64_t x = 0; x < n; x += kBlock) {
             // The last block overlaps the one before rather than ending early.
             const int64_t at = x + kBlock <= n ? x : n - kBlock;
-            load_block<kBlock>(p, in + at, first, regions, row + at);
+            load_values<kBlock>(p, in + at, first, regions, row + at);
           }
         }
       }
@@ -89,7 +88,7 @@ EGCNN_OUT_OF_LINE void load_regions(const SobelEdges& p, int64_t start, int64_t 
   });
 }
 
-// body(first, regions) for each few regions of a volume.
+// body(first, regions) for each kSobelRegions regions of a volume.
 template <class Body>
 static inline void for_regions(const SobelEdges& p, Body&& body) {
   const int64_t all = p.region_counts != nullptr ? p.size.channels : 1;
@@ -98,12 +97,11 @@ static inline void for_regions(const SobelEdges& p, Body&& body) {
   }
 }
 
-// Where edges of plane z of a slab go.
-static inline uint8_t* edges_at(const SobelEdges& p, const SobelTiles& t, const Slab& slab,
+// The edges of plane z of a slab.
+static inline uint8_t* edges_at(const SobelEdges& p, const SobelPlan& t, const Slab& slab,
                                 int64_t region, int64_t z) {
   const int64_t regions = p.region_counts != nullptr ? p.size.channels : 1;
-  return static_cast<uint8_t*>(p.edges.data) +
-         t.start(slab.volume * regions + region, z, slab.y0);
+  return static_cast<uint8_t*>(p.edges.data) + t.start(slab.volume * regions + region, z, slab.y0);
 }
 
 static inline bool is_large(const SobelEdges& p) {
@@ -112,7 +110,7 @@ static inline bool is_large(const SobelEdges& p) {
 
 // is_edge(gz, gy, gx) is not 0 in the lanes of edges.
 template <class T, class IsEdge>
-static void find_edges(const SobelEdges& p, const SobelTiles& t, const Slab& slab, char* scratch,
+static void find_edges(const SobelEdges& p, const SobelPlan& t, const Slab& slab, char* scratch,
                        IsEdge is_edge) {
   typedef uint8_t Bytes __attribute__((vector_size(kLanes<T>)));
   const int64_t width = t.width;
@@ -126,9 +124,9 @@ static void find_edges(const SobelEdges& p, const SobelTiles& t, const Slab& sla
         [&](int64_t z) {
           for (int64_t r = 0; r < regions; ++r) {
             Stream out(edges_at(p, t, slab, first + r, z), is_large(p));
-            march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool still) {
+            march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool constant) {
               const int64_t n = rows * width;
-              if (still) return out.put_zeros(n);
+              if (constant) return out.put_zeros(n);
               const auto emit = [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
                 const Bytes bytes = __builtin_convertvector(is_edge(gz, gy, gx), Bytes) & 1;
                 std::memcpy(staged + i * width + x, &bytes, sizeof bytes);
@@ -159,8 +157,8 @@ static inline uint8_t mark_of_word(const uint64_t* word, int64_t regions, int64_
   return mark;
 }
 
-// Rows as bits, their marks, and whether all is binary. Of floats 0 and 1 are, whose sums are as
-// exact as those of bits.
+// Packs rows into bits, marks them, and tells whether all is binary. Floats may be 0 and 1, whose
+// sums are as exact as those of bits.
 template <class In>
 static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t width,
                       int64_t first, int64_t regions, const BitMarch& march, uint8_t* marks,
@@ -175,11 +173,11 @@ static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t 
   const int64_t* const values = p.region_counts != nullptr ? values_from(p, first) : nullptr;
   const U* row = data + start;
   for (int64_t i = 0; i < rows; ++i, row += width, words += count) {
-    // A word alone is as fast to make as to compare.
+    // A single word is as fast to make as to compare.
     if (count > 1 && is_constant(row, width)) {
       uint8_t inside = row[0] != 0;
       if constexpr (std::is_integral_v<In>) {
-        load_block<1>(p, reinterpret_cast<const In*>(row), first, regions, &inside);
+        load_values<1>(p, reinterpret_cast<const In*>(row), first, regions, &inside);
       } else if (row[0] != 0 && row[0] != one_bits) {
         return false;
       }
@@ -214,11 +212,11 @@ static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t 
   return true;
 }
 
-// Edges above 0 of binary regions; false where they are none after all.
-static bool find_binary_edges(const SobelEdges& p, const SobelTiles& t, const Slab& slab,
+// Edges above 0 of binary regions; false where the regions turn out not to be binary.
+static bool find_binary_edges(const SobelEdges& p, const SobelPlan& t, const Slab& slab,
                               char* scratch) {
-  // The next plane is brought nearer where that is a byte read for a byte written; of larger
-  // elements too many lines at a time would be on their way.
+  // Prefetch the next plane where a byte is read for a byte written; larger elements would have too
+  // many lines on their way at a time.
   const bool bytes = p.labels.dtype == DType::u8 || p.labels.dtype == DType::i8;
   bool binary = true;
   for_regions(p, [&](int64_t first, int64_t regions) {
@@ -233,14 +231,14 @@ static bool find_binary_edges(const SobelEdges& p, const SobelTiles& t, const Sl
           return packed;
         },
         [&](int64_t z) {
-          const int64_t next = std::min(z + 2, t.depth - 1);
-          const char* const ahead =
-              static_cast<const char*>(p.labels.data) + t.start(slab.volume, next, slab.y0);
+          const int64_t next_z = std::min(z + 2, t.depth - 1);
+          const char* const next =
+              static_cast<const char*>(p.labels.data) + t.start(slab.volume, next_z, slab.y0);
           for (int64_t r = 0; r < regions; ++r) {
             BitStream out(edges_at(p, t, slab, first + r, z), is_large(p),
-                          bytes && r == 0 ? ahead : nullptr);
-            march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool still) {
-              if (still) return out.put_zeros(rows * t.width);
+                          bytes && r == 0 ? next : nullptr);
+            march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool constant) {
+              if (constant) return out.put_zeros(rows * t.width);
               march.put(r, y, rows, out);
             });
           }
@@ -251,7 +249,7 @@ static bool find_binary_edges(const SobelEdges& p, const SobelTiles& t, const Sl
 
 template <class T, class IsEdge>
 static void sobel_edges(const SobelEdges& p, IsEdge is_edge) {
-  const SobelTiles t = sobel_edges_tiles(p);
+  const SobelPlan t = sobel_edges_plan(p);
   for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
     const bool done = t.regions > 0 && find_binary_edges(p, t, slab, scratch);
     stream_fence();
@@ -261,21 +259,16 @@ static void sobel_edges(const SobelEdges& p, IsEdge is_edge) {
   });
 }
 
-// Of a vector of sums of squares.
-template <class T>
-static inline Vector<T> magnitudes(Vector<T> squared) {
-  for (int64_t i = 0; i < kLanes<T>; ++i) {
-    squared[i] = math::sobel_magnitude(T(squared[i]));
-  }
-  return squared;
-}
-
 template <class T>
 static void soft_sobel_edges(const SobelEdges& p) {
   const T threshold = T(p.threshold);
   sobel_edges<T>(p, [=](auto gz, auto gy, auto gx) {
     return magnitudes<T>(gz * gz + gy * gy + gx * gx) > threshold;
   });
+}
+
+size_t sobel_edges_workspace(const SobelEdges& p) {
+  return p.size.empty() ? 0 : p.resources.threads * sobel_edges_plan(p).bytes();
 }
 
 void sobel_edges_launch(const SobelEdges& p) {
@@ -292,156 +285,6 @@ void sobel_edges_launch(const SobelEdges& p) {
   while (most < 768 && !(math::sobel_magnitude(float(most + 1)) > float(p.threshold))) ++most;
   sobel_edges<int16_t>(
       p, [=](auto gz, auto gy, auto gx) { return gz * gz + gy * gy + gx * gx > most; });
-}
-
-// n elements of a tensor as they lie, channels interleaved or not.
-template <class T>
-static inline void load_row(Tensor x, int64_t start, int64_t n, T* row) {
-  x.voxel_stride = 1;
-  load(x, start, n, row);
-}
-
-template <class T>
-static inline void load_rows(const Tensor& x, int64_t start, const Rows<T>& rows) {
-  for (int64_t i = 0; i < rows.count; ++i) {
-    load_row(x, start + i * rows.width, rows.width, rows.data + i * rows.pitch);
-    rows.marks[i] = kMixed;
-  }
-}
-
-template <class T>
-static void sobel_magnitude(const SobelMagnitude& p, int64_t element) {
-  const SobelTiles t = sobel_magnitude_tiles(p);
-  const int64_t width = t.width;
-  uint8_t* result = static_cast<uint8_t*>(p.out.data);
-  const bool large = t.volumes * t.depth * t.height * width * element > kStreamed;
-  for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
-    SobelMarch<T> march(t, slab, scratch);
-    const auto start = [&](int64_t z, int64_t y) {
-      return t.start(slab.volume, z, y);
-    };
-    march.run(
-        [&](int64_t z, int64_t y, const Rows<T>& rows) { load_rows(p.x, start(z, y), rows); },
-        [&](int64_t z) {
-          Stream out(result + start(z, slab.y0) * element, large);
-          const int64_t next = std::min(z + 2, t.depth - 1);
-          march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool) {
-            T* const found = march.output;
-            // What the march fetches next comes nearer meanwhile.
-            const char* const ahead =
-                static_cast<const char*>(p.x.data) + start(next, y) * element;
-            march.gradient(
-                y, rows, [](auto x) { return x; },
-                [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
-                  __builtin_prefetch(ahead + (i * width + x) * element, 0, 2);
-                  store_vector(found + i * width + x,
-                               magnitudes<T>(gz * gz + gy * gy + gx * gx));
-                });
-            put_as(p.out.dtype, out, found, rows * width);
-          });
-        });
-    stream_fence();
-  });
-}
-
-void sobel_magnitude_launch(const SobelMagnitude& p) {
-  if (p.size.empty()) return;
-  const int64_t element = float_bytes(p.out.dtype);
-  advise_huge(p.out.data, p.size.batch * p.size.channels * p.size.voxels() * element);
-  if (p.x.dtype == DType::f64) return sobel_magnitude<double>(p, element);
-  sobel_magnitude<float>(p, element);
-}
-
-// Of a vector of sums of squares: math::sobel_slope of their magnitudes.
-template <class T>
-static inline Vector<T> slopes(Vector<T> squared) {
-  using V = Vector<T>;
-  const V zero = {};
-#ifdef __AVX512F__
-  if constexpr (sizeof(T) == 4) {
-    // A root and a quotient would take longer than all the rest. One step of Newton's brings the
-    // estimate from 14 bits to all that a float has.
-    const V square = squared * (1.0f / 256);
-    const __mmask16 regular = _mm512_fpclass_ps_mask(__m512(square), 0x9F) ^ 0xFFFF;
-    const V estimate = V(_mm512_maskz_rsqrt14_ps(regular, __m512(square)));
-    const V error = 1.0f - square * estimate * estimate;
-    return V(_mm512_maskz_mov_ps(regular, __m512((estimate + estimate * 0.5f * error) *
-                                                 (1.0f / 256))));
-  }
-#endif
-  const V magnitude = magnitudes<T>(squared);
-  return magnitude > zero ? T(1.0 / 256) / magnitude : zero;
-}
-
-template <class T>
-static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t element) {
-  const SobelTiles t = sobel_magnitude_backward_tiles(p);
-  const int64_t width = t.width, pitch = t.pitch, grad_element = float_bytes(p.grad.dtype);
-  uint8_t* result = static_cast<uint8_t*>(p.grad_x.data);
-  const bool large = t.volumes * t.depth * t.height * width * element > kStreamed;
-  for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
-    const auto start = [&](int64_t z, int64_t y) {
-      return t.start(slab.volume, z, y);
-    };
-    // The result needs q one plane and one row further.
-    const Slab reach = {slab.volume, std::max<int64_t>(slab.z0 - 1, 0),
-                        std::min(slab.z1 + 1, t.depth), slab.y0, slab.y1};
-    const int64_t low = std::max<int64_t>(slab.y0 - 1, 0), high = std::min(slab.y1 + 1, t.height);
-    SobelMarch<T> march(t, reach, scratch);
-    const SobelGather<T> gather(t, low, march.extra);
-    T* const staged = march.output;
-
-    const auto find_q = [&](int64_t z) {
-      march.for_runs(low, high, [&](int64_t y, int64_t rows, bool) {
-        load_row(p.grad, start(z, y), rows * width, staged);
-        T* const q = gather.q(y);
-        const int64_t plane = gather.plane();
-        // What is fetched next comes nearer meanwhile.
-        const char* const x_ahead = static_cast<const char*>(p.x.data) +
-                                    start(std::min(z + 2, t.depth - 1), y) * element;
-        const char* const grad_ahead = static_cast<const char*>(p.grad.data) +
-                                       start(std::min(z + 1, t.depth - 1), y) * grad_element;
-        march.gradient(
-            y, rows, [](auto x) { return x; },
-            [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
-              __builtin_prefetch(x_ahead + (i * width + x) * element, 0, 2);
-              __builtin_prefetch(grad_ahead + (i * width + x) * grad_element, 0, 2);
-              const auto slope = slopes<T>(gz * gz + gy * gy + gx * gx) *
-                                 load_vector(staged + i * width + x);
-              T* const to = q + i * pitch + x;
-              store_vector(to, gz * slope);
-              store_vector(to + plane, gy * slope);
-              store_vector(to + 2 * plane, gx * slope);
-            });
-        for (int64_t i = 0; i < rows; ++i) gather.close(y + i);
-      });
-    };
-    // body(y, rows) fills `staged` with rows of plane z.
-    const auto put = [&](int64_t z, auto&& body) {
-      const bool complete = z >= slab.z0;
-      Stream out(result + start(complete ? z : slab.z0, slab.y0) * element, large);
-      march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool) {
-        body(y, rows);
-        if (complete) put_as(p.grad_x.dtype, out, staged, rows * width);
-      });
-    };
-    march.run([&](int64_t z, int64_t y, const Rows<T>& rows) { load_rows(p.x, start(z, y), rows); },
-              [&](int64_t z) {
-                find_q(z);
-                put(z - 1, [&](int64_t y, int64_t rows) { gather.add(y, rows, z == 0, staged); });
-                if (z + 1 < t.depth) return;
-                put(z, [&](int64_t y, int64_t rows) { gather.finish(y, rows, staged); });
-              });
-    stream_fence();
-  });
-}
-
-void sobel_magnitude_backward_launch(const SobelMagnitudeBackward& p) {
-  if (p.size.empty()) return;
-  const int64_t element = float_bytes(p.grad_x.dtype);
-  advise_huge(p.grad_x.data, p.size.batch * p.size.channels * p.size.voxels() * element);
-  if (p.x.dtype == DType::f64) return sobel_magnitude_backward<double>(p, element);
-  sobel_magnitude_backward<float>(p, element);
 }
 
 }  // namespace egcnn::EGCNN_ISA

@@ -4,14 +4,17 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "isa.h"
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
-namespace egcnn {
+namespace egcnn::EGCNN_ISA {
 
-// Asks for large pages under an array that is about to be written whole. Fresh memory is cleared by
-// the kernel at its first touch, in pages of 4 KB slower by far than ours compute what goes there.
+// Asks for large pages under an array that is about to be written whole. The system clears fresh
+// memory at its first touch, and in pages of 4 KB that takes far longer than to compute its
+// content.
 static inline void advise_huge(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t(2) << 20;
@@ -19,11 +22,11 @@ static inline void advise_huge(void* data, size_t bytes) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
   const uintptr_t first = (address + kPage - 1) / kPage * kPage;
   const uintptr_t last = (address + bytes) / kPage * kPage;
-  // Advice only: where the system knows no large pages, it fails and nothing is lost.
+  // Advice only: on a system without large pages it fails and nothing is lost.
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
   (void)data, (void)bytes;
 #endif
 }
 
-}  // namespace egcnn
+}  // namespace egcnn::EGCNN_ISA

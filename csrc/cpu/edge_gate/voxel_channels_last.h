@@ -1,20 +1,19 @@
-// The voxel gate where all is in channels_last_3d and the channels fill whole vectors: a few voxels
-// after the other, straight from memory to memory.
+// The voxel gate where all tensors are in channels_last_3d and the channels fill whole vectors: a
+// few voxels at a time, straight from memory to memory.
 #pragma once
 
-#include "edge_gate_block.h"
-#include "edge_gate_math.h"
+#include "blocks.h"
+#include "gate.h"
 
 namespace egcnn::EGCNN_ISA {
 
-// Whether the products along the channels of a tensor are made of whole vectors.
+// Whether a voxel's channels are consecutive, whole vectors.
 template <class Acc>
-static inline bool in_vectors(const Tensor& t, int64_t channels) {
+static inline bool channels_in_vectors(const Tensor& t, int64_t channels) {
   return t.voxel_stride != 1 && channels % kLanes<Acc> == 0;
 }
 
-// As many voxels as a vector has lanes, in the accumulation type. The vectors are loaded as they
-// are needed: the first-level cache holds them.
+// As many voxels as a vector has lanes, in the accumulation type, in the first-level cache.
 template <class Acc>
 struct Voxels {
   int64_t channels;
@@ -23,9 +22,10 @@ struct Voxels {
   template <class T>
   void load(const T* in, int64_t voxels) const {
     const int64_t n = voxels * channels;
-    // The hardware would stop at the end of each page.
-    const Ahead::Lines ahead{reinterpret_cast<const char*>(in + 4 * n), n * int64_t(sizeof(T)) / 64};
-    load_run(in, n, ahead, values, [](int64_t, Vector<Acc>) {});
+    // Prefetch across pages, at whose ends the hardware stops.
+    const PrefetchQueue::Lines next{reinterpret_cast<const char*>(in + 4 * n),
+                                    n * int64_t(sizeof(T)) / kLine};
+    load_run(in, n, next, values, [](int64_t, Vector<Acc>) {});
   }
 
   template <class T>
@@ -34,7 +34,7 @@ struct Voxels {
                       [&](int64_t i) { return load_vector(values + i); });
   }
 
-  // sums[v] += the products of voxel v with the weights, still to be summed over the lanes.
+  // sums[v] += the products of voxel v and the weights, which remain to be summed over the lanes.
   void add_products(const Acc* weights, int64_t voxels, Vector<Acc>* sums) const {
     for (int64_t c = 0; c < channels; c += kLanes<Acc>) {
       const Vector<Acc> weight = load_vector(weights + c);
@@ -47,13 +47,13 @@ struct Voxels {
 
 template <class T>
 static inline T* start(const Tensor& t, const Block& b) {
-  return static_cast<T*>(t.data) + offset(t, b.batch, 0, b.voxel);
+  return static_cast<T*>(t.data) + t.offset(b.batch, 0, b.voxel);
 }
 
-// Lane v is the sum over voxel v.
+// Lane v is the sum of voxel v.
 template <class Acc>
-static inline Vector<Acc> sums_of(const Voxels<Acc>& e, const Voxels<Acc>& m, const Acc* weights,
-                                  int64_t voxels) {
+static inline Vector<Acc> gate_sums(const Voxels<Acc>& e, const Voxels<Acc>& m, const Acc* weights,
+                                    int64_t voxels) {
   Vector<Acc> products[kLanes<Acc>] = {};
   e.add_products(weights, voxels, products);
   m.add_products(weights + e.channels, voxels, products);
@@ -61,10 +61,11 @@ static inline Vector<Acc> sums_of(const Voxels<Acc>& e, const Voxels<Acc>& m, co
 }
 
 template <class Acc>
-EGCNN_OUT_OF_LINE void voxel_gate_last(const EdgeGate& p, const Block& b, const Acc* weights,
-                                       bool stream, const Voxels<Acc>& e, const Voxels<Acc>& m) {
+EGCNN_OUT_OF_LINE void voxel_channels_last(const EdgeGate& p, const Block& b, const Acc* weights,
+                                           bool stream, const Voxels<Acc>& e,
+                                           const Voxels<Acc>& m) {
   constexpr int64_t lanes = kLanes<Acc>;
-  with_volume<Acc>(p.e.dtype, [&](auto* type) {
+  with_float_of<Acc>(p.e.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T *from_e = start<T>(p.e, b), *from_m = start<T>(p.m, b);
     T* out = start<T>(p.out, b);
@@ -72,8 +73,7 @@ EGCNN_OUT_OF_LINE void voxel_gate_last(const EdgeGate& p, const Block& b, const 
       const int64_t voxels = b.n - v < lanes ? b.n - v : lanes;
       e.load(from_e + v * e.channels, voxels);
       m.load(from_m + v * m.channels, voxels);
-      const auto factor =
-          1 + sigmoid<Acc>(sums_of(e, m, weights, voxels), lowest<Acc>(p.relu));
+      const auto factor = 1 + sigmoid<Acc>(gate_sums(e, m, weights, voxels), lowest<Acc>(p.relu));
       for (int64_t i = 0; i < voxels; ++i) {
         Acc* row = e.values + i * e.channels;
         for (int64_t c = 0; c < e.channels; c += lanes) {
@@ -85,20 +85,21 @@ EGCNN_OUT_OF_LINE void voxel_gate_last(const EdgeGate& p, const Block& b, const 
   });
 }
 
-// The weights' gradients go to grad_weights: of e, of m, and of the bias.
+// Adds the gradients of the weights of e, those of m and that of the bias to grad_weights.
 template <class Acc>
-EGCNN_OUT_OF_LINE void voxel_gate_last_backward(const EdgeGateBackward& p, const Block& b,
-                                                const Acc* weights, bool stream_e, bool stream_m,
-                                                const Voxels<Acc>& e, const Voxels<Acc>& m,
-                                                const Voxels<Acc>& grad, double* grad_weights) {
+EGCNN_OUT_OF_LINE void voxel_channels_last_backward(const EdgeGateBackward& p, const Block& b,
+                                                    const Acc* weights, bool stream_e,
+                                                    bool stream_m, const Voxels<Acc>& e,
+                                                    const Voxels<Acc>& m, const Voxels<Acc>& grad,
+                                                    double* grad_weights) {
   constexpr int64_t lanes = kLanes<Acc>;
   const Acc low = lowest<Acc>(p.relu);
-  // Of this block, behind the voxels.
+  // The sums of this block lie behind the voxels.
   Acc *to_e = e.values + 32 * e.channels, *to_m = m.values + 32 * m.channels;
   for (int64_t c = 0; c < e.channels; ++c) to_e[c] = 0;
   for (int64_t c = 0; c < m.channels; ++c) to_m[c] = 0;
   Vector<Acc> to_bias = {};
-  with_volume<Acc>(p.e.dtype, [&](auto* type) {
+  with_float_of<Acc>(p.e.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T *from_e = start<T>(p.e, b), *from_m = start<T>(p.m, b);
     const T* from_grad = start<T>(p.grad, b);
@@ -108,7 +109,7 @@ EGCNN_OUT_OF_LINE void voxel_gate_last_backward(const EdgeGateBackward& p, const
       e.load(from_e + v * e.channels, voxels);
       m.load(from_m + v * m.channels, voxels);
       grad.load(from_grad + v * e.channels, voxels);
-      const auto sum = sums_of(e, m, weights, voxels), alpha = sigmoid<Acc>(sum, low);
+      const auto sum = gate_sums(e, m, weights, voxels), alpha = sigmoid<Acc>(sum, low);
       Vector<Acc> products[lanes] = {};
       for (int64_t c = 0; c < e.channels; c += lanes) {
         for (int64_t i = 0; i < voxels; ++i) {
@@ -124,8 +125,8 @@ EGCNN_OUT_OF_LINE void voxel_gate_last_backward(const EdgeGateBackward& p, const
         for (int64_t i = 0; i < voxels; ++i) {
           const int64_t at = i * e.channels + c;
           total += ds[i] * load_vector(e.values + at);
-          const auto past = load_vector(grad.values + at) * factor[i];
-          store_vector(grad.values + at, past + weight * ds[i]);
+          const auto bypass = load_vector(grad.values + at) * factor[i];
+          store_vector(grad.values + at, bypass + weight * ds[i]);
         }
         store_vector(to_e + c, total);
       }

@@ -1,73 +1,32 @@
-// Sets of a row's voxels as bits, 64 to a word, found by comparing rows of bytes.
+// Selected values of a group of kGroup voxels, packed and unpacked.
 #pragma once
-
-#include "consistency_plan.h"
-#include "rows.h"
 
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
+#include <cstdint>
+
+#include "bits.h"
+#include "elements.h"
+
 namespace egcnn::EGCNN_ISA {
 
-constexpr int64_t kWord = 64;
-constexpr uint32_t kWholeGroup = (1u << kGroup) - 1;
-
-// Bit i is whether a[i] and b[i] differ.
-template <class T>
-static inline uint64_t differing(const T* a, const T* b) {
-  uint64_t bits = 0;
-  for (int64_t i = 0; i < kWord; ++i) bits |= uint64_t(a[i] != b[i]) << i;
-  return bits;
-}
-
-static inline uint64_t differing(const uint8_t* a, const uint8_t* b) {
-#if defined(__AVX512BW__)
-  return _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
-#elif defined(__SSE2__)
-  uint64_t same = 0;
-  for (int64_t i = 0; i < kWord; i += 16) {
-    const __m128i equal = _mm_cmpeq_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a + i)),
-                                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(b + i)));
-    same |= uint64_t(uint32_t(_mm_movemask_epi8(equal))) << i;
-  }
-  return ~same;
-#else
-  return differing<uint8_t>(a, b);
-#endif
-}
-
-// The first n bits, for n of 0 and more.
-static inline uint64_t first_bits(int64_t n) {
-  return n >= kWord ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
-}
-
-static inline int64_t lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
-static inline int64_t highest_bit(uint32_t bits) { return 31 - __builtin_clz(bits); }
-
-// Each voxel of a set and those beside it; n voxels in the row.
-static inline uint64_t widened(const uint64_t* set, int64_t word, int64_t words, int64_t n) {
-  uint64_t bits = set[word] | set[word] << 1 | set[word] >> 1;
-  if (word > 0) bits |= set[word - 1] >> 63;
-  if (word + 1 < words) bits |= set[word + 1] << 63;
-  return bits & first_bits(n - word * kWord);
-}
-
-// Puts those of kGroup values whose bits are set one after the other; there is to be room for all.
-// Of others none is read.
+// Packs the selected of kGroup values to the front of `out`, which has room for kGroup; unselected
+// ones are never read.
 template <class V, class T>
 static inline void compress(const V* values, uint32_t bits, T* out) {
   for (; bits != 0; bits &= bits - 1) *out++ = widen<T>(values[lowest_bit(bits)]);
 }
 
-// The way back, zeros elsewhere. kGroup listed values are to be there.
+// The inverse of compress(), with zeros elsewhere. `listed` holds kGroup values.
 template <class T>
 static inline void expand(const T* listed, uint32_t bits, T* out) {
   for (int64_t i = 0; i < kGroup; ++i) out[i] = 0;
   for (; bits != 0; bits &= bits - 1) out[lowest_bit(bits)] = *listed++;
 }
 
-// Three times, each a place before the one before, where bits leave room for two places.
+// expand() three times, each one place before the last. The two highest bits are not set.
 template <class T>
 static inline void expand_around(const T* listed, uint32_t bits, T (&out)[3][kGroup]) {
   for (int i = 0; i < 3; ++i) {
@@ -78,13 +37,13 @@ static inline void expand_around(const T* listed, uint32_t bits, T (&out)[3][kGr
   }
 }
 
-// As expand, but what is elsewhere stays.
+// expand() that leaves the other elements as they are.
 template <class V, class T>
 static inline void place(const V* listed, uint32_t bits, T* out) {
   for (; bits != 0; bits &= bits - 1) out[lowest_bit(bits)] = narrow(*listed++, out);
 }
 
-// As compress, of first, first + 1 and so on.
+// compress() of first, first + 1 and so on.
 static inline void compress_range(int32_t first, uint32_t bits, int32_t* out) {
 #ifdef __AVX512F__
   const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -95,7 +54,7 @@ static inline void compress_range(int32_t first, uint32_t bits, int32_t* out) {
 #endif
 }
 
-// Whether compressing is worth more than looking up each value by its position.
+// Whether compressing is faster than looking up each value by its position.
 #ifdef __AVX512F__
 constexpr bool kCompresses = true;
 
@@ -156,23 +115,12 @@ static inline void place(const int32_t* listed, uint32_t bits, uint8_t* out) {
 
 static inline void compress(const int8_t* values, uint32_t bits, float* out) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-  // Masked although all are wanted: g++ 12 warns about its own header otherwise.
+  // Masked although all are used: g++ 12 warns about its own header otherwise.
   const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xFFFF, bytes);
   compress(_mm512_maskz_cvtepi32_ps(0xFFFF, wide), bits, out);
 }
 #else
 constexpr bool kCompresses = false;
 #endif
-
-// body(x, bits) for each kGroup voxels from x on of which the set has any.
-template <class Body>
-static inline void for_groups(uint64_t set, int64_t first, Body&& body) {
-  while (set != 0) {
-    const int64_t shift = lowest_bit(set) / kGroup * kGroup;
-    const uint32_t bits = uint32_t(set >> shift) & kWholeGroup;
-    body(first + shift, bits);
-    set &= ~(uint64_t(bits) << shift);
-  }
-}
 
 }  // namespace egcnn::EGCNN_ISA

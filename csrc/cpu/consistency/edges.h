@@ -1,18 +1,21 @@
-// The terms of the consistency loss: Sobel gradients at edges, listed without gaps, the mismatches
-// of their magnitudes and the gradients of these.
+// The edges of a class in a plane, packed: the gradients of the sample and of the truth there, the
+// mismatches of their magnitudes and the gradients of these.
 #pragma once
-
-#include "../math/sobel.h"
-#include "consistency_plan.h"
-#include "voxel_sets.h"
 
 #include <initializer_list>
 
+#include "../../math/sobel.h"
+#include "../simd/bits.h"
+#include "../simd/compress.h"
+#include "plan.h"
+
 namespace egcnn::EGCNN_ISA {
 
-// Rows of the target or of a sample, put together along z. Borders replicate.
+constexpr int64_t kEdges = 512;  // packed before they are compared
+
+// Combines a row of three planes of the target or of a sample along z. Borders replicate.
 template <class T, class V, class From>
-static inline void put_together_z(const T* before, const T* at, const T* after, int64_t width,
+static inline void combine_planes(const T* before, const T* at, const T* after, int64_t width,
                                   From&& from, V* __restrict smooth, V* __restrict differ) {
   for (int64_t block = 0; block < width; block += kWord) {
 #pragma omp simd
@@ -25,15 +28,16 @@ static inline void put_together_z(const T* before, const T* at, const T* after, 
   for (V* row : {smooth, differ}) row[-1] = row[0], row[width] = row[width - 1];
 }
 
-// A gradient (z, y, x) at a word's voxels; vectors may reach beyond.
+// The gradient (z, y, x) at a word's voxels; vectors may reach beyond.
 template <class V>
-using OfWord = V[3][kWord + kGroup];
+using WordGradient = V[3][kWord + kGroup];
 
-// The unscaled gradient of a word's voxels, from three of those rows.
+// The unscaled gradient at a word's voxels, from three combined rows.
 template <class V>
 __attribute__((always_inline)) static inline void sobel_word(const V* smooth, const V* differ,
                                                              int64_t before, int64_t at,
-                                                             int64_t after, OfWord<V>& gradient) {
+                                                             int64_t after,
+                                                             WordGradient<V>& gradient) {
   const V *s0 = smooth + before, *s1 = smooth + at, *s2 = smooth + after;
   const V *d0 = differ + before, *d1 = differ + at, *d2 = differ + after;
 #pragma omp simd
@@ -48,19 +52,23 @@ __attribute__((always_inline)) static inline void sobel_word(const V* smooth, co
 }
 
 template <class Acc>
-class EdgeTerms {
+class EdgeList {
  public:
-  EdgeTerms(Group* group, int32_t* row, Acc* sample, Acc* truth)
-      : group_(group), row_(row), sample_(sample), truth_(truth) {}
+  explicit EdgeList(Arena& arena) {
+    arena.take(group_, kEdges);
+    arena.take(row_, kEdges);
+    arena.take(sample_, 3 * kEdges);
+    arena.take(truth_, 3 * kEdges);
+  }
 
   bool room_for_word() const { return edges_ + kWord + kGroup <= kEdges; }
   void clear() { edges_ = groups_ = 0; }
 
-  // The edges among the word's voxels from x on, in groups as narrow that what they add to the
-  // voxels around fills a vector.
+  // Adds the edges among the word's voxels from x on, in groups of 14, so that their footprint
+  // fills one 16-lane vector.
   template <class V>
-  void add(int64_t y, int64_t x, uint64_t set, const OfWord<int8_t>& truth,
-           const OfWord<V>& sample) {
+  void add(int64_t y, int64_t x, uint64_t set, const WordGradient<int8_t>& truth,
+           const WordGradient<V>& sample) {
     while (set != 0) {
       const int64_t at = lowest_bit(set);
       const uint32_t bits = uint32_t(set >> at) & (kWholeGroup >> 2);
@@ -75,21 +83,21 @@ class EdgeTerms {
     }
   }
 
-  // Of the mismatches.
+  // The sum of the mismatches.
   double sum() const {
     const Acc *gz = sample_, *gy = gz + kEdges, *gx = gy + kEdges;
     const Acc *tz = truth_, *ty = tz + kEdges, *tx = ty + kEdges;
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < edges_; ++i) {
-      const Acc mismatch = math::sobel_magnitude(gz[i], gy[i], gx[i]) -
-                           math::sobel_magnitude(tz[i], ty[i], tx[i]);
+      const Acc mismatch =
+          math::sobel_magnitude(gz[i], gy[i], gx[i]) - math::sobel_magnitude(tz[i], ty[i], tx[i]);
       sum += double(mismatch < 0 ? -mismatch : mismatch);
     }
     return sum;
   }
 
-  // Puts the gradients of the mismatches, times `scale`, in the place of those of the sample.
+  // Replaces the sample's gradients by those of the mismatches, times `scale`.
   void differentiate(Acc scale) {
     Acc *gz = sample_, *gy = gz + kEdges, *gx = gy + kEdges;
     const Acc *tz = truth_, *ty = tz + kEdges, *tx = ty + kEdges;
@@ -105,31 +113,17 @@ class EdgeTerms {
     }
   }
 
-  // Adds these to the voxels around, whose rows are row_of(0 to 2 along z, 0 to 2 along y, y).
+  // Scatters these to the voxels around, whose rows are row_of(0 to 2 along z, 0 to 2 along y, y).
   template <class RowOf>
   void scatter(int64_t width, RowOf&& row_of) const {
     for (int64_t i = 0; i < groups_; ++i) {
       const Group& group = group_[i];
-      const int64_t x = group.first, last = x + highest_bit(group.bits);
-      Acc q[3][3][kGroup];  // of the voxels before, at and after those from x - 1 on
-      for (int k = 0; k < 3; ++k) {
-        expand_around(sample_ + k * kEdges + group.index, group.bits, q[k]);
-      }
       Acc of_z[kGroup], of_y[kGroup], of_x[kGroup];
-#pragma omp simd
-      for (int64_t k = 0; k < kGroup; ++k) {
-        of_z[k] = math::smooth(q[0][0][k], q[0][1][k], q[0][2][k]);
-        of_y[k] = math::smooth(q[1][0][k], q[1][1][k], q[1][2][k]);
-        of_x[k] = math::difference(q[2][2][k], q[2][0][k]);
-      }
-      for (Acc* of : {of_z, of_y, of_x}) {  // what is beyond a border belongs to it
-        if (x == 0) of[1] += of[0], of[0] = 0;
-        if (last == width - 1) of[last - x + 1] += of[last - x + 2], of[last - x + 2] = 0;
-      }
+      transpose_along_x(group, width, of_z, of_y, of_x);
       for (int j = 0; j < 3; ++j) {
         const Acc smooth = j == 1 ? 2 : 1, differ = Acc(j - 1);
         Acc* out[3];
-        for (int k = 0; k < 3; ++k) out[k] = row_of(k, j, row_[i]) + x - 1;
+        for (int k = 0; k < 3; ++k) out[k] = row_of(k, j, row_[i]) + group.first - 1;
         Acc in_plane[kGroup], through[kGroup];
 #pragma omp simd
         for (int64_t k = 0; k < kGroup; ++k) {
@@ -151,6 +145,27 @@ class EdgeTerms {
   int32_t* row_;          // of each group
   Acc *sample_, *truth_;  // (3, kEdges)
   int64_t edges_ = 0, groups_ = 0;
+
+  // The transposed filters along x, of a group's edges, for the voxels from x - 1 on.
+  __attribute__((always_inline)) void transpose_along_x(const Group& group, int64_t width,
+                                                        Acc (&of_z)[kGroup], Acc (&of_y)[kGroup],
+                                                        Acc (&of_x)[kGroup]) const {
+    const int64_t x = group.first, last = x + highest_bit(group.bits);
+    Acc q[3][3][kGroup];  // at the voxels before, at and after
+    for (int k = 0; k < 3; ++k) {
+      expand_around(sample_ + k * kEdges + group.index, group.bits, q[k]);
+    }
+#pragma omp simd
+    for (int64_t k = 0; k < kGroup; ++k) {
+      of_z[k] = math::smooth(q[0][0][k], q[0][1][k], q[0][2][k]);
+      of_y[k] = math::smooth(q[1][0][k], q[1][1][k], q[1][2][k]);
+      of_x[k] = math::difference(q[2][2][k], q[2][0][k]);
+    }
+    for (Acc* of : {of_z, of_y, of_x}) {  // a border takes what lies beyond it
+      if (x == 0) of[1] += of[0], of[0] = 0;
+      if (last == width - 1) of[last - x + 1] += of[last - x + 2], of[last - x + 2] = 0;
+    }
+  }
 };
 
 }  // namespace egcnn::EGCNN_ISA

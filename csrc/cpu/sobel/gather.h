@@ -3,12 +3,11 @@
 // that no two threads write one voxel and every sum has one order.
 #pragma once
 
-#include "sobel_march.h"
+#include "march.h"
 
 namespace egcnn::EGCNN_ISA {
 
-// Beyond a border lies the border's own voxel, for the transpose of a difference with its sign
-// turned.
+// Beyond a border lies the border's own voxel, with its sign turned for the transposed difference.
 template <class T>
 class SobelGather {
   using V = Vector<T>;
@@ -17,20 +16,16 @@ class SobelGather {
  public:
   // `planes` has room for five planes of t.rows() rows, from row `low` of the volume on: three of
   // q, two of sums.
-  SobelGather(const SobelTiles& t, int64_t low, T* planes)
-      : t_(t),
-        low_(low),
-        plane_(t.rows() * t.pitch),
-        q_(planes + t.left),
-        sums_(q_ + 3 * plane_),
+  SobelGather(const SobelPlan& t, int64_t low, T* planes)
+      : t_(t), low_(low), plane_(t.rows() * t.pitch), q_(planes + t.left), sums_(q_ + 3 * plane_),
         last_(q_ + 4 * plane_) {}
 
   int64_t plane() const { return plane_; }
 
-  // Where qz of row y of the current plane is to be; qy and qx follow a plane() and two further.
+  // The place of qz of row y of the current plane; qy and qx follow at one and two times plane().
   T* q(int64_t y) const { return q_ + (y - low_) * t_.pitch; }
 
-  // To be called for every row once it is there.
+  // Replicates the borders of a row of q once it is filled in.
   void close(int64_t y) const {
     T* const row = q(y);
     extend<T>(row, t_.width, t_.step, 1);
@@ -38,8 +33,8 @@ class SobelGather {
     extend<T>(row + 2 * plane_, t_.width, t_.step, -1);
   }
 
-  // Takes in rows [y, y + rows) of the current plane, which is the volume's `first` or not, and
-  // completes those of the plane before: one after the other in `out`, and up to two vectors more.
+  // Adds rows [y, y + rows) of the current plane, which may be the volume's `first`, and completes
+  // those of the plane before: one after the other in `out`, and up to two vectors more.
   void add(int64_t y, int64_t rows, bool first, T* out) const {
     if constexpr (kShifts<T>) {
       if (t_.step == 1) return add<2, true>(y, rows, first, out);
@@ -47,7 +42,7 @@ class SobelGather {
     add<1, false>(y, rows, first, out);
   }
 
-  // The same for the volume's last plane, once that was added.
+  // Completes the volume's last plane, once that was added.
   void finish(int64_t y, int64_t rows, T* out) const {
     for (int64_t i = 0; i < rows; ++i) {
       const T *sum = sums_ + (y + i - low_) * t_.pitch, *last = last_ + (y + i - low_) * t_.pitch;
@@ -56,10 +51,10 @@ class SobelGather {
   }
 
  private:
-  const SobelTiles& t_;
+  const SobelPlan& t_;
   int64_t low_, plane_;
   T* q_;
-  T *sums_, *last_;  // of the plane before: its result but for the share of the plane after, and
+  T *sums_, *last_;  // of the plane before: its result without the share of the plane after, and
                      // its own share of that plane's result
 
   static V smooth(V before, V at, V after) { return before + T(2) * at + after; }
@@ -70,7 +65,7 @@ class SobelGather {
     const int64_t lowest = t_.height - 1 - y;
     const T* const q0 = q(y);
     T *const sums0 = sums_ + (y - low_) * pitch, *const last0 = last_ + (y - low_) * pitch;
-    // Done along x: qz and qy smoothed, qx by the transposed difference.
+    // q after the pass along x: qz and qy smoothed, qx by the transposed difference.
     struct Row {
       V z, y, x;
 
@@ -81,13 +76,12 @@ class SobelGather {
         V z[kBlock + 2], y[kBlock + 2], x[kBlock + 2];
         for (int k = 0; k < kBlock + 2; ++k) {
           const T* const at = q + (k - 1) * lanes;
-          z[k] = load_vector(at), y[k] = load_vector(at + plane), x[k] = load_vector(at + 2 * plane);
+          z[k] = load_vector(at), y[k] = load_vector(at + plane),
+          x[k] = load_vector(at + 2 * plane);
         }
         for (int k = 0; k < kBlock; ++k) {
-          found[k].z = smooth(from_last(z[k], z[k + 1]), z[k + 1],
-                              from_second(z[k + 1], z[k + 2]));
-          found[k].y = smooth(from_last(y[k], y[k + 1]), y[k + 1],
-                              from_second(y[k + 1], y[k + 2]));
+          found[k].z = smooth(from_last(z[k], z[k + 1]), z[k + 1], from_second(z[k + 1], z[k + 2]));
+          found[k].y = smooth(from_last(y[k], y[k + 1]), y[k + 1], from_second(y[k + 1], y[k + 2]));
           found[k].x = from_last(x[k], x[k + 1]) - from_second(x[k + 1], x[k + 2]);
         }
       } else {

@@ -1,15 +1,15 @@
-// The 3D Sobel operator over a slab of a volume, marched along z: each input row is fetched once,
-// into a ring of three planes, and the gradient follows a few rows at a time. Rows around which
-// nothing changes are recognised and need no arithmetic.
+// The 3D Sobel operator over a slab of a volume, marched along z: each input row is loaded once,
+// into a ring of three planes, and the gradient follows a few rows at a time. Rows whose
+// neighbourhood is constant are recognised and need no arithmetic.
 #pragma once
 
 #include <omp.h>
 
 #include <algorithm>
 
-#include "../math/sobel.h"
-#include "sobel_tiles.h"
-#include "vectors.h"
+#include "../../math/sobel.h"
+#include "../simd/vectors.h"
+#include "plan.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -25,7 +25,7 @@ struct Slab {
 
 // body(slab, scratch) for every slab, shared out among the threads.
 template <class Body>
-static inline void for_slabs(const SobelTiles& t, const Resources& resources, Body&& body) {
+static inline void for_slabs(const SobelPlan& t, const Resources& resources, Body&& body) {
   const int64_t y_tiles = ceil_div(t.height, t.tile), z_tiles = ceil_div(t.depth, t.planes);
   const int64_t slabs = t.volumes * z_tiles * y_tiles;
 #pragma omp parallel num_threads(resources.threads) if (slabs > 1)
@@ -41,11 +41,11 @@ static inline void for_slabs(const SobelTiles& t, const Resources& resources, Bo
   }
 }
 
-// The mark of a row that is not of one value, or of one that a mark cannot tell.
+// The mark of a row of several values, or of one that a mark cannot hold.
 constexpr uint8_t kMixed = 255;
 
-// Rows to be filled in, each with its mark: kMixed, or the value that all of the row has. A row of
-// zeros need not be filled.
+// Rows to fill in, each with its mark: kMixed, or the value of the whole row. A row of zeros need
+// not be filled.
 template <class T>
 struct Rows {
   T* data;
@@ -53,57 +53,54 @@ struct Rows {
   int64_t count, width, pitch;
 };
 
-// A slab's rows as the march along z knows them: by their marks.
+// The marks of a slab's rows, by which the march along z recognises constant neighbourhoods.
 class MarkedRows {
  public:
-  // body(y, rows, still) for runs of rows of [y0, y1), none longer than the march takes at a time;
-  // the gradient of still ones is zero.
+  // body(y, rows, constant) for runs of rows of [y0, y1) of at most `most` rows; the gradient of
+  // rows with a constant neighbourhood is zero.
   template <class Body>
   void for_runs(int64_t y0, int64_t y1, Body&& body) const {
     for (int64_t y = y0; y < y1;) {
-      const bool still = still_[y - low_];
+      const bool constant = constant_[y - low_];
       int64_t end = y + 1;
-      while (end < y1 && end < y + most_ && bool(still_[end - low_]) == still) ++end;
-      body(y, end - y, still);
+      while (end < y1 && end < y + most_ && bool(constant_[end - low_]) == constant) ++end;
+      body(y, end - y, constant);
       y = end;
     }
   }
 
  protected:
-  const SobelTiles& t_;
+  const SobelPlan& t_;
   const Slab& slab_;
   int64_t low_, high_;  // rows that are known of a plane
   int at_[3];           // which of three planes are those around the current one
 
-  MarkedRows(const SobelTiles& t, const Slab& slab, int64_t most)
-      : t_(t),
-        slab_(slab),
-        low_(std::max<int64_t>(slab.y0 - t.halo, 0)),
-        high_(std::min(slab.y1 + t.halo, t.height)),
-        most_(most) {}
+  MarkedRows(const SobelPlan& t, const Slab& slab, int64_t most)
+      : t_(t), slab_(slab), low_(std::max<int64_t>(slab.y0 - t.halo, 0)),
+        high_(std::min(slab.y1 + t.halo, t.height)), most_(most) {}
 
   void place_marks(uint8_t* marks) {
     for (int i = 0; i < 3; ++i) mark_[i] = marks + i * t_.marks() + 1;
-    still_ = marks + 3 * t_.marks() + 1;
+    constant_ = marks + 3 * t_.marks() + 1;
   }
 
   const uint8_t* marks(int plane) const { return mark_[plane]; }
 
-  // For each plane z in turn: fetch(z, marks) brings the planes around it, as plane z % 3, then
-  // plane(z) may ask for what is there. Ends with false where a fetch does.
-  template <class Fetch, class Plane>
-  bool run(Fetch&& fetch, Plane&& plane) {
-    int64_t fetched = std::max<int64_t>(slab_.z0 - 1, 0);
+  // For each plane z in turn: calls load(z, marks) for each plane around it that is not there yet,
+  // which goes to place z % 3 of the ring, then plane(z). Returns false as soon as a load does.
+  template <class Load, class Plane>
+  bool run(Load&& load, Plane&& plane) {
+    int64_t loaded = std::max<int64_t>(slab_.z0 - 1, 0);
     for (int64_t z = slab_.z0; z < slab_.z1; ++z) {
-      for (; fetched <= z + 1 && fetched < t_.depth; ++fetched) {
-        uint8_t* mark = mark_[fetched % 3];
-        if (!fetch(fetched, mark)) return false;
+      for (; loaded <= z + 1 && loaded < t_.depth; ++loaded) {
+        uint8_t* mark = mark_[loaded % 3];
+        if (!load(loaded, mark)) return false;
         mark[-1] = mark[0], mark[high_ - low_] = mark[high_ - low_ - 1];
       }
       at_[0] = (z > 0 ? z - 1 : 0) % 3;
       at_[1] = z % 3;
       at_[2] = (z + 1 < t_.depth ? z + 1 : z) % 3;
-      find_still();
+      find_constant();
       plane(z);
     }
     return true;
@@ -111,28 +108,28 @@ class MarkedRows {
 
  private:
   int64_t most_;
-  uint8_t* mark_[3];  // of each row, and of one more on each side
-  uint8_t* still_;    // whether nothing changes around a row
+  uint8_t* mark_[3];   // of each row, and of one more on each side
+  uint8_t* constant_;  // whether nothing changes around a row
 
-  void find_still() {
+  void find_constant() {
     const uint8_t *a = mark_[at_[0]], *b = mark_[at_[1]], *c = mark_[at_[2]];
-    uint8_t* __restrict still = still_;
+    uint8_t* __restrict constant = constant_;
     for (int64_t first = 0; first < high_ - low_; first += kSobelMarks) {
       for (int64_t i = first; i < first + kSobelMarks; ++i) {
         const uint8_t mark = b[i];
         const uint8_t differences = (a[i - 1] ^ mark) | (a[i] ^ mark) | (a[i + 1] ^ mark) |
-                                    (b[i - 1] ^ mark) | (b[i + 1] ^ mark) |
-                                    (c[i - 1] ^ mark) | (c[i] ^ mark) | (c[i + 1] ^ mark);
-        still[i] = differences == 0 && mark != kMixed;
+                                    (b[i - 1] ^ mark) | (b[i + 1] ^ mark) | (c[i - 1] ^ mark) |
+                                    (c[i] ^ mark) | (c[i + 1] ^ mark);
+        constant[i] = differences == 0 && mark != kMixed;
       }
     }
   }
 };
 
-// Fills in what lies beyond a row's ends: its own end voxels, times `sign`.
+// Fills in the voxels beyond a row's ends with its end voxels, times `sign`.
 template <class T>
 static inline void extend(T* row, int64_t width, int64_t step, T sign) {
-  if (step == 1) {  // of one voxel the loop would take longer than all else
+  if (step == 1) {  // a loop over one voxel would take longer than all else
     row[-1] = sign * row[0];
     row[width] = sign * row[width - 1];
     return;
@@ -149,8 +146,7 @@ class SobelMarch : public MarkedRows {
   static constexpr int64_t lanes = kLanes<T>;
 
  public:
-  SobelMarch(const SobelTiles& t, const Slab& slab, char* scratch)
-      : MarkedRows(t, slab, kSobelRun) {
+  SobelMarch(const SobelPlan& t, const Slab& slab, char* scratch) : MarkedRows(t, slab, kSobelRun) {
     T* rows = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
     ring_ = rows;
     extra = ring_ + 3 * t.rows() * t.pitch;
@@ -163,20 +159,21 @@ class SobelMarch : public MarkedRows {
   T* output;  // kSobelRun rows, and a vector more, for whoever emits
   T* extra;   // the extra planes, of t.rows() rows
 
-  // fetch(z, y, rows) fills rows from y on of the planes around z, then plane(z) may ask for
-  // gradients there. Borders replicate.
-  template <class Fetch, class Plane>
-  void run(Fetch&& fetch, Plane&& plane) {
+  // Calls load(z, y, rows) to fill rows from y on of each plane around z, then plane(z), which may
+  // ask for gradients there. Borders replicate.
+  template <class Load, class Plane>
+  void run(Load&& load, Plane&& plane) {
     MarkedRows::run(
         [&](int64_t z, uint8_t* marks) {
-          fetch_plane(z, marks, fetch);
+          load_plane(z, marks, load);
           return true;
         },
         plane);
   }
 
-  // emit(i, x, gz, gy, gx) for vectors from x on of row y + i. The later may overwrite what the
-  // earlier have beyond the end of their row. value(lanes) is what counts of those in the ring.
+  // Calls emit(i, x, gz, gy, gx) for each vector from x on of row y + i. A later vector may
+  // overwrite what an earlier one has beyond the end of its row. value(lanes) maps the ring's
+  // elements to those that are differentiated.
   template <class Value, class Emit>
   void gradient(int64_t y, int64_t rows, Value value, Emit emit) const {
     if constexpr (kShifts<T>) {
@@ -222,11 +219,10 @@ class SobelMarch : public MarkedRows {
         for (int k = 0; k < kBlock + 2; ++k) column[k] = along(planes, x + (k - 1) * lanes);
         for (int k = 0; k < kBlock; ++k) {
           const Along &before = column[k], &at = column[k + 1], &after = column[k + 2];
-          found[k].set({from_last(before.smooth, at.smooth),
-                        from_last(before.difference, at.difference)},
-                       at,
-                       {from_second(at.smooth, after.smooth),
-                        from_second(at.difference, after.difference)});
+          found[k].set(
+              {from_last(before.smooth, at.smooth), from_last(before.difference, at.difference)},
+              at,
+              {from_second(at.smooth, after.smooth), from_second(at.difference, after.difference)});
         }
       } else {
         found->set(along(planes, x - step), along(planes, x), along(planes, x + step));
@@ -253,9 +249,7 @@ class SobelMarch : public MarkedRows {
     }
   }
 
-  static inline V smooth(V before, V at, V after) {
-    return before + T(2) * at + after;
-  }
+  static inline V smooth(V before, V at, V after) { return before + T(2) * at + after; }
 
   int64_t clamp(int64_t y) const { return y < 0 ? 0 : y < t_.height ? y : t_.height - 1; }
 
@@ -265,15 +259,24 @@ class SobelMarch : public MarkedRows {
     return marks(plane)[i] == 0 ? zeros_ : row(plane, i);
   }
 
-  template <class Fetch>
-  void fetch_plane(int64_t z, uint8_t* mark, Fetch&& fetch) {
+  template <class Load>
+  void load_plane(int64_t z, uint8_t* mark, Load&& load) {
     const int64_t rows = high_ - low_, step = t_.step, width = t_.width;
-    fetch(z, low_, Rows<T>{row(z % 3, 0) + t_.left, mark, rows, width, t_.pitch});
+    load(z, low_, Rows<T>{row(z % 3, 0) + t_.left, mark, rows, width, t_.pitch});
     for (int64_t i = 0; i < rows; ++i) {
       if (mark[i] == 0) continue;
       extend<T>(row(z % 3, i) + t_.left, width, step, 1);
     }
   }
 };
+
+// Magnitudes of unscaled gradients, from the sums of their squares.
+template <class T>
+static inline Vector<T> magnitudes(Vector<T> squared) {
+  for (int64_t i = 0; i < kLanes<T>; ++i) {
+    squared[i] = math::sobel_magnitude(T(squared[i]));
+  }
+  return squared;
+}
 
 }  // namespace egcnn::EGCNN_ISA

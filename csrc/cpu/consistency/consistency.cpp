@@ -1,0 +1,166 @@
+// The consistency loss (Eqs. 7 and 8). Only edge voxels count and only their 3x3x3 neighbourhoods
+// are read, so noise and softmax are computed in that band alone. A thread marches along z over a
+// strip of rows; each plane goes through these stages, each some planes behind the one before:
+//   candidates  voxels whose 3x3x3 neighbourhood is not constant, all edges among them
+//   band        candidates and the voxels beside them
+//   sampler     the Gumbel-softmax sample in the band
+//   terms       at each edge: | ‖∇p‖ - ‖∇y‖ |, summed, or its gradient scattered around
+//   gradient    from the gradient of the sample to that of the logits
+// Backward gets the number of edges, which scales its gradients, from forward, and fills the output
+// with zeros between that work. With support "both" the hard sample is first drawn everywhere and
+// has candidates, too.
+//
+// Each voxel and each sum is computed in the same order however the planes are shared out.
+#include <omp.h>
+
+#include <algorithm>
+
+#include "../simd/pages.h"
+#include "../simd/stream.h"
+#include "../simd/threads.h"
+#include "march.h"
+
+namespace egcnn::EGCNN_ISA {
+
+// The next plane for a thread, -1 when there is none: each goes through its share in order, then
+// through half of what the most loaded thread has left.
+template <class Acc>
+static int64_t take(const ConsistencyShared<Acc>& shared, int threads, int thread) {
+  constexpr int64_t kWorthSharing = 8;
+  int64_t plane = -1;
+#pragma omp critical(egcnn_consistency)
+  {
+    int64_t &next = shared.next[thread], &end = shared.end[thread];
+    if (next == end) {
+      int most = thread;
+      for (int i = 0; i < threads; ++i) {
+        if (shared.end[i] - shared.next[i] > shared.end[most] - shared.next[most]) most = i;
+      }
+      if (shared.end[most] - shared.next[most] >= kWorthSharing) {
+        end = shared.end[most];
+        next = shared.end[most] = (shared.next[most] + end) / 2;
+      }
+    }
+    if (next < end) plane = next++;
+  }
+  return plane;
+}
+
+// One thread's work on all volumes.
+template <class Acc>
+static void march_all(const ConsistencyBackward& p, const ConsistencyPlan& plan,
+                      const ConsistencyShared<Acc>& shared, March<Acc>& march, bool backward) {
+  const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+  const int64_t planes = plan.planes / plan.volumes;
+  if (backward && LogitGradient<Acc>::zeros_first(p)) {
+#pragma omp for schedule(static)
+    for (int64_t plane = 0; plane < plan.planes; ++plane) march.clear(plane);
+  }
+  for (int64_t volume = 0; volume < plan.volumes; volume += plan.together) {
+    const int64_t first = volume * planes, last = (volume + plan.together) * planes;
+    if (p.support_both) {
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t plane = first; plane < last; ++plane) march.draw(plane);
+    }
+    share(last - first, threads, thread, &shared.next[thread], &shared.end[thread]);
+    shared.next[thread] += first, shared.end[thread] += first;
+    stream_fence();
+#pragma omp barrier
+    for (int64_t plane; (plane = take(shared, threads, thread)) >= 0;) march.visit(plane);
+    stream_fence();
+#pragma omp barrier
+  }
+}
+
+// Forward's results, from the sums over planes, in order.
+template <class Acc>
+static void reduce(const Consistency& p, const ConsistencyPlan& plan,
+                   const ConsistencyShared<Acc>& shared) {
+  const int64_t pairs = plan.volumes * plan.classes, planes = plan.planes / plan.volumes;
+  double total = 0;
+  for (int64_t i = 0; i < pairs; ++i) {
+    const int64_t first = i / plan.classes * planes;
+    int64_t edges = 0;
+    double mismatch = 0;
+    for (int64_t plane = first; plane < first + planes; ++plane) {
+      edges += shared.counts[plane * plan.classes + i % plan.classes];
+      mismatch += shared.sums[plane * plan.classes + i % plan.classes];
+    }
+    p.edges[i] = edges;
+    if (edges > 0) total += mismatch / double(edges);
+  }
+  *static_cast<Acc*>(p.loss) = Acc(total / double(pairs));
+}
+
+template <class Acc>
+static void set_scales(const ConsistencyBackward& p, const ConsistencyPlan& plan, Acc* scales) {
+  const int64_t pairs = plan.volumes * plan.classes;
+  const double grad = double(*static_cast<const Acc*>(p.grad));
+  for (int64_t i = 0; i < pairs; ++i) {
+    scales[i] = p.edges[i] > 0 ? Acc(grad / (double(pairs) * double(p.edges[i]))) : Acc(0);
+  }
+}
+
+template <class Acc>
+static void run(const ConsistencyBackward& p, bool backward) {
+  const ConsistencyPlan plan(p);
+  const PhiloxKeys keys(*p.seed);
+  Arena arena(p.resources.workspace);
+  const ConsistencyShared<Acc> shared(p, plan, backward, arena);
+  if (backward) set_scales(p, plan, shared.scales);
+#pragma omp parallel num_threads(p.resources.threads)
+  {
+    Arena own = arena;
+    for (int i = 0; i < omp_get_thread_num(); ++i) {
+      March<Acc>(p, plan, shared, keys, backward, own);
+    }
+    March<Acc> march(p, plan, shared, keys, backward, own);
+    march_all(p, plan, shared, march, backward);
+  }
+  if (!backward) reduce(p, plan, shared);
+}
+
+// The workspace, laid out from null on.
+template <class Acc>
+static size_t workspace(const ConsistencyBackward& p, bool backward) {
+  if (p.size.empty()) return 0;
+  const ConsistencyPlan plan(p);
+  const PhiloxKeys keys(0);
+  Arena arena(nullptr);
+  const ConsistencyShared<Acc> shared(p, plan, backward, arena);
+  for (int i = 0; i < p.resources.threads; ++i) {
+    March<Acc>(p, plan, shared, keys, backward, arena);
+  }
+  return arena.bytes();
+}
+
+size_t consistency_workspace(const Consistency& p) {
+  const ConsistencyBackward q{p, nullptr, {}};
+  return p.logits.dtype == DType::f64 ? workspace<double>(q, false) : workspace<float>(q, false);
+}
+
+size_t consistency_backward_workspace(const ConsistencyBackward& p) {
+  return p.logits.dtype == DType::f64 ? workspace<double>(p, true) : workspace<float>(p, true);
+}
+
+template <class Acc>
+static void launch(const Consistency& p) {
+  if (p.size.empty()) {
+    std::fill_n(p.edges, p.size.batch * p.size.channels, 0);
+    *static_cast<Acc*>(p.loss) = 0;
+  } else {
+    run<Acc>({p, nullptr, {}}, false);
+  }
+}
+
+void consistency_launch(const Consistency& p) {
+  p.logits.dtype == DType::f64 ? launch<double>(p) : launch<float>(p);
+}
+
+void consistency_backward_launch(const ConsistencyBackward& p) {
+  if (p.size.empty()) return;
+  advise_huge(p.grad_logits.data, grad_bytes(p));
+  p.logits.dtype == DType::f64 ? run<double>(p, true) : run<float>(p, true);
+}
+
+}  // namespace egcnn::EGCNN_ISA

@@ -1,0 +1,142 @@
+// The march of one thread along z over a strip: each plane goes through five stages, each some
+// planes behind the one before.
+#pragma once
+
+#include "band.h"
+#include "candidates.h"
+#include "gradient.h"
+#include "plan.h"
+#include "sampler.h"
+#include "samples.h"
+#include "terms.h"
+
+namespace egcnn::EGCNN_ISA {
+
+// What the threads share.
+template <class Acc>
+struct ConsistencyShared {
+  double* sums;         // (planes, classes) mismatch
+  int64_t* counts;      // (planes, classes) edges
+  Acc* scales;          // (volumes, classes) from the gradient of a mismatch to that of the loss
+  int64_t *next, *end;  // (threads) the planes left to each
+  uint8_t* drawn;       // (D, H, W) the hard sample of a volume where it is drawn everywhere
+
+  ConsistencyShared(const Consistency& p, const ConsistencyPlan& plan, bool backward,
+                    Arena& arena) {
+    arena.take(sums, backward ? 0 : plan.planes * plan.classes);
+    arena.take(counts, backward ? 0 : plan.planes * plan.classes);
+    arena.take(scales, backward ? plan.volumes * plan.classes : 0);
+    arena.take(next, p.resources.threads);
+    arena.take(end, p.resources.threads);
+    arena.take(drawn, p.support_both ? p.size.voxels() + kSlack : 0);
+  }
+};
+
+template <class Acc>
+class March {
+ public:
+  March(const ConsistencyBackward& p, const ConsistencyPlan& plan,
+        const ConsistencyShared<Acc>& shared, const PhiloxKeys& keys, bool backward, Arena& arena)
+      : p_(p), plan_(plan), shared_(shared), backward_(backward), reach_(backward ? 1 : 0),
+        strip_(p.size), candidates_(p, plan, strip_, shared.drawn, arena),
+        band_(plan, strip_, arena), sampler_(p, plan, strip_, keys, arena),
+        samples_(p, plan, strip_, shared.drawn, backward, arena),
+        terms_(p, plan, strip_, candidates_, samples_, shared.scales, backward, arena),
+        gradient_(p, plan, strip_, band_, samples_, backward, arena) {}
+  March(const March&) = delete;  // the stages know one another by address
+
+  // Draws the hard sample of one of all strips' planes everywhere.
+  void draw(int64_t plane) {
+    strip_.enter(p_, plan_, plane);
+    const int64_t z = strip_.z_of(plane), width = strip_.width;
+    const Group* end = band_.list_all((strip_.end - strip_.begin) * width);
+    const int64_t first = (z * strip_.height + strip_.begin) * width;
+    sampler_.draw(first, band_.begin(0), end, shared_.drawn + first, nullptr, 0);
+  }
+
+  // Processes one of all strips' planes. One that follows the last is cheaper than others.
+  void visit(int64_t plane) {
+    const int64_t z = strip_.z_of(plane);
+    if (z == 0 || plane != last_plane_ + 1) {
+      strip_.enter(p_, plan_, plane);
+      begin(z - reach_);
+    }
+    last_plane_ = plane;
+    if (backward_ && !gradient_.zeros_first(p_)) zeros_ = gradient_.zeros(z);
+    for (; next_compared_ <= strip_.above_by(z, reach_); ++next_compared_) {
+      advance_samples(strip_.above_by(next_compared_, 1));
+      const int64_t at = plane * plan_.classes;
+      terms_.compare(next_compared_, reach_, shared_.sums + at, shared_.counts + at);
+    }
+    if (!backward_) return;
+    zeros_.fill_rest();
+    gradient_.write(z);
+  }
+
+  // Sets the gradient of one of all strips' planes to 0.
+  void clear(int64_t plane) {
+    strip_.enter(p_, plan_, plane);
+    gradient_.zeros(strip_.z_of(plane)).fill_rest();
+  }
+
+ private:
+  const ConsistencyBackward& p_;
+  const ConsistencyPlan& plan_;
+  const ConsistencyShared<Acc>& shared_;
+  const bool backward_;
+  const int64_t reach_;  // rows and planes around, whose edges have gradients here
+  Strip strip_;
+
+  Candidates candidates_;
+  Band band_;
+  GumbelSampler<Acc> sampler_;
+  Samples<Acc> samples_;
+  Terms<Acc> terms_;
+  LogitGradient<Acc> gradient_;
+  ZeroFill zeros_;
+
+  int64_t last_plane_ = -2;
+  int64_t next_sampled_, next_compared_;  // the next plane of these stages
+
+  void begin(int64_t z) {
+    const auto from = [](int64_t i) { return i > 0 ? i : 0; };
+    next_compared_ = from(z);
+    next_sampled_ = from(z - 1);
+    candidates_.begin(from(z - 2));
+  }
+
+  void advance_samples(int64_t z) {
+    for (; next_sampled_ <= z; ++next_sampled_) {
+      candidates_.advance(strip_.above_by(next_sampled_, 1), [&] { zeros_.fill_part(); });
+      band_.list(next_sampled_, candidates_);
+      sample(next_sampled_);
+    }
+  }
+
+  // Samples the band of plane z, spreads the soft sample and clears the gradient there.
+  void sample(int64_t z) {
+    const bool soft = backward_ || !p_.hard;
+    if (p_.support_both && !soft) return;
+    const Group *group = band_.begin(z), *end = band_.end(z);
+    sampler_.draw(strip_.voxel(z), group, end, p_.support_both ? nullptr : samples_.hard(z),
+                  soft ? samples_.packed(z, 0) : nullptr, plan_.plane);
+    // From here on groups are written whole: what is beyond a row's end comes right with the next.
+    for (int64_t c = 0; c < plan_.classes; ++c) {
+      if (!p_.hard) {
+        const Acc* packed = samples_.packed(z, c);
+        Acc* spread = samples_.soft(z, c);
+        for (const Group* g = group; g < end; ++g) {
+          expand(packed + g->index, g->bits, spread + g->first);
+        }
+      }
+      if (backward_) {
+        Acc* grad = samples_.grad(z, c);
+        for (const Group* g = group; g < end; ++g) {
+          for (int64_t k = 0; k < kGroup; ++k) grad[g->first + k] = 0;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace egcnn::EGCNN_ISA

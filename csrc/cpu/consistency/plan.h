@@ -1,0 +1,110 @@
+// How the consistency loss cuts a call into strips of rows, and where the stages find their planes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../../ops.h"
+#include "../simd/isa.h"
+
+namespace egcnn::EGCNN_ISA {
+
+constexpr int64_t kRing = 4;       // planes of samples in flight
+constexpr int64_t kEarlyRing = 8;  // planes of what comes before, which more stages read
+constexpr int64_t kReach = 4;      // rows around a strip that its stages read
+constexpr int64_t kSlack = 128;    // elements beyond a plane that vectors may touch
+
+// The neighbours of voxel i of n along an axis; borders replicate.
+static inline int64_t below(int64_t i) { return i > 0 ? i - 1 : 0; }
+static inline int64_t above(int64_t i, int64_t n) { return i + 1 < n ? i + 1 : n - 1; }
+
+// How a call is cut up: by sizes alone, since sums are made strip by strip.
+struct ConsistencyPlan {
+  int64_t classes;  // of a volume, which is a sample or, in the sigmoid form, a region of it
+  int64_t volumes;
+  int64_t together;       // volumes that are processed at a time
+  int64_t strip, strips;  // rows of a strip, strips of a plane
+  int64_t rows;           // of a strip and around it
+  int64_t plane;          // elements of these, and slack
+  int64_t planes;         // of all strips of all volumes
+  int64_t words, sets;    // of 64 voxels to a row, of 64 classes
+
+  explicit ConsistencyPlan(const Consistency& p) {
+    const Size& size = p.size;
+    classes = p.softmax ? size.channels : 1;
+    volumes = size.batch * (p.softmax ? 1 : size.channels);
+    // Where a sample is drawn everywhere there is room for one volume's.
+    together = p.support_both ? 1 : volumes;
+    // About 2^20 elements for the samples and gradients in flight.
+    int64_t fit = (int64_t(1) << 20) / (2 * kRing * classes * size.width);
+    fit = fit < 16 ? 16 : fit;
+    strips = (size.height + fit - 1) / fit;
+    strip = (size.height + strips - 1) / strips;
+    rows = strip + 2 * kReach;
+    plane = rows * size.width + kSlack;
+    planes = volumes * strips * size.depth;
+    words = (size.width + 63) / 64;
+    sets = (classes + 63) / 64;
+  }
+};
+
+// Hands out arrays one after the other, each at a cache line. From null on it only counts bytes.
+class Arena {
+ public:
+  explicit Arena(void* first) : first_(static_cast<char*>(first)), next_(first_) {}
+
+  template <class T>
+  void take(T*& array, int64_t count) {
+    array = reinterpret_cast<T*>(next_);
+    next_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+  }
+
+  size_t bytes() const { return size_t(next_ - first_); }
+
+ private:
+  char* first_;
+  char* next_;
+};
+
+// The strip of a volume that a thread works on, with the rows around it. Stages keep planes of it,
+// by position from its first row, and never clip vectors at a row's end.
+struct Strip {
+  int64_t height, width, depth;  // of the volume
+  int64_t volume = 0, batch = 0, channel = 0;
+  int64_t begin = 0, end = 0;  // its rows
+  int64_t base = 0;            // the first row around it that is kept
+
+  explicit Strip(const Size& size) : height(size.height), width(size.width), depth(size.depth) {}
+
+  // `plane` counts the planes of all strips.
+  void enter(const Consistency& p, const ConsistencyPlan& plan, int64_t plane) {
+    const int64_t strip = plane / depth % plan.strips;
+    volume = plane / depth / plan.strips;
+    batch = p.softmax ? volume : volume / p.size.channels;
+    channel = p.softmax ? 0 : volume % p.size.channels;
+    begin = strip * plan.strip;
+    end = begin + plan.strip < height ? begin + plan.strip : height;
+    base = low(kReach);
+  }
+
+  int64_t z_of(int64_t plane) const { return plane % depth; }
+  int64_t above_by(int64_t z, int64_t n) const { return z + n < depth ? z + n : depth - 1; }
+
+  // The rows with `reach` more on each side are [low, high).
+  int64_t low(int64_t reach) const { return begin > reach ? begin - reach : 0; }
+  int64_t high(int64_t reach) const { return end + reach < height ? end + reach : height; }
+  int64_t kept() const { return high(kReach) - base; }
+
+  int64_t position(int64_t y) const { return (y - base) * width; }
+  // The voxel of the volume at position 0 of plane z.
+  int64_t voxel(int64_t z) const { return (z * height + base) * width; }
+};
+
+// Those of kGroup voxels in a row whose bits are set. Values of a list of groups' voxels lie one
+// after the other, this group's from `index` on; a list ends with an empty group.
+struct Group {
+  int32_t first, index;
+  uint32_t bits;
+};
+
+}  // namespace egcnn::EGCNN_ISA

@@ -1,0 +1,245 @@
+// Blocks of voxels between tensors and the caches: any type and memory format there, here one row
+// a channel in the accumulation type.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../../ops.h"
+#include "../simd/elements.h"
+#include "../simd/pages.h"
+#include "../simd/stream.h"
+#include "matmul.h"
+#include "plan.h"
+#include "prefetch.h"
+
+namespace egcnn::EGCNN_ISA {
+
+// n voxels of one sample from `voxel` on, padded to whole panels with zeros.
+struct Block {
+  int64_t batch, voxel, n, padded;
+};
+
+template <class Acc>
+static inline Block find_block(const EdgeGatePlan& plan, const Size& size, int64_t job) {
+  const int64_t voxel = job % plan.blocks * plan.block, rest = size.voxels() - voxel;
+  const int64_t n = rest < plan.block ? rest : plan.block;
+  return {job / plan.blocks, voxel, n, (n + kPanel<Acc> - 1) / kPanel<Acc> * kPanel<Acc>};
+}
+
+// Loads n consecutive elements and hands each vector to use(position, vector), the last one padded
+// with zeros. Prefetches a line with each line.
+template <class T, class Acc, class Use>
+static inline void load_run(const T* in, int64_t n, PrefetchQueue::Lines next, Acc* __restrict out,
+                            Use&& use) {
+  constexpr int64_t line = 64 / sizeof(T), lanes = kLanes<Acc>;
+  const auto take = [&](int64_t i, const Acc* values) __attribute__((always_inline)) {
+    for (int64_t k = 0; k < line; k += lanes) {
+      const Vector<Acc> x = load_vector(values + k);
+      store_vector(out + i + k, x);
+      use(i + k, x);
+    }
+  };
+  int64_t i = 0;
+  for (; i + line <= n; i += line) {
+    if (i < next.count * line) __builtin_prefetch(next.from + i * sizeof(T), 0, 2);
+    if constexpr (std::is_same<T, Acc>()) {
+      take(i, in + i);
+    } else {
+      Acc values[line];
+      for (int64_t k = 0; k < line; ++k) values[k] = widen<Acc>(in[i + k]);
+      take(i, values);
+    }
+  }
+  if (i < n) {
+    Acc values[line] = {};
+    for (int64_t k = 0; k < n - i; ++k) values[k] = widen<Acc>(in[i + k]);
+    take(i, values);
+  }
+}
+
+// Queues the block after `b`. Past the end of a sample there is something else or nothing, which
+// does no harm to prefetch.
+static inline void add_next(PrefetchQueue& queue, const Tensor& t, int64_t channels, const Block& b,
+                            PrefetchQueue::Destination to = {}) {
+  const int64_t size = float_bytes(t.dtype), bytes = b.n * size;
+  const bool in_rows = t.voxel_stride == 1;
+  const char* start = static_cast<const char*>(t.data) + t.offset(b.batch, 0, b.voxel + b.n) * size;
+  queue.add(start, in_rows ? channels : 1, t.channel_stride * size,
+            in_rows ? bytes : bytes * channels, to);
+}
+
+// Stores n consecutive elements, each vector from make(position).
+template <class T, class Acc, class Make>
+static inline void store_run(int64_t n, bool stream, T* out, Make&& make) {
+  constexpr int64_t line = kLine / sizeof(T), lanes = kLanes<Acc>;
+  const auto narrow_line = [&](int64_t i, T* to) __attribute__((always_inline)) {
+    Acc values[line];
+    for (int64_t k = 0; k < line; k += lanes) store_vector(values + k, make(i + k));
+    for (int64_t k = 0; k < line; ++k) to[k] = narrow(values[k], out);
+  };
+  T values[2 * line];
+  const auto* const bytes = reinterpret_cast<const uint8_t*>(values);
+  int64_t i = 0;
+  if (!stream) {
+    for (; i + line <= n; i += line) narrow_line(i, out + i);
+    if (i < n) {
+      narrow_line(i, values);
+      std::memcpy(out + i, values, (n - i) * sizeof(T));
+    }
+    return;
+  }
+  LineWriter lines(out, true);
+  if (lines.begin() > 0) {
+    const int64_t begin = lines.begin() / sizeof(T);
+    narrow_line(0, values + begin);
+    if (begin + n < line) return lines.write_until(bytes, (begin + n) * sizeof(T));
+    lines.write(bytes);
+    i = line - begin;
+  }
+  for (; i + line <= n; i += line) {
+    narrow_line(i, values);
+    lines.write(bytes);
+  }
+  if (i < n) {
+    narrow_line(i, values);
+    lines.write_until(bytes, (n - i) * sizeof(T));
+  }
+}
+
+// Loads row c of a block and hands its vectors to `use`.
+template <class Acc, class Use>
+EGCNN_OUT_OF_LINE void load_row(const Tensor& t, int64_t c, const Block& b, PrefetchQueue& queue,
+                                Acc* out, Use use) {
+  with_float_of<Acc>(t.dtype, [&](auto* type) {
+    constexpr int64_t line = 64 / sizeof(*type);
+    load_run(static_cast<decltype(type)>(t.data) + t.offset(b.batch, c, b.voxel), b.n,
+             queue.take((b.n + line - 1) / line), out, use);
+  });
+  constexpr int64_t lanes = kLanes<Acc>;
+  for (int64_t v = (b.n + lanes - 1) / lanes * lanes; v < b.padded; v += lanes) {
+    store_vector(out + v, Vector<Acc>{});
+  }
+}
+
+template <class Acc, class Make>
+EGCNN_OUT_OF_LINE void store_row(const Tensor& t, int64_t c, const Block& b, bool stream,
+                                 Make make) {
+  with_float_of<Acc>(t.dtype, [&](auto* type) {
+    store_run<std::remove_pointer_t<decltype(type)>, Acc>(
+        b.n, stream, static_cast<decltype(type)>(t.data) + t.offset(b.batch, c, b.voxel), make);
+  });
+}
+
+// Loads all rows of a block. In channels_last_3d it is one run of memory, which passes through
+// `transit`, of a vector of voxels and one vector, to be transposed in registers.
+template <class Acc>
+EGCNN_OUT_OF_LINE void load_block(const Tensor& t, int64_t channels, const Block& b,
+                                  PrefetchQueue& queue, Acc* transit, Acc* out, int64_t pitch) {
+  constexpr int lanes = kLanes<Acc>;
+  const int64_t n = b.n;
+  const auto nothing = [](int64_t, Vector<Acc>) {};
+  if (t.voxel_stride == 1) {
+    for (int64_t c = 0; c < channels; ++c) load_row(t, c, b, queue, out + c * pitch, nothing);
+    return;
+  }
+  with_float_of<Acc>(t.dtype, [&](auto* type) {
+    constexpr int64_t line = 64 / sizeof(*type);
+    const auto* in = static_cast<decltype(type)>(t.data) + t.offset(b.batch, 0, b.voxel);
+    for (int64_t v = 0; v < n; v += lanes) {
+      const int64_t voxels = n - v < lanes ? n - v : lanes;
+      load_run(in + v * channels, voxels * channels,
+               queue.take((voxels * channels + line - 1) / line), transit, nothing);
+      for (int64_t c = 0; c < channels; c += lanes) {
+        transpose(transit + c, channels, voxels, out + c * pitch + v, pitch, channels - c);
+      }
+    }
+  });
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t v = n; v < b.padded; ++v) out[c * pitch + v] = 0;
+  }
+}
+
+template <class Acc>
+EGCNN_OUT_OF_LINE void store_block(const Tensor& t, int64_t channels, const Block& b, bool stream,
+                                   Acc* transit, const Acc* in, int64_t pitch) {
+  constexpr int lanes = kLanes<Acc>;
+  const int64_t n = b.n;
+  if (t.voxel_stride == 1) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const auto row = [=](int64_t i) { return load_vector(in + c * pitch + i); };
+      store_row<Acc>(t, c, b, stream, row);
+    }
+    return;
+  }
+  with_float_of<Acc>(t.dtype, [&](auto* type) {
+    auto* out = static_cast<decltype(type)>(t.data) + t.offset(b.batch, 0, b.voxel);
+    for (int64_t v = 0; v < n; v += lanes) {
+      const int64_t voxels = n - v < lanes ? n - v : lanes;
+      // Backwards: the last channels' vectors spill into the next voxels' first channels.
+      for (int64_t c = (channels - 1) / lanes * lanes; c >= 0; c -= lanes) {
+        transpose(in + c * pitch + v, pitch, channels - c, transit + c, channels, voxels);
+      }
+      const auto run = [&](int64_t i) { return load_vector(transit + i); };
+      store_run<std::remove_pointer_t<decltype(type)>, Acc>(voxels * channels, stream,
+                                                            out + v * channels, run);
+    }
+  });
+}
+
+// An output. A large one is streamed.
+struct Output {
+  Tensor tensor;
+  bool stream;
+
+  Output(const Tensor& t, int64_t batch) : tensor(t) {
+    const int64_t bytes = batch * t.batch_stride * float_bytes(t.dtype);
+    advise_huge(t.data, bytes);
+    stream = bytes > kStreamed;
+  }
+};
+
+// Loads a block's rows and hands the vectors of row c to use(c)(position, vector).
+template <class Acc, class Use>
+static inline void load_each(const Tensor& t, int64_t channels, const Block& block,
+                             PrefetchQueue& queue, Acc* transit, Acc* rows, int64_t pitch,
+                             Use&& use) {
+  const bool in_rows = t.voxel_stride == 1;
+  if (!in_rows) load_block(t, channels, block, queue, transit, rows, pitch);
+  for (int64_t c = 0; c < channels; ++c) {
+    Acc* row = rows + c * pitch;
+    const auto with = use(c);
+    if (in_rows) {
+      load_row(t, c, block, queue, row, with);
+    } else {
+      for (int64_t i = 0; i < block.padded; i += kLanes<Acc>) with(i, load_vector(row + i));
+    }
+  }
+}
+
+// Stores a block's rows, the vectors of row c from make(c)(position). Prefetches the queue's lines.
+template <class Acc, class Make>
+static inline void store_each(const Output& out, int64_t channels, const Block& block,
+                              PrefetchQueue& queue, Acc* transit, Acc* rows, int64_t pitch,
+                              Make&& make) {
+  const bool in_rows = out.tensor.voxel_stride == 1;
+  constexpr int64_t lanes = kLanes<Acc>;
+  for (int64_t c = 0; c < channels; ++c) {
+    const auto vector = make(c);
+    const PrefetchQueue::Lines lines = queue.take(block.padded / lanes);
+    const auto next = [=](int64_t i) __attribute__((always_inline)) {
+      if (i < lines.count * lanes) __builtin_prefetch(lines.from + i / lanes * 64, 0, 2);
+      return vector(i);
+    };
+    if (in_rows) {
+      store_row<Acc>(out.tensor, c, block, out.stream, next);
+    } else {
+      Acc* row = rows + c * pitch;
+      for (int64_t i = 0; i < block.padded; i += lanes) store_vector(row + i, next(i));
+    }
+  }
+  if (!in_rows) store_block(out.tensor, channels, block, out.stream, transit, rows, pitch);
+}
+
+}  // namespace egcnn::EGCNN_ISA

@@ -1,0 +1,121 @@
+// The gate with one attention value a channel: matmuls of the weights and a block of all inputs.
+#include <omp.h>
+
+#include "../simd/threads.h"
+#include "blocks.h"
+#include "gate.h"
+#include "inputs.h"
+#include "matmul.h"
+#include "weights.h"
+
+namespace egcnn::EGCNN_ISA {
+
+template <class Acc>
+static void channel_gate_in(const EdgeGate& p) {
+  const EdgeGatePlan plan(p);
+  const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
+  const int64_t depth = plan.inputs, pitch = plan.pitch;
+  constexpr int64_t panel = kPanel<Acc>, lanes = kLanes<Acc>;
+  Acc* weights = static_cast<Acc*>(p.resources.workspace);
+  const Acc* bias = weights + gates * depth;
+  pack_weights(p, weights);
+  const Output out(p.out, p.size.batch);
+  const auto low = lowest<Acc>(p.relu);
+
+#pragma omp parallel num_threads(p.resources.threads)
+  {
+    Acc* scratch = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc *sums = scratch + plan.sums, *transit = scratch + plan.transit;
+    BlockInputs<Acc> inputs(plan, p.size, scratch, {{&p.e, ce}, {&p.m, cm}});
+    PrefetchQueue queue;
+#pragma omp for schedule(static)
+    for (int64_t job = 0; job < plan.jobs; ++job) {
+      const Block block = find_block<Acc>(plan, p.size, job);
+      Acc* e = inputs.load(job, block, queue);
+      for (int64_t v = 0; v < block.padded; v += panel) {
+        matmul(gates, depth, weights, depth, 1, e + v, pitch, sums, panel, false, queue);
+        for (int64_t c = 0; c < ce; ++c) {
+          Acc* row = e + c * pitch + v;
+          for (int64_t i = 0; i < panel; i += lanes) {
+            const auto alpha = sigmoid<Acc>(load_vector(sums + c * panel + i) + bias[c], low);
+            const auto value = load_vector(row + i);
+            store_vector(row + i, value + value * alpha);
+          }
+        }
+      }
+      inputs.finish(queue);
+      store_block(out.tensor, ce, block, out.stream, transit, e, pitch);
+    }
+    stream_fence();
+  }
+}
+
+void channel_gate(const EdgeGate& p) {
+  p.e.dtype == DType::f64 ? channel_gate_in<double>(p) : channel_gate_in<float>(p);
+}
+
+template <class Acc>
+static void channel_gate_backward_in(const EdgeGateBackward& p) {
+  const EdgeGatePlan plan(p);
+  const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
+  const int64_t depth = plan.inputs, pitch = plan.pitch;
+  constexpr int64_t panel = kPanel<Acc>, lanes = kLanes<Acc>;
+  double* grad_weights = static_cast<double*>(p.resources.workspace);
+  Acc* weights = reinterpret_cast<Acc*>(grad_weights + plan.chunks * plan.weights);
+  const Acc* bias = weights + gates * depth;
+  pack_weights(p, weights);
+  const Output out_e(p.grad_e, p.size.batch);
+  const Output out_m(p.grad_m, p.size.batch);
+  const auto low = lowest<Acc>(p.relu);
+
+#pragma omp parallel num_threads(p.resources.threads)
+  {
+    Acc* scratch = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc *sums = scratch + plan.sums, *transit = scratch + plan.transit;
+    BlockInputs<Acc> inputs(plan, p.size, scratch, {{&p.e, ce}, {&p.m, cm}, {&p.grad, ce}});
+    PrefetchQueue queue;
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+      double* partial = grad_weights + chunk * plan.weights;
+      for (int64_t i = 0; i < plan.weights; ++i) partial[i] = 0;
+      int64_t first, last;
+      share(plan.jobs, plan.chunks, chunk, &first, &last);
+      for (int64_t job = first; job < last; ++job) {
+        const Block block = find_block<Acc>(plan, p.size, job);
+        Acc *e = inputs.load(job, block, queue), *m = e + ce * pitch, *grad = m + cm * pitch;
+        for (int64_t v = 0; v < block.padded; v += panel) {
+          matmul(gates, depth, weights, depth, 1, e + v, pitch, sums + v, pitch, false, queue);
+          // Turn the sums into ds, and grad into the part of de that bypasses the gate.
+          for (int64_t c = 0; c < ce; ++c) {
+            for (int64_t i = c * pitch + v; i < c * pitch + v + panel; i += lanes) {
+              const auto sum = load_vector(sums + i) + bias[c], alpha = sigmoid<Acc>(sum, low);
+              const auto grad_out = load_vector(grad + i);
+              store_vector(sums + i, grad_out * load_vector(e + i) * slope<Acc>(sum, alpha, low));
+              store_vector(grad + i, grad_out + grad_out * alpha);
+            }
+          }
+          matmul(ce, gates, weights, 1, depth, sums + v, pitch, grad + v, pitch, true, queue);
+        }
+        matmul_transposed(gates, depth, block.padded, sums, e, pitch, partial);
+        for (int64_t g = 0; g < gates; ++g) {
+          partial[gates * depth + g] += sum_row(block.padded, sums + g * pitch);
+        }
+        for (int64_t v = 0; v < block.padded; v += panel) {
+          matmul(cm, gates, weights + ce, 1, depth, sums + v, pitch, m + v, pitch, false, queue);
+        }
+        inputs.finish(queue);
+        store_block(p.grad_e, ce, block, out_e.stream, transit, grad, pitch);
+        store_block(p.grad_m, cm, block, out_m.stream, transit, m, pitch);
+      }
+    }
+    stream_fence();
+  }
+  sum_chunks<Acc>(p, plan, grad_weights);
+}
+
+void channel_gate_backward(const EdgeGateBackward& p) {
+  p.e.dtype == DType::f64 ? channel_gate_backward_in<double>(p)
+                          : channel_gate_backward_in<float>(p);
+}
+
+}  // namespace egcnn::EGCNN_ISA

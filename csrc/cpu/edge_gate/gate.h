@@ -1,0 +1,28 @@
+// The gate of Eq. 1 at one voxel, and its two forms.
+#pragma once
+
+#include "../../ops.h"
+#include "../simd/vector_math.h"
+
+namespace egcnn::EGCNN_ISA {
+
+// The sum that all lower ones count as. With ReLU that is 0; else the sigmoid is about 1e-38 here,
+// so that its exponential needs a single scale factor.
+template <class Acc>
+constexpr Acc lowest(bool relu) {
+  return relu ? 0 : sizeof(Acc) == 4 ? -87 : -1000;
+}
+
+// d alpha / d sum, from alpha.
+template <class Acc>
+static inline Vector<Acc> slope(Vector<Acc> sum, Vector<Acc> alpha, Acc low) {
+  return sum <= low ? Vector<Acc>{} : alpha * (1 - alpha);
+}
+
+// One attention value a voxel, or one a channel.
+void voxel_gate(const EdgeGate& p);
+void voxel_gate_backward(const EdgeGateBackward& p);
+void channel_gate(const EdgeGate& p);
+void channel_gate_backward(const EdgeGateBackward& p);
+
+}  // namespace egcnn::EGCNN_ISA

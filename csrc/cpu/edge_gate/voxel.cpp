@@ -1,0 +1,147 @@
+// The gate with one attention value a voxel. It is as fast as memory, since each row is used as it
+// is loaded: forward adds it to the sums, backward to the gradient of the attention value too.
+#include <omp.h>
+
+#include "../simd/threads.h"
+#include "blocks.h"
+#include "gate.h"
+#include "voxel_channels_last.h"
+#include "weights.h"
+
+namespace egcnn::EGCNN_ISA {
+
+template <class Acc>
+static void voxel_gate_in(const EdgeGate& p) {
+  const EdgeGatePlan plan(p);
+  const int64_t ce = p.size.channels, cm = p.main_channels, pitch = plan.pitch;
+  constexpr int64_t lanes = kLanes<Acc>;
+  Acc* weights = static_cast<Acc*>(p.resources.workspace);
+  pack_weights(p, weights);
+  const Output out(p.out, p.size.batch);
+  const auto low = lowest<Acc>(p.relu);
+  const bool channels_last = channels_in_vectors<Acc>(p.e, ce) && channels_in_vectors<Acc>(p.m, cm);
+
+#pragma omp parallel num_threads(p.resources.threads)
+  {
+    Acc* e = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc *m = e + ce * pitch, *sums = m + cm * pitch, *transit = e + plan.transit;
+    PrefetchQueue queue;
+#pragma omp for schedule(static)
+    for (int64_t job = 0; job < plan.jobs; ++job) {
+      const Block block = find_block<Acc>(plan, p.size, job);
+      if (channels_last) {
+        voxel_channels_last<Acc>(p, block, weights, out.stream, {ce, e}, {cm, m});
+        continue;
+      }
+      const int64_t n = block.padded;
+      for (int64_t v = 0; v < n; ++v) sums[v] = weights[ce + cm];
+      const auto add = [=](int64_t c) {
+        return [sums, weight = weights[c]](int64_t i, Vector<Acc> x) {
+          store_vector(sums + i, load_vector(sums + i) + weight * x);
+        };
+      };
+      load_each(p.e, ce, block, queue, transit, e, pitch, add);
+      load_each(p.m, cm, block, queue, transit, m, pitch, [=](int64_t c) { return add(ce + c); });
+      for (int64_t v = 0; v < n; v += lanes) {
+        store_vector(sums + v, 1 + sigmoid<Acc>(load_vector(sums + v), low));
+      }
+      queue = PrefetchQueue();
+      add_next(queue, p.e, ce, block);
+      add_next(queue, p.m, cm, block);
+      store_each(out, ce, block, queue, transit, e, pitch, [=](int64_t c) {
+        return [sums, row = e + c * pitch](int64_t i) {
+          return load_vector(row + i) * load_vector(sums + i);
+        };
+      });
+    }
+    stream_fence();
+  }
+}
+
+void voxel_gate(const EdgeGate& p) {
+  p.e.dtype == DType::f64 ? voxel_gate_in<double>(p) : voxel_gate_in<float>(p);
+}
+
+template <class Acc>
+static void voxel_gate_backward_in(const EdgeGateBackward& p) {
+  const EdgeGatePlan plan(p);
+  const int64_t ce = p.size.channels, cm = p.main_channels;
+  const int64_t depth = plan.inputs, pitch = plan.pitch;
+  constexpr int64_t lanes = kLanes<Acc>;
+  double* grad_weights = static_cast<double*>(p.resources.workspace);
+  Acc* weights = reinterpret_cast<Acc*>(grad_weights + plan.chunks * plan.weights);
+  pack_weights(p, weights);
+  const Output out_e(p.grad_e, p.size.batch);
+  const Output out_m(p.grad_m, p.size.batch);
+  const auto low = lowest<Acc>(p.relu);
+  const bool channels_last = channels_in_vectors<Acc>(p.e, ce) &&
+                             channels_in_vectors<Acc>(p.m, cm) &&
+                             channels_in_vectors<Acc>(p.grad, ce) && p.grad.dtype == p.e.dtype;
+
+#pragma omp parallel num_threads(p.resources.threads)
+  {
+    Acc* e = weights + plan.weights + omp_get_thread_num() * plan.scratch;
+    Acc *m = e + ce * pitch, *grad = m + cm * pitch, *sums = grad + ce * pitch;
+    Acc *factor = sums + pitch, *transit = e + plan.transit;
+    PrefetchQueue queue;
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+      double* partial = grad_weights + chunk * plan.weights;
+      for (int64_t i = 0; i < plan.weights; ++i) partial[i] = 0;
+      int64_t first, last;
+      share(plan.jobs, plan.chunks, chunk, &first, &last);
+      for (int64_t job = first; job < last; ++job) {
+        const Block block = find_block<Acc>(plan, p.size, job);
+        if (channels_last) {
+          voxel_channels_last_backward<Acc>(p, block, weights, out_e.stream, out_m.stream, {ce, e},
+                                            {cm, m}, {ce, grad}, partial);
+          continue;
+        }
+        const int64_t n = block.padded;
+        for (int64_t v = 0; v < n; ++v) sums[v] = weights[depth], factor[v] = 0;
+        const auto add = [=](int64_t c) {
+          return [sums, weight = weights[c]](int64_t i, Vector<Acc> x) {
+            store_vector(sums + i, load_vector(sums + i) + weight * x);
+          };
+        };
+        load_each(p.e, ce, block, queue, transit, e, pitch, add);
+        load_each(p.m, cm, block, queue, transit, m, pitch, [=](int64_t c) { return add(ce + c); });
+        // One attention value gathers its gradient from every channel.
+        load_each(p.grad, ce, block, queue, transit, grad, pitch, [=](int64_t c) {
+          return [factor, row = e + c * pitch](int64_t i, Vector<Acc> x) {
+            store_vector(factor + i, load_vector(factor + i) + load_vector(row + i) * x);
+          };
+        });
+        for (int64_t v = 0; v < n; v += lanes) {
+          const auto sum = load_vector(sums + v), alpha = sigmoid<Acc>(sum, low);
+          store_vector(sums + v, load_vector(factor + v) * slope<Acc>(sum, alpha, low));
+          store_vector(factor + v, 1 + alpha);
+        }
+        matmul_transposed(1, depth, n, sums, e, pitch, partial);
+        partial[depth] += sum_row(n, sums);
+        queue = PrefetchQueue();
+        add_next(queue, p.e, ce, block);
+        add_next(queue, p.m, cm, block);
+        add_next(queue, p.grad, ce, block);
+        store_each(out_e, ce, block, queue, transit, grad, pitch, [=](int64_t c) {
+          return [sums, factor, row = grad + c * pitch, weight = weights[c]](int64_t i) {
+            return load_vector(row + i) * load_vector(factor + i) + weight * load_vector(sums + i);
+          };
+        });
+        store_each(out_m, cm, block, queue, transit, m, pitch, [=](int64_t c) {
+          return [sums, weight = weights[ce + c]](int64_t i) {
+            return weight * load_vector(sums + i);
+          };
+        });
+      }
+    }
+    stream_fence();
+  }
+  sum_chunks<Acc>(p, plan, grad_weights);
+}
+
+void voxel_gate_backward(const EdgeGateBackward& p) {
+  p.e.dtype == DType::f64 ? voxel_gate_backward_in<double>(p) : voxel_gate_backward_in<float>(p);
+}
+
+}  // namespace egcnn::EGCNN_ISA

@@ -1,0 +1,23 @@
+// What every CPU unit is compiled for. Each is compiled once per instruction set, in a namespace of
+// that name, so that no linker can mix two sets' code.
+#pragma once
+
+#ifndef EGCNN_ISA
+#error "EGCNN_ISA names the instruction set that this unit is compiled for"
+#endif
+
+// For what is called once a row: one copy a unit keeps the build short.
+#define EGCNN_OUT_OF_LINE __attribute__((noinline)) static
+
+namespace egcnn::EGCNN_ISA {
+
+// The widest vectors of the instruction set.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+}  // namespace egcnn::EGCNN_ISA

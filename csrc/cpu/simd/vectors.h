@@ -1,0 +1,146 @@
+// Vectors as wide as the instruction set has them, and moves within and between them.
+#pragma once
+
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "isa.h"
+
+namespace egcnn::EGCNN_ISA {
+
+template <class T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+  typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+};
+
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+static inline Vector<T> load_vector(const T* from) {
+  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(from);
+}
+
+template <class T>
+static inline void store_vector(T* to, Vector<T> value) {
+  *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
+}
+
+// Whether all bits are 0.
+template <class V>
+static inline bool is_zero(V vector) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask(__m512i(vector), __m512i(vector)) == 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256(__m256i(vector), __m256i(vector));
+#else
+  uint64_t words[2];
+  std::memcpy(words, &vector, sizeof vector);
+  return (words[0] | words[1]) == 0;
+#endif
+}
+
+// Whether neighbours come from registers rather than from loads that each touch two lines.
+#ifdef __AVX512F__
+template <class T>
+constexpr bool kShifts = sizeof(T) >= 4;
+
+// The lanes of two consecutive vectors from the first's lane i on.
+template <int i, class V>
+static inline V from_lane(V first, V second) {
+  if constexpr (sizeof(first[0]) == 4) {
+    return V(_mm512_maskz_alignr_epi32(0xFFFF, __m512i(second), __m512i(first), i));
+  } else {
+    return V(_mm512_maskz_alignr_epi64(0xFF, __m512i(second), __m512i(first), i));
+  }
+}
+
+template <class V>
+static inline V from_last(V first, V second) {
+  return from_lane<sizeof(V) / sizeof(first[0]) - 1>(first, second);
+}
+
+template <class V>
+static inline V from_second(V first, V second) {
+  return from_lane<1>(first, second);
+}
+#else
+template <class T>
+constexpr bool kShifts = false;
+#endif
+
+// One step of a transposition. Lane i is a's lane i where i lacks the bit `step`, else b's lane
+// i - step; with `high`, a's lane i + step, else b's lane i.
+template <int step, bool high, class Acc, int... i>
+static inline Vector<Acc> interleave(Vector<Acc> a, Vector<Acc> b,
+                                     std::integer_sequence<int, i...>) {
+  constexpr int lanes = kLanes<Acc>;
+#ifdef __clang__
+  return __builtin_shufflevector(
+      a, b, (i & step ? i + lanes - (high ? 0 : step) : i + (high ? step : 0))...);
+#else
+  using Lane = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
+  typedef Lane Mask __attribute__((vector_size(kVectorBytes)));
+  return __builtin_shuffle(
+      a, b, Mask{(i & step ? i + lanes - (high ? 0 : step) : i + (high ? step : 0))...});
+#endif
+}
+
+template <int step, bool high, class Acc>
+static inline Vector<Acc> interleave(Vector<Acc> a, Vector<Acc> b) {
+  return interleave<step, high, Acc>(a, b, std::make_integer_sequence<int, kLanes<Acc>>());
+}
+
+// Transposes a square of vectors.
+template <int step, class Acc>
+static inline void transpose_square(Vector<Acc>* v) {
+  if constexpr (step < kLanes<Acc>) {
+    for (int i = 0; i < kLanes<Acc>; ++i) {
+      if (i & step) continue;
+      const Vector<Acc> a = v[i], b = v[i + step];
+      v[i] = interleave<step, false, Acc>(a, b);
+      v[i + step] = interleave<step, true, Acc>(a, b);
+    }
+    transpose_square<2 * step, Acc>(v);
+  }
+}
+
+// Lane i of the result is the sum of the lanes of v[i].
+template <int step, class Acc>
+static inline Vector<Acc> sum_each(Vector<Acc>* v) {
+  if constexpr (step == kLanes<Acc>) {
+    return v[0];
+  } else {
+    for (int i = 0; i < kLanes<Acc>; i += 2 * step) {
+      const Vector<Acc> a = v[i], b = v[i + step];
+      v[i] = interleave<step, false, Acc>(a, b) + interleave<step, true, Acc>(a, b);
+    }
+    return sum_each<2 * step, Acc>(v);
+  }
+}
+
+// out[j][i] = in[i][j] for i < rows and j < columns, where more than a vector counts as one. Whole
+// vectors are read and written, from the first row to the last; lanes beyond `rows` become 0.
+template <class Acc>
+static inline void transpose(const Acc* in, int64_t in_pitch, int64_t rows, Acc* out,
+                             int64_t out_pitch, int64_t columns) {
+  constexpr int lanes = kLanes<Acc>;
+  Vector<Acc> v[lanes];
+  for (int i = 0; i < lanes; ++i) v[i] = i < rows ? load_vector(in + i * in_pitch) : Vector<Acc>{};
+  transpose_square<1, Acc>(v);
+  for (int j = 0; j < lanes; ++j) {
+    if (j < columns) store_vector(out + j * out_pitch, v[j]);
+  }
+}
+
+}  // namespace egcnn::EGCNN_ISA
