@@ -1,5 +1,6 @@
 // Fast scalar math and the noise of the consistency loss. In float a few units in the last place
-// suffice; correct rounding would cost branches, calls and registers. In double everything is exact.
+// suffice; correct rounding would cost branches, calls and registers. In double everything is
+// exact.
 #pragma once
 
 #include <cfloat>

@@ -29,7 +29,8 @@ __device__ Logits<T> logits_at(const Task& t, const Tile& tile, const int64_t* r
           uint64_t(tile.first_voxel + voxel)};
 }
 
-// Reads the logits of four classes, from `first` on, and adds their noise; -inf past the last class.
+// Reads the logits of four classes, from `first` on, and adds their noise; -inf past the last
+// class.
 template <class T>
 __device__ void noisy_classes(const Task& t, const uint32_t* keys, Logits<T>& logits, int first,
                               Accumulate<T> z[4]) {

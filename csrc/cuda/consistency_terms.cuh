@@ -95,8 +95,8 @@ __device__ Term<Acc> term(const Gradients& truth, const Gradients& hard, int k, 
 }
 
 // Calls visit(position, class, lanes, k, truth, hard) for each listed voxel and class with an edge.
-// The warp stays converged: all its lanes make the call, `lanes` are those at an edge. The gradients
-// of the class are number k of `truth` and, if samples.use_hard, of `hard`.
+// The warp stays converged: all its lanes make the call, `lanes` are those at an edge. The
+// gradients of the class are number k of `truth` and, if samples.use_hard, of `hard`.
 template <class B, class Acc, class Visit>
 __device__ void for_each_edge(const Task& t, const uint8_t* truth, const Samples<Acc>& samples,
                               const List& list, int count, Visit&& visit) {
