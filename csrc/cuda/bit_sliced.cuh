@@ -1,5 +1,5 @@
-// Small whole numbers at 32 voxels at a time. Bit i of all 32 lies in one word, so that an addition
-// takes a few logical operations a bit for all of them together.
+// Small integers for 32 voxels at a time. One word holds bit i of all 32, so that an addition takes
+// a few logical operations per bit for all of them together.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -59,7 +59,7 @@ __device__ __forceinline__ BitSliced<N + 1> difference(const BitSliced<N>& befor
   return after + complement;
 }
 
-// The voxels whose number is not `value`.
+// The voxels whose integer is not `value`.
 template <int N>
 __device__ __forceinline__ uint32_t differs(const BitSliced<N>& a, int value) {
   uint32_t result = 0;
@@ -68,7 +68,7 @@ __device__ __forceinline__ uint32_t differs(const BitSliced<N>& a, int value) {
   return result;
 }
 
-// The voxels whose number is at least `value`.
+// The voxels whose integer is at least `value`.
 template <int N>
 __device__ __forceinline__ uint32_t at_least(const BitSliced<N>& a, int value) {
   uint32_t result = ~0u;
@@ -79,18 +79,18 @@ __device__ __forceinline__ uint32_t at_least(const BitSliced<N>& a, int value) {
   return result;
 }
 
-// (a - zero)^2, where a lies at most 16 off zero.
+// (a - zero)^2, where |a - zero| <= 16.
 __device__ __forceinline__ BitSliced<9> squared_distance(const BitSliced<6>& a, int zero) {
   BitSliced<6> minus_zero;
 #pragma unroll
   for (int i = 0; i < 6; ++i) minus_zero.bit[i] = -zero >> i & 1 ? ~0u : 0;
-  const BitSliced<7> distance = a + minus_zero;  // two's complement, of which six bits count
+  const BitSliced<7> distance = a + minus_zero;  // two's complement in the low six bits
   const BitSliced<1> negative = {distance[5]};
   BitSliced<5> flipped;
 #pragma unroll
   for (int i = 0; i < 5; ++i) flipped.bit[i] = distance[i] ^ negative[0];
   const BitSliced<6> x = flipped + negative;
-  // x is 16, whose square is 256, or has four bits, which are multiplied out.
+  // x is either 16, whose square is 256, or has four bits; multiply those out.
   const BitSliced<7> squares = {x[0], 0, x[1], 0, x[2], 0, x[3]};
   const BitSliced<7> products = {0,           0,           x[0] & x[1], x[0] & x[2],
                                  x[0] & x[3], x[1] & x[3], x[2] & x[3]};

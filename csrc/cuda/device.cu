@@ -1,4 +1,4 @@
-// Whether the machine's driver and GPU can run what this build holds.
+// Whether this machine's driver and GPU can run the kernels of this build.
 #include <cuda_runtime.h>
 
 #include <string>
@@ -20,15 +20,15 @@ std::string why_not() {
     return "there is no NVIDIA driver on this machine";
   }
   cudaRuntimeGetVersion(&toolkit);
-  // Within one major version every driver runs the code of every toolkit.
+  // Within a major version, every driver runs the code of every toolkit.
   const int needed = toolkit / 1000 * 1000;
   if (driver < needed) {
     return "the NVIDIA driver supports CUDA up to " + version(driver) +
            ", and this build needs a driver for CUDA " + version(needed) + " or later";
   }
   if (const cudaError_t error = cudaGetDeviceCount(&devices)) return cudaGetErrorString(error);
-  // The truth is whether the driver takes a kernel: it may also compile the PTX of this build, or
-  // be unable to, because the toolkit is a newer minor version.
+  // Ask the driver to load a kernel. Architectures alone do not tell: it may compile this build's
+  // PTX, or fail to, if the toolkit is a newer minor version.
   cudaFuncAttributes attributes;
   if (const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel)) {
     std::string built;
@@ -49,7 +49,7 @@ std::string why_not() {
 const char* device_status() {
   thread_local std::string status;
   status = why_not();
-  cudaGetLastError();  // leave no error behind for somebody else's check
+  cudaGetLastError();  // clear it, or the next check would report it
   return status.c_str();
 }
 

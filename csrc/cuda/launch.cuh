@@ -1,4 +1,4 @@
-// What every CUDA launch needs: the device, the grid, and a sentence when it fails.
+// What every launch needs: the device, the grid, element types, and a sentence when it fails.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,6 +7,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "../ops.h"
 
@@ -14,12 +15,12 @@ namespace egcnn::cuda {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // leave no error behind for somebody else's check
+  cudaGetLastError();  // clear it, or the next check would report it again
   throw std::runtime_error(std::string("egcnn: ") + what + " failed on the GPU: " +
                            cudaGetErrorString(error));
 }
 
-// Makes a device the current one for as long as the guard lives.
+// Makes a device current while the guard lives.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -46,8 +47,8 @@ inline int multiprocessors(int device) {
   return count;
 }
 
-// `threads` to a block, `blocks` in one dimension, `shared` bytes of dynamic_shared().
-// cudaLaunchKernelEx and no <<<>>>: the sources are ordinary C++ to tests/cuda_on_cpu.
+// Launches `blocks` blocks of `threads` threads, with `shared` bytes of dynamic_shared(). By
+// cudaLaunchKernelEx instead of <<<>>>, because tests/cuda_on_cpu compiles the sources as C++.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, const Resources& resources, int64_t blocks, int threads,
             size_t shared, void (*kernel)(Parameters...), Arguments&&... arguments) {
@@ -74,8 +75,9 @@ __device__ __forceinline__ T* dynamic_shared() {
 #endif
 }
 
-// --- Elements as the type in which sums are made: double for double, else float ---
+// --- Element types ---
 
+// The type of sums: double for double, float for all others.
 template <class T>
 struct AccumulateType {
   using Type = float;
@@ -92,7 +94,7 @@ __device__ __forceinline__ Accumulate<T> widen(T value) {
   return value;
 }
 __device__ __forceinline__ float widen(__half value) { return __half2float(value); }
-// As bits, so that the compiler sees one instruction where the value is half of a word.
+// By a shift, which is one instruction even where the value is half of a word.
 __device__ __forceinline__ float widen(__nv_bfloat16 value) {
   return __uint_as_float(uint32_t(__bfloat16_as_ushort(value)) << 16);
 }
@@ -108,7 +110,7 @@ __device__ __forceinline__ T narrow(Accumulate<T> value) {
   }
 }
 
-// Calls body with a null pointer to the element type that `dtype` stands for.
+// Calls body with a null pointer to the element type of a floating-point `dtype`.
 template <class Body>
 void with_float(DType dtype, Body&& body) {
   switch (dtype) {

@@ -1,11 +1,11 @@
-// Matrix products that a warp makes together, on tensor cores where there are any.
+// Matmuls of small fragments by a warp, on tensor cores where there are any.
 #pragma once
 
-#include "edge_gate_tile.cuh"
+#include "warp.cuh"
 
 namespace egcnn::cuda {
 
-// d += a b, where a is 16x8, b 8x8 and d 16x8, spread over the warp as PTX's mma.m16n8k8 asks for.
+// d += a b, where a is 16x8, b 8x8 and d 16x8, distributed over the warp as in PTX's mma.m16n8k8.
 // With r = lane / 4 and q = lane % 4 a lane holds
 //   a  at (r, q), (r + 8, q), (r, q + 4), (r + 8, q + 4),
 //   b  at (q, r), (q + 4, r),
@@ -13,8 +13,8 @@ namespace egcnn::cuda {
 template <class Acc>
 __device__ __forceinline__ void mma_by_shuffles(Acc& d0, Acc& d1, Acc& d2, Acc& d3,
                                                 const Acc (&a)[4], const Acc (&b)[2]) {
-  const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;
-#pragma unroll 1  // short code: this is not where speed matters
+  const int row = lane_index() / 4 * 4, column = lane_index() % 4 * 8;
+#pragma unroll 1  // speed does not matter here, short code does
   for (int k = 0; k < 4; ++k) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -30,12 +30,12 @@ __device__ __forceinline__ void mma_by_shuffles(Acc& d0, Acc& d1, Acc& d2, Acc& 
   }
 }
 
-// The nearest number in TF32, which is float32 with ten bits of mantissa; f16 and bf16 fit in it. The
-// first product has no room for the last 13 bits of x, and the second, which is exact, takes all
-// that is not x away again. Beyond 4e34 it overflows.
+// Rounds to TF32, which is float32 with a mantissa of ten bits; f16 and bf16 are exact in it. The
+// first product loses the last 13 bits of x; the second, which is exact, subtracts all but x again.
+// Overflows beyond 4e34.
 __device__ __forceinline__ float to_tf32(float x) { return fmaf(-8192.0f, x, 8193.0f * x); }
 
-// One product in TF32: of a and b it reads no bit that TF32 does not have.
+// One product in TF32. Ignores the bits of a and b that TF32 lacks.
 __device__ __forceinline__ void mma(float& d0, float& d1, float& d2, float& d3,
                                     const float (&a)[4], const float (&b)[2]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -51,15 +51,15 @@ __device__ __forceinline__ void mma(float& d0, float& d1, float& d2, float& d3,
 #endif
 }
 
-// No tensor core: double is there for gradient checks, not for speed.
+// Without tensor cores: double serves gradient checks, where speed does not matter.
 __device__ __forceinline__ void mma(double& d0, double& d1, double& d2, double& d3,
                                     const double (&a)[4], const double (&b)[2]) {
   mma_by_shuffles(d0, d1, d2, d3, a, b);
 }
 
-// The same to about the precision of float32. A number that is split is the sum of two that TF32
-// holds; others must be such numbers. What is left out, the product of two remainders, is about as
-// small as what float32 would round off.
+// The same to about the precision of float32. Splits a factor into the sum of two TF32 numbers; a
+// factor that is not split must be one already. The product of the two remainders is left out: it
+// is about as small as the rounding error of float32.
 template <bool split_a, bool split_b>
 __device__ __forceinline__ void mma_split(float& d0, float& d1, float& d2, float& d3,
                                           const float (&a)[4], const float (&b)[2]) {
@@ -74,7 +74,7 @@ __device__ __forceinline__ void mma_split(float& d0, float& d1, float& d2, float
     b_high[i] = split_b ? to_tf32(b[i]) : b[i];
     b_low[i] = b[i] - b_high[i];
   }
-  // The small products first, while the sum is small.
+  // Small products first, while the sum is small.
   if constexpr (split_a) mma(d0, d1, d2, d3, a_low, b_high);
   if constexpr (split_b) mma(d0, d1, d2, d3, a_high, b_low);
   mma(d0, d1, d2, d3, a_high, b_high);

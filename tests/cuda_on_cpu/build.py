@@ -1,4 +1,4 @@
-"""Compiles CUDA sources as C++ against the stand-in, once for each content of the sources."""
+"""Compile CUDA sources as C++ against the stand-in; results are cached by content."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 KERNELS = tuple(sorted((CSRC / "cuda").glob("*.cu")))
-# Nothing that changes a sum, and no assumption about aliasing that nvcc does not make.
+# Nothing that changes a floating-point result, and no assumption about aliasing beyond nvcc's.
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
-# Each static array in a section of its own, where shared_arrays.ld finds it.
+# One section per static array, so that shared_arrays.ld can gather them.
 FLAGS += ["-fdata-sections", "-Wall", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", f"-I{CSRC}"]
 FAST = ["-O2", "-g0"]
 CHECKED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 STAND_IN = (HERE / "scheduler.cpp", HERE / "runtime.cpp")
-# The stand-in is not instrumented, and tells the sanitizer what it does. It switches stacks in one
-# of two ways, by the processor; the races are looked for over the other one.
+# The stand-in is not instrumented; it tells the sanitizer what it does. ThreadSanitizer runs over
+# swapcontext, so that both ways of switching stacks are tested.
 SANITIZERS = {
     "address,undefined": ["-DCUDA_ON_CPU_ASAN"],
     "thread": ["-DCUDA_ON_CPU_TSAN", "-DCUDA_ON_CPU_UCONTEXT"],
@@ -40,7 +40,7 @@ def compiler() -> str:
 
 @cache
 def _headers() -> bytes:
-    """A hash of what a source may include, and of the compiler."""
+    """A hash of all headers and of the compiler's version."""
     version = subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(version)
     for folder in (HERE, CSRC):
@@ -51,7 +51,7 @@ def _headers() -> bytes:
 
 
 def _cached(name: str, command: list[str], inputs: Sequence[Path]) -> Path:
-    """The file that ``command`` with ``-o`` and its name makes of the inputs, made only once."""
+    """The output of ``command inputs -o name``, from the cache if it is there."""
     digest = hashlib.sha256(_headers())
     for part in [*command, *map(str, inputs)]:
         digest.update(part.encode() + b"\0")
@@ -61,7 +61,7 @@ def _cached(name: str, command: list[str], inputs: Sequence[Path]) -> Path:
     output = root / digest.hexdigest()[:24] / name
     if not output.exists():
         output.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Under a name of its own, because another process may be making the same file.
+        # In a folder of its own: another process may be building the same file.
         with tempfile.TemporaryDirectory(dir=output.parent) as folder:
             made = Path(folder) / name
             run = subprocess.run(
@@ -94,9 +94,9 @@ def _link(name: str, objects: Sequence[Path], *flags: str) -> Path:
 
 
 def build_module(sources: Sequence[Path] | None = None) -> Path:
-    """A Python module ``_cuda_on_cpu`` like ``egcnn._C``, its kernels compiled from CUDA sources.
+    """A Python module ``_cuda_on_cpu`` like ``egcnn._C``, with kernels from the CUDA sources.
 
-    Its ``cpu`` is its ``cuda``: both are the CUDA kernels, and take pointers to the CPU's memory.
+    Its ``cpu`` and its ``cuda`` are the same CUDA kernels; both take pointers to host memory.
     """
     import pybind11
 
@@ -127,7 +127,7 @@ def build_executable(sources: Sequence[Path], sanitizer: str = "") -> Path:
 
 @cache
 def why_no_sanitizer(sanitizer: str) -> str:
-    """Why executables with this sanitizer cannot be built and run here; empty where they can."""
+    """Why executables with this sanitizer cannot be built or run here; empty if they can."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "program"
         command = [compiler(), f"-fsanitize={sanitizer}", "-x", "c++", "-", "-o", str(program)]
@@ -141,11 +141,11 @@ def why_no_sanitizer(sanitizer: str) -> str:
 def run(executable: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The finished run of an executable."""
     command = [str(executable), *arguments]
-    # ThreadSanitizer would sleep for a second at the end, waiting for other threads' reports.
+    # By default ThreadSanitizer sleeps for a second at exit.
     environment = os.environ | {"TSAN_OPTIONS": "atexit_sleep_ms=0"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if "unexpected memory mapping" in result.stderr:
-        # Older versions of it cannot start where the kernel scatters addresses so widely.
+        # Older versions cannot start under strong address randomization.
         command = ["setarch", "-R", *command]
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
     return result

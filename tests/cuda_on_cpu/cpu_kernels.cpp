@@ -1,5 +1,5 @@
-// The module that tests build offers the CUDA kernels as the CPU's, so that the operators call
-// them for tensors in the memory of the CPU.
+// Registers the CUDA kernels as those of the CPU, so that the operators call them for tensors in
+// host memory.
 #include "ops.h"
 
 const std::vector<egcnn::Kernels>& egcnn::cpu::kernels() {

@@ -1,10 +1,10 @@
-// Runs every kernel of csrc/ops.h on small volumes, for the sanitizers: all dtypes, formats and
+// Runs every kernel of csrc/ops.h on small volumes, for the sanitizers: all types, formats and
 // options, in buffers of exactly their size. Each case runs with the threads forward, in reverse
-// and shuffled, over other garbage each time. The results have to be the same bits: an element
-// that depends on the order, on the workspace, or that nobody wrote, is not. benchmarks/gpu.sh
-// compiles the same program by nvcc, for compute-sanitizer on a GPU.
+// and shuffled, over different garbage each time. The results must agree to the bit; an element
+// that depends on the order or on the workspace, or that no thread writes, does not. With nvcc,
+// benchmarks/gpu.sh compiles the same program for compute-sanitizer on a GPU.
 //
-//   kernels_main [EVERY]    every so-many-th case only, for tools that look for races
+//   kernels_main [EVERY]    runs only every EVERY-th case, for slow tools such as race detectors
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -33,7 +33,7 @@ constexpr size_t kBytes[] = {8, 4, 2, 2, 1, 1, 2, 4, 8};
 
 int cases = 0, every = 1, failures = 0;
 
-// Counts up; options are drawn from it, so that each goes with all others sooner or later.
+// Pseudo-random; options are drawn from it, so that all combinations occur.
 unsigned draw() {
   static unsigned state = 1;
   state = state * 1664525u + 1013904223u;
@@ -42,35 +42,35 @@ unsigned draw() {
 
 // --- Memory ---
 
-void must(cudaError_t error) {
+void check(cudaError_t error) {
   if (error == cudaSuccess) return;
   std::printf("CUDA says: %s\n", cudaGetErrorString(error));
   std::exit(2);
 }
 
-// Memory of the GPU. The host writes and reads it through copies of its own.
+// Device memory. The host writes and reads it through copies.
 class Buffer {
  public:
   Buffer() = default;
-  // With `offset` the data start one element behind the alignment that the allocator gives.
+  // With `offset` the data start one element past the allocator's alignment.
   Buffer(int64_t count, size_t element, bool offset)
       : skip_(offset ? element : 0), bytes_(size_t(count) * element) {
     void* memory = nullptr;
-    must(cudaMalloc(&memory, skip_ + bytes_));
+    check(cudaMalloc(&memory, skip_ + bytes_));
     memory_.reset(static_cast<unsigned char*>(memory));
   }
   void* data() const { return memory_.get() + skip_; }
-  // fill(address) sets elements of zeros.
+  // fill(address) sets elements of a copy that starts as zeros.
   template <class Fill>
   void write(Fill&& fill) const {
     std::string host(bytes_, '\0');
     fill(static_cast<void*>(host.data()));
-    must(cudaMemcpy(data(), host.data(), bytes_, cudaMemcpyHostToDevice));
+    check(cudaMemcpy(data(), host.data(), bytes_, cudaMemcpyHostToDevice));
   }
-  void fill(int garbage) const { must(cudaMemset(data(), garbage, bytes_)); }
+  void fill(int garbage) const { check(cudaMemset(data(), garbage, bytes_)); }
   std::string content() const {
     std::string host(bytes_, '\0');
-    must(cudaMemcpy(host.data(), data(), bytes_, cudaMemcpyDeviceToHost));
+    check(cudaMemcpy(host.data(), data(), bytes_, cudaMemcpyDeviceToHost));
     return host;
   }
 
@@ -100,7 +100,7 @@ void set(void* data, DType dtype, int64_t i, double value) {
 
 double number(int64_t i) { return double(i * 7919 % 61 - 30) / 16; }
 
-// A tensor with memory of its own.
+// A tensor and its memory.
 struct Volume {
   Tensor tensor{};
   Buffer buffer;
@@ -159,34 +159,34 @@ DType accumulate(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType:
 
 // --- Running ---
 
-struct Way {
+struct Variant {
   const char* name;
   int order;
   uint64_t seed;
   int garbage;
 };
-constexpr Way kWays[] = {
+constexpr Variant kVariants[] = {
     {"forward", 0, 0, 0xA5}, {"reverse", 1, 0, 0x5A}, {"shuffled", 2, 1, 0xFF}};
 
-bool wanted() { return cases++ % every == 0; }
+bool selected() { return cases++ % every == 0; }
 
 template <class Params>
 void run(const std::string& what, const Kernel<Params>& kernel, Params params,
          const std::vector<const Buffer*>& outputs) {
   std::vector<std::string> first;
-  for (const Way& way : kWays) {
+  for (const Variant& variant : kVariants) {
     params.resources = {nullptr, 1, 0, nullptr};
     const Buffer workspace(int64_t(kernel.workspace(params)), 1, false);
-    workspace.fill(way.garbage);
+    workspace.fill(variant.garbage);
     params.resources.workspace = workspace.data();
-    for (const Buffer* output : outputs) output->fill(way.garbage);
-#ifndef __NVCC__  // a GPU has an order of its own
-    cuda_on_cpu_set_order(way.order, way.seed);
+    for (const Buffer* output : outputs) output->fill(variant.garbage);
+#ifndef __NVCC__  // on a GPU the hardware chooses
+    cuda_on_cpu_set_order(variant.order, variant.seed);
 #endif
     try {
       kernel.launch(params);
     } catch (const std::exception& error) {
-      std::printf("%s, %s: %s\n", what.c_str(), way.name, error.what());
+      std::printf("%s, %s: %s\n", what.c_str(), variant.name, error.what());
       ++failures;
       return;
     }
@@ -197,7 +197,7 @@ void run(const std::string& what, const Kernel<Params>& kernel, Params params,
       if (results[i] == first[i]) continue;
       const auto byte = std::mismatch(first[i].begin(), first[i].end(), results[i].begin()).first;
       std::printf("%s: output %zu differs between forward and %s at byte %td\n", what.c_str(), i,
-                  way.name, byte - first[i].begin());
+                  variant.name, byte - first[i].begin());
       ++failures;
       return;
     }
@@ -220,7 +220,7 @@ void sobel_edges(DType dtype, Size size) {
   for (const bool from_labels : {false, true}) {
     if (from_labels && is_float) continue;
     for (const double threshold : {0.0, 0.5}) {
-      if (!wanted()) continue;
+      if (!selected()) continue;
       const Size labels_size{size.batch, from_labels ? 1 : size.channels, size.depth, size.height,
                              size.width};
       Volume labels(dtype, labels_size), edges(DType::u8, size);
@@ -246,7 +246,7 @@ void sobel_edges(DType dtype, Size size) {
 }
 
 void sobel_magnitude(DType dtype, Size size) {
-  if (!wanted()) return;
+  if (!selected()) return;
   Volume x(dtype, size), grad(dtype, size), out(dtype, size);
   x.fill_with_numbers(size);
   grad.fill_with_numbers(size);
@@ -268,7 +268,7 @@ void sobel_magnitude(DType dtype, Size size) {
 void edge_gate(DType dtype, Size size, int64_t main_channels) {
   const int64_t channels = size.channels;
   for (const int64_t gates : {int64_t(1), channels}) {
-    if (!wanted()) continue;
+    if (!selected()) continue;
     Size main_size = size;
     main_size.channels = main_channels;
     const DType sums = accumulate(dtype);
@@ -324,7 +324,7 @@ void edge_gate(DType dtype, Size size, int64_t main_channels) {
 void consistency(DType dtype, DType target_dtype, Size size) {
   for (const bool softmax : {true, false}) {
     for (const bool hard : {true, false}) {
-      if (!wanted()) continue;
+      if (!selected()) continue;
       Size target_size = size;
       if (softmax) target_size.channels = 1;
       const DType sums = accumulate(dtype);
@@ -362,7 +362,7 @@ void consistency(DType dtype, DType target_dtype, Size size) {
 
 int main(int count, char** arguments) {
   if (count > 1) every = std::atoi(arguments[1]);
-  // One voxel, nothing at all, rows shorter and longer than a warp, primes, many channels.
+  // One voxel, no sample, rows shorter and longer than a warp, primes, many channels.
   const Size sizes[] = {{1, 1, 1, 1, 1}, {0, 2, 3, 4, 5}, {2, 3, 2, 3, 5},  {1, 2, 1, 1, 67},
                         {2, 1, 7, 5, 3}, {1, 4, 3, 9, 33}, {1, 9, 2, 2, 16}, {1, 32, 2, 3, 40}};
   for (const Size& size : sizes) {

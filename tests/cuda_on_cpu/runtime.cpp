@@ -1,5 +1,5 @@
-// The make-believe GPU: three multiprocessors, so that kernels with a block or two for each of them
-// go round their loops even at small sizes; else what an H100 says of itself.
+// The simulated GPU: three multiprocessors, so that kernels with a block or two for each loop over
+// tiles even at small sizes; otherwise the limits of an H100.
 #include "cuda_on_cpu/runtime.h"
 
 #include <algorithm>
@@ -19,7 +19,7 @@ constexpr int kThreadsPerMultiprocessor = 2048;
 constexpr int kSharedDefault = 48 << 10;
 constexpr int kSharedOptIn = 227 << 10;
 constexpr int kSharedPerMultiprocessor = 228 << 10;
-constexpr int kSharedReserved = 1 << 10;  // of each block, by the driver
+constexpr int kSharedReserved = 1 << 10;  // per block, by the driver
 
 thread_local cudaError_t last_error = cudaSuccess;
 
@@ -28,7 +28,7 @@ cudaError_t result(cudaError_t error) {
   return error;
 }
 
-// Dynamic shared memory that a kernel may use, where it is not the default.
+// The dynamic shared memory of kernels that raised their limit.
 std::mutex opt_in_mutex;
 std::map<const void*, int> opt_in;
 

@@ -37,25 +37,25 @@ dim3 blockDim, gridDim;
 extern volatile uint64_t cuda_shared_begin[] __attribute__((weak, visibility("hidden")));
 extern volatile uint64_t cuda_shared_end[] __attribute__((weak, visibility("hidden")));
 
-// This file is compiled without instrumentation: what it does is the GPU's work, and told to the
-// sanitizers in their own terms.
+// This file is compiled without instrumentation. It plays the hardware's part, and tells the
+// sanitizers through their interfaces what it does.
 namespace cuda_on_cpu {
 namespace {
 
 constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kWarp = 32;
-constexpr size_t kStackBytes = 256 << 10;  // of which only the pages that are touched exist
+constexpr size_t kStackBytes = 256 << 10;  // virtual; only pages that are touched use memory
 constexpr unsigned char kGarbage = 0xCD;
 
 // --- Stacks ---
 
 struct Stack {
-  char* low = nullptr;  // above a page that must not be touched
+  char* low = nullptr;  // just above the guard page
   size_t bytes = 0;
 #ifdef CUDA_ON_CPU_UCONTEXT
   ucontext_t context;
 #else
-  void* top = nullptr;  // where it stopped
+  void* top = nullptr;  // the stack pointer, while suspended
 #endif
 };
 
@@ -73,7 +73,8 @@ void swap(Stack& from, Stack& to) { swapcontext(&from.context, &to.context); }
 
 #else
 
-// swapcontext makes two system calls each time; this saves what the calling convention asks for.
+// swapcontext makes two system calls each time; this saves just what the calling convention
+// requires.
 extern "C" void cuda_on_cpu_swap(void** from, void* to);
 __asm__(
     ".text\n"
@@ -101,7 +102,7 @@ __asm__(
 
 void prepare(Stack& stack, void (*entry)()) {
   void** top = reinterpret_cast<void**>(stack.low + stack.bytes);
-  *--top = nullptr;  // a return address of null ends a debugger's walk, and aligns the stack
+  *--top = nullptr;  // a null return address ends a debugger's backtrace, and aligns the stack
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
   stack.top = top;
@@ -131,9 +132,9 @@ void stack_entry() {
   run_threads();
 }
 
-// --- What a launch knows ---
+// --- The state of a launch ---
 
-// Lanes that came to one place with one mask and wait for the others that the mask names.
+// Lanes that have arrived at one place with one mask and wait for the others that it names.
 struct Group {
   Exchange kind;
   unsigned mask;
@@ -154,9 +155,9 @@ struct Thread {
   unsigned position;  // in the order in which the block's threads run
   bool exited;
   Stack* stack;       // null before the thread starts
-  const Site* waits;  // at its last barrier or warp operation
+  const Site* waits;  // its last barrier or warp operation
   unsigned mask;      // of a warp operation; 0 for a barrier
-  uint64_t value;     // brought to a warp operation
+  uint64_t value;     // passed to a warp operation
   unsigned source;    // lane that a shuffle reads
   uint64_t result;    // of a warp operation
 };
@@ -186,7 +187,7 @@ struct Launch {
   char failure[1000];  // a sentence, once the launch has failed
 };
 
-std::mutex launch_mutex;  // there is one threadIdx, and one of each __shared__ array
+std::mutex launch_mutex;  // threadIdx and each __shared__ array exist only once
 Launch state;
 bool running = false;
 
@@ -195,8 +196,8 @@ Order chosen_order = Order::forward;
 uint64_t chosen_seed = 0;
 uint64_t random_state = 0;
 
-// Made when first needed. On those that are idle, run_threads waits for a thread to start.
-// (Arrays, because ThreadSanitizer would take an allocation in a thread's turn for the kernel's.)
+// Created on first use. On an idle stack, run_threads waits for a thread to start. (Arrays, because
+// ThreadSanitizer would attribute an allocation in a thread's turn to the kernel.)
 Stack stacks[kMaxThreads];
 unsigned stack_count = 0;
 Stack* idle[kMaxThreads];
@@ -207,7 +208,7 @@ unsigned idle_count = 0;
 char barrier_sync[2], block_begins, block_ends;
 
 #ifdef CUDA_ON_CPU_TSAN
-constexpr bool kOwnStack = true;  // or the locals of two threads at one address were a race
+constexpr bool kOwnStack = true;  // locals of two threads at one address would look like a race
 void* main_fiber;
 void* fibers[kMaxThreads];
 
@@ -228,7 +229,7 @@ void release(char&) {}
 
 // --- Failure ---
 
-// A part of the sentence. Nothing is allocated, because nobody would free it.
+// Appends to the sentence. Allocates nothing: the thread never returns to free it.
 __attribute__((format(printf, 1, 2))) void say(const char* format, ...) {
   const size_t length = std::strlen(state.failure);
   std::va_list arguments;
@@ -247,7 +248,7 @@ void say_thread(unsigned thread) {
   say("thread (%u, %u, %u)", index.x, index.y, index.z);
 }
 
-// Begins the sentence, in which `thread` has a problem at `site`; give_up_launch ends it.
+// Begins the sentence about `thread` at `site`. Finish with say(), then call give_up_launch.
 void begin_failure(unsigned thread, const Site& site) {
   enter_main();
   say("cuda_on_cpu: ");
@@ -259,7 +260,7 @@ void begin_failure(unsigned thread, const Site& site) {
 
 [[noreturn]] void give_up_launch() {
   switch_stack(*state.stack, state.main);
-  std::abort();  // nobody comes back here
+  std::abort();  // never resumed
 }
 
 bool same(const Site& a, const Site& b) {
@@ -267,9 +268,9 @@ bool same(const Site& a, const Site& b) {
          (a.call == b.call || std::strcmp(a.call, b.call) == 0);
 }
 
-// Every thread of the block has left or waits, and nobody can go on.
+// Deadlock: every thread of the block has left or waits.
 [[noreturn]] void fail_waiting() {
-  // A warp operation says more than the barrier at which the rest of the block may wait.
+  // Report a warp operation first: it says more than the barrier where the rest may wait.
   for (unsigned t = 0; t < state.threads; ++t) {
     const Thread& waiting = state.thread[t];
     if (waiting.exited || waiting.mask == 0) continue;
@@ -311,8 +312,8 @@ void set_runnable(unsigned thread) {
   state.runnable[position / 64] |= uint64_t(1) << position % 64;
 }
 
-// Takes the current thread out, and makes the next one that can go on current, if there is one.
-// (The last to arrive at a barrier is not taken out: it goes on first, the others then in turn.)
+// Suspends the current thread and makes the next runnable one current, if there is one. (The last
+// to arrive at a barrier is not suspended: it continues first, then the others in turn.)
 bool give_up_turn() {
   const unsigned position = state.thread[state.current].position;
   state.runnable[position / 64] &= ~(uint64_t(1) << position % 64);
@@ -330,12 +331,12 @@ bool give_up_turn() {
   return true;
 }
 
-void make(Stack& stack) {
+void allocate(Stack& stack) {
   const size_t page = size_t(sysconf(_SC_PAGESIZE));
   void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  mprotect(memory, page, PROT_NONE);  // a thread that needs more ends the process here
+  mprotect(memory, page, PROT_NONE);  // an overflow ends the process here
   stack.low = static_cast<char*>(memory) + page;
   stack.bytes = kStackBytes;
   prepare(stack, stack_entry);
@@ -344,11 +345,11 @@ void make(Stack& stack) {
 Stack* idle_stack() {
   if (idle_count != 0 && !kOwnStack) return idle[--idle_count];
   Stack& stack = stacks[kOwnStack ? state.current : stack_count++];
-  if (!stack.low) make(stack);
+  if (!stack.low) allocate(stack);
   return &stack;
 }
 
-// Goes on with the current thread where it stopped, or starts it.
+// Resumes or starts the current thread.
 void resume(Stack& from) {
   Stack*& to = state.thread[state.current].stack;
   if (!to) to = idle_stack();
@@ -362,8 +363,8 @@ void wait() {
   resume(mine);
 }
 
-// Runs the current thread from its start to its end, then the next that has not started yet, for
-// as long as none has to be gone on with in between. Threads that never wait cost no switch.
+// Runs the current thread from start to end, then the next, as long as that has not started yet.
+// So threads that never wait cost no switch.
 void run_threads() {
   for (;;) {
     Thread& thread = state.thread[state.current];
@@ -423,23 +424,23 @@ uint64_t random_number() {  // splitmix64
 }
 
 void read_environment() {
-  const char* wanted = std::getenv("CUDA_ON_CPU_ORDER");
-  if (!wanted) return;
-  const std::string order = wanted;
+  const char* value = std::getenv("CUDA_ON_CPU_ORDER");
+  if (!value) return;
+  const std::string order = value;
   if (order == "forward") {
     cuda_on_cpu_set_order(0, 0);
   } else if (order == "reverse") {
     cuda_on_cpu_set_order(1, 0);
   } else if (order.rfind("shuffled:", 0) == 0) {
-    cuda_on_cpu_set_order(2, std::strtoull(wanted + 9, nullptr, 10));
+    cuda_on_cpu_set_order(2, std::strtoull(value + 9, nullptr, 10));
   } else {
-    throw std::runtime_error("CUDA_ON_CPU_ORDER is forward, reverse or shuffled:SEED, and not " +
-                             order);
+    throw std::runtime_error("CUDA_ON_CPU_ORDER is " + order +
+                             "; expected forward, reverse or shuffled:SEED");
   }
 }
 
 void begin_block() {
-  // By plain stores: AddressSanitizer would not let memset cross the redzones in between.
+  // Plain stores, because AddressSanitizer would not let memset cross the redzones.
   for (volatile uint64_t* word = cuda_shared_begin; word < cuda_shared_end; ++word) {
     *word = 0x0101010101010101u * kGarbage;
   }
@@ -488,7 +489,7 @@ Stack host_stack() {
 }
 #endif
 
-// The threads of a launch that failed stay where they are; their stacks are used anew.
+// Drops the threads of a launch that failed and reuses their stacks.
 void abandon_threads() {
   idle_count = 0;
   for (Stack& stack : stacks) {
@@ -502,7 +503,7 @@ void abandon_threads() {
 #ifdef CUDA_ON_CPU_TSAN
   for (void*& fiber : fibers) {
     if (!fiber) continue;
-    __tsan_switch_to_fiber(fiber, 0);  // what it did comes before what the host does next
+    __tsan_switch_to_fiber(fiber, 0);  // orders its work before the host's next
     __tsan_switch_to_fiber(main_fiber, 0);
     __tsan_destroy_fiber(fiber);
     fiber = nullptr;
@@ -618,8 +619,8 @@ void launch(dim3 grid, dim3 block, size_t dynamic_bytes, void (*kernel)(const vo
   main_fiber = __tsan_get_current_fiber();
 #endif
   running = true;
-  // In a shuffled order each block is the next but `stride` after the last one; no factor shared
-  // with their number, so that every block has its turn.
+  // A shuffled order visits every stride-th block; the stride is coprime to their number, so that
+  // each is visited once.
   const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
   random_state = chosen_seed;
   uint64_t stride = chosen_order == Order::reverse ? blocks - 1 : 1;

@@ -1,4 +1,4 @@
-"""The kernels under AddressSanitizer, UBSan and ThreadSanitizer, and bugs that were planted."""
+"""The kernels under AddressSanitizer, UBSan and ThreadSanitizer, and planted bugs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import build
 MEMORY, RACES = build.SANITIZERS
 ORDERS = ("forward", "reverse", "shuffled:1")
 SMOOTH = build.HERE / "planted" / "smooth.cu"
-# Every so-many-th case only, because ThreadSanitizer slows them so much.
+# Run only every n-th case: the sanitizers, ThreadSanitizer above all, are slow.
 EVERY = {MEMORY: 3, RACES: 20}
 
 
@@ -87,8 +87,8 @@ def test_planted_bug_is_named(
 
 
 def test_shared_arrays_are_guarded() -> None:
-    """Every one gets garbage, for which shared_arrays.ld finds it by its kernel's name, and
-    redzones, which templates get only in an anonymous namespace.
+    """Each is filled with garbage, for which shared_arrays.ld finds it by its kernel's name, and
+    has redzones, which a template's arrays have only in an anonymous namespace.
     """
     sources = [*build.KERNELS, SMOOTH]
     text = "".join(path.read_text() for path in [*sources, *build.CSRC.glob("cuda/*.cuh")])

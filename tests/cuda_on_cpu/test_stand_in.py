@@ -1,4 +1,4 @@
-"""The stand-in itself: what its threads, warps and functions do is what CUDA says they do."""
+"""The stand-in itself: its threads, warps and functions behave as CUDA documents."""
 
 from __future__ import annotations
 

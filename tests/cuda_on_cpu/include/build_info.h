@@ -1,4 +1,4 @@
-// What setup.py writes for a real build.
+// Stands in for the header that setup.py writes.
 #pragma once
 
 #define EGCNN_WITH_CUDA 1

@@ -1,17 +1,17 @@
 // Stands in for CUDA's header of this name where g++ compiles .cu files as C++, so that tests run
-// the kernels on a CPU. It has what those files use, with CUDA's semantics; add to it what they
-// come to use, and no more than CUDA has.
+// the kernels on a CPU. It holds what those files use, with CUDA's meaning; see README.md on how to
+// extend it.
 //
-// What it asks of the sources beyond what CUDA does:
-//   - launches by cudaLaunchKernelEx; dynamic shared memory by cuda_on_cpu::dynamic_shared() in
-//     place of `extern __shared__`; a plain C++ twin of inline PTX and of warp matrix functions;
-//   - all threads of a block at the same __syncthreads, on the same line; so too all lanes that a
-//     mask names at a warp operation;
-//   - kernels in anonymous namespaces and with names that end in _kernel: their __shared__ arrays
-//     then have AddressSanitizer's redzones and hold garbage at the start of every block.
+// It requires of the sources, beyond what CUDA does:
+//   - launches by cudaLaunchKernelEx; dynamic shared memory from cuda_on_cpu::dynamic_shared()
+//     instead of `extern __shared__`; a plain C++ twin of inline PTX and of warp matrix functions;
+//   - all threads of a block at the same __syncthreads, on the same line, and all lanes that a mask
+//     names at the same warp operation;
+//   - kernels in anonymous namespaces, with names that end in _kernel, so that their __shared__
+//     arrays have AddressSanitizer's redzones and hold garbage at the start of every block.
 #pragma once
 
-#include <memory>  // uses __noinline__ as the name of a GNU attribute, so it has to come first
+#include <memory>  // before the macros: it uses __noinline__ as the name of a GNU attribute
 
 #include "cuda_on_cpu/arithmetic.h"
 #include "cuda_on_cpu/runtime.h"

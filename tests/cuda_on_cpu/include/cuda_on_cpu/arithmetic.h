@@ -162,11 +162,11 @@ inline double max(double x, double y) { return fmax(x, y); }
 // --- Loads and stores with a cache hint ---
 
 namespace cuda_on_cpu {
-// A GPU ends the kernel at a misaligned address, where x86 would go on.
+// A GPU ends the kernel at a misaligned address, x86 does not.
 template <class T>
 T* aligned(T* address, const Site& site) {
   if (reinterpret_cast<uintptr_t>(address) % alignof(T) != 0) {
-    fail("the address is not aligned to the size of what is read or written", site);
+    fail("the address is not aligned to the size of the access", site);
   }
   return address;
 }

@@ -1,5 +1,5 @@
-// The part of CUDA's runtime that the kernels' hosts use, for one small make-believe GPU. Work on
-// a stream is done by the time that the call returns.
+// The part of CUDA's runtime that the host code uses, for one small simulated GPU. Work on a stream
+// is done when the call returns.
 #pragma once
 
 #include <cstddef>
@@ -105,7 +105,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks,
                                     dynamic_bytes);
 }
 
-// As in CUDA, the arguments become the kernel's parameter types, and each thread gets a copy.
+// As in CUDA, arguments are converted to the kernel's parameter types, and each thread gets a copy.
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {

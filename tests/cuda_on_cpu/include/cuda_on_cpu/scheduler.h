@@ -1,6 +1,6 @@
 // How CUDA threads run on a CPU: each is a fiber, the threads of a block take turns at barriers and
-// warp operations, and one block comes after the other. Every operation that waits is given the
-// place it was called from, so that a thread that never arrives can be named in a sentence.
+// warp operations, and blocks run one after the other. Every operation that waits receives the place
+// of its call, so that a thread that never arrives can be named in a sentence.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,7 @@
 
 namespace cuda_on_cpu {
 
-// Where in the sources an operation was called. As a default argument `here()` is evaluated at the
-// caller.
+// Where in the sources an operation was called. As a default argument, `here()` names the caller.
 struct Site {
   const char* call;
   const char* function;
@@ -36,7 +35,7 @@ uint64_t warp_exchange(Exchange kind, unsigned mask, uint64_t value, unsigned so
 // The calling thread's place in its warp, 0 to 31.
 unsigned lane();
 
-// The launch's dynamic shared memory: of exactly the size that was asked for.
+// The launch's dynamic shared memory, of exactly the requested size.
 void* dynamic_shared(const Site& site = here("dynamic_shared"));
 
 // Ends the launch: cudaLaunchKernelEx throws std::runtime_error with this sentence.
@@ -55,7 +54,7 @@ extern "C" {
 __attribute__((visibility("default"))) void cuda_on_cpu_set_order(int order, uint64_t seed);
 }
 
-// Constant for CUDA code; the scheduler sets them whenever a thread goes on.
+// Constant to kernels; the scheduler sets them whenever it resumes a thread.
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;

@@ -1,5 +1,5 @@
 // What the threads of a block or of a warp do together: barriers, shuffles, votes, atomics. The
-// arguments are CUDA's; the last one, which callers leave out, is the place of the call.
+// arguments are CUDA's; the last, which callers omit, is the place of the call.
 #pragma once
 
 #include <cstring>

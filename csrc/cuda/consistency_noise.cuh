@@ -1,0 +1,76 @@
+// Fast scalar math and the noise of the consistency loss. In float a few units in the last place
+// suffice; correct rounding would cost branches, calls and registers. In double everything is
+// exact.
+#pragma once
+
+#include <cfloat>
+
+#include "../math/gumbel.h"
+#include "launch.cuh"
+
+namespace egcnn::cuda {
+namespace {
+
+#ifdef __CUDA_ARCH__
+// Accurate to 2^-22 of the result or of 1, whichever is larger.
+__device__ __forceinline__ float fast_log2(float x) {
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+__device__ __forceinline__ float root(float x) {
+  float result;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+#else
+__device__ __forceinline__ float fast_log2(float x) { return log2f(x); }
+__device__ __forceinline__ float root(float x) { return sqrtf(x); }
+#endif
+__device__ __forceinline__ double root(double x) { return sqrt(x); }
+__device__ __forceinline__ float divide(float a, float b) { return __fdividef(a, b); }
+__device__ __forceinline__ double divide(double a, double b) { return a / b; }
+
+template <class Acc>
+__device__ Acc sigmoid(Acc x) {
+  return divide(Acc(1), Acc(1) + math::exp(-x));
+}
+
+// -log(u) with a relative error of 4e-7, for u from uniform(). Near 1, where the logarithm's error
+// would be large, a polynomial in 1 - u, which is exact; it is fitted to 4e-8.
+__device__ __forceinline__ float minus_log(float u) {
+  const float w = 1.0f - u;
+  float p = 0.3398001f;
+  p = p * w + 0.14391336f;
+  p = p * w + 0.2577998f;
+  p = p * w + 0.3328566f;
+  p = p * w + 0.5000105f;
+  p = p * w + 0.99999994f;
+  return w < 0.25f ? w * p : -0.69314718f * fast_log2(u);
+}
+
+// math::uniform to the bit, without a conversion: the word becomes the mantissa of a number in
+// [1, 2).
+__device__ __forceinline__ float uniform(uint32_t word) {
+  return __uint_as_float(word >> 9 | 0x3F800000u) - 0x1.FFFFFEp-1f;
+}
+
+// Standard Gumbel noise; the second argument selects the type.
+__device__ __forceinline__ float gumbel(uint32_t word, float) {
+  return -0.69314718f * fast_log2(minus_log(uniform(word)));
+}
+__device__ __forceinline__ double gumbel(uint32_t word, double) {
+  return math::gumbel(math::uniform<double>(word));
+}
+
+// Standard logistic noise.
+__device__ __forceinline__ float logistic(uint32_t word, float) {
+  const float u = uniform(word);
+  return minus_log(1.0f - u) - minus_log(u);
+}
+__device__ __forceinline__ double logistic(uint32_t word, double) {
+  return math::logistic(math::uniform<double>(word));
+}
+
+}  // namespace
+}  // namespace egcnn::cuda

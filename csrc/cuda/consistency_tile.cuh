@@ -1,0 +1,158 @@
+// How the kernels of the consistency loss cut volumes into tiles, one to a block, and what they
+// share: the parameters of the call and its workspace.
+#pragma once
+
+#include "launch.cuh"
+#include "warp.cuh"
+
+namespace egcnn::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// The part of a volume that a block holds in shared memory: a core of kWidth x kHeight x kDepth
+// voxels and a halo of kHalo voxels on every side. Rows are padded by one word at both ends, so
+// that words are aligned as in global memory. Coordinates count from the core's first voxel.
+template <class Word_, int kWidth_, int kHeight_, int kHalo_>
+struct Box {
+  using Word = Word_;
+  static constexpr int kWidth = kWidth_, kHeight = kHeight_, kDepth = 8, kHalo = kHalo_;
+  static constexpr int kPad = sizeof(Word), kPitch = kWidth + 2 * kPad;
+  static constexpr int kPlaneRows = kHeight + 2 * kHalo, kPlanes = kDepth + 2 * kHalo;
+  static constexpr int kRows = kPlanes * kPlaneRows, kBytes = kRows * kPitch;
+  static constexpr int kCoreRows = kHeight * kDepth;
+
+  static __device__ int row(int z, int y) { return (z + kHalo) * kPlaneRows + y + kHalo; }
+  static __device__ int row_z(int row) { return row / kPlaneRows - kHalo; }
+  static __device__ int row_y(int row) { return row % kPlaneRows - kHalo; }
+  // The distance in memory from a voxel to the one at (z, y, x) relative to it.
+  static __device__ constexpr int step(int z, int y, int x) {
+    return (z * kPlaneRows + y) * kPitch + x;
+  }
+
+  // A set of voxels holds 128 bits per row, starting at x = -32, and one more row on every side.
+  static constexpr int kSetPlaneRows = kPlaneRows + 2;
+  static constexpr int kSetRows = (kPlanes + 2) * kSetPlaneRows;
+  static_assert(kWidth <= 64 && kSetRows <= kThreads, "one thread per row of a set");
+  static __device__ int set_row(int z, int y) {
+    return (z + kHalo + 1) * kSetPlaneRows + y + kHalo + 1;
+  }
+};
+
+// Wide tiles suit reading the target; narrow ones leave shared memory for the gradients of classes.
+using ForwardBox = Box<uint4, 64, 16, 1>;
+using BackwardBox = Box<uint32_t, 32, 8, 2>;
+
+struct Task {
+  ConsistencyBackward p;  // forward has no gradients
+  bool forward;
+  int classes;     // per volume, which is a sample or, with sigmoid, one region of a sample
+  int first_code;  // of the first class, see consistency_target.cuh
+  int64_t voxels;
+  int64_t row_words;        // words of candidates per row
+  int fraction_bits;        // of the fixed-point sums of mismatches
+  int window_rows, window_width;  // see consistency_scatter.cuh
+  double inverse_tau;
+  bool target_vectors;  // read the target 16 bytes at a time
+  bool grad_vectors;    // write the gradient 16 bytes at a time
+
+  unsigned long long* totals;  // (B, C, 2) number of edges, sum of their mismatches
+  int* invalid;                // whether a mismatch was NaN
+  void* scales;                // (B, C) d loss / d sum of mismatches, times the incoming gradient
+  uint32_t* candidates;        // (volumes, D, H, row_words) one bit per voxel
+  void* soft;                  // (blocks, classes, Box::kBytes) soft samples
+};
+
+// The coordinates along one axis that are inside the volume and within reach of a tile.
+struct Range {
+  int first, last;
+  __device__ bool contains(int i) const { return i >= first && i <= last; }
+  __device__ int clamp(int i) const { return min(max(i, first), last); }
+};
+
+__device__ __forceinline__ Range range(int64_t start, int64_t size, int length) {
+  constexpr int kReach = 16;
+  return {start < kReach ? -int(start) : -kReach,
+          size - start < length + kReach ? int(size - start) - 1 : length + kReach - 1};
+}
+
+struct Tile {
+  int64_t region;
+  int64_t pair;         // the volume's first (sample, class) pair
+  int64_t first_voxel;  // of the sample, counted through the batch
+  int64_t target_offset, logits_offset, grad_offset;  // of the volume's first elements
+  int64_t candidate_row;                              // the volume's first row of candidates
+  int64_t z0, y0, x0;                                 // the core's first voxel
+  Range z, y, x;
+};
+
+template <class B>
+__device__ Tile tile_at(const Task& t, unsigned index) {
+  const Size& s = t.p.size;
+  const unsigned across = unsigned(divide_up<int64_t>(s.width, B::kWidth));
+  const unsigned down = unsigned(divide_up<int64_t>(s.height, B::kHeight));
+  const unsigned deep = unsigned(divide_up<int64_t>(s.depth, B::kDepth));
+  const unsigned column = index / across, layer = column / down, volume = layer / deep;
+  const unsigned regions = t.p.softmax ? 1 : unsigned(s.channels);
+  const int64_t batch = volume / regions;
+  Tile tile;
+  tile.region = volume % regions;
+  tile.pair = batch * s.channels + tile.region;
+  tile.first_voxel = batch * t.voxels;
+  tile.target_offset = offset(t.p.target, batch, tile.region, 0);
+  tile.logits_offset = offset(t.p.logits, batch, tile.region, 0);
+  tile.grad_offset = offset(t.p.grad_logits, batch, tile.region, 0);
+  tile.candidate_row = volume * s.depth * s.height;
+  tile.z0 = int64_t(layer % deep) * B::kDepth;
+  tile.y0 = int64_t(column % down) * B::kHeight;
+  tile.x0 = int64_t(index % across) * B::kWidth;
+  tile.z = range(tile.z0, s.depth, B::kDepth);
+  tile.y = range(tile.y0, s.height, B::kHeight);
+  tile.x = range(tile.x0, s.width, B::kWidth);
+  return tile;
+}
+
+// For each row of the box, the index in the volume of its voxel at x = 0. Borders are replicated.
+template <class B>
+__device__ void locate_rows(const Task& t, const Tile& tile, int64_t* rows) {
+  const int row = threadIdx.x;
+  if (row >= B::kRows) return;
+  const int64_t z = tile.z0 + tile.z.clamp(B::row_z(row));
+  const int64_t y = tile.y0 + tile.y.clamp(B::row_y(row));
+  rows[row] = (z * t.p.size.height + y) * t.p.size.width + tile.x0;
+}
+
+// Replicates a box's borders by one voxel, axis by axis, so that edges and corners follow. Call
+// with all threads of the block.
+template <class B, class V>
+__device__ void replicate_borders(const Tile& tile, V* box) {
+  constexpr int kPlane = B::step(1, 0, 0);
+  const int i = threadIdx.x;
+  const auto copy_row = [](V* to, const V* from) {
+#pragma unroll 1
+    for (int k = 0; k < B::kPitch; ++k) to[k] = from[k];
+  };
+  if (i < B::kRows) {
+    V* row = box + i * B::kPitch + B::kPad;
+    if (tile.x.first == 0) row[-1] = row[0];
+    if (tile.x.last < B::kWidth + B::kHalo - 1) row[tile.x.last + 1] = row[tile.x.last];
+  }
+  __syncthreads();
+  if (i < B::kPlanes) {
+    V* row = box + i * kPlane + B::kHalo * B::kPitch;
+    V* last = row + tile.y.last * B::kPitch;
+    if (tile.y.first == 0) copy_row(row - B::kPitch, row);
+    if (tile.y.last < B::kHeight + B::kHalo - 1) copy_row(last + B::kPitch, last);
+  }
+  __syncthreads();
+  if (i < B::kPlaneRows) {
+    V* row = box + B::kHalo * kPlane + i * B::kPitch;
+    V* last = row + tile.z.last * kPlane;
+    if (tile.z.first == 0) copy_row(row - kPlane, row);
+    if (tile.z.last < B::kDepth + B::kHalo - 1) copy_row(last + kPlane, last);
+  }
+  __syncthreads();
+}
+
+}  // namespace
+}  // namespace egcnn::cuda

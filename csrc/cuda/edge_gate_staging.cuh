@@ -1,0 +1,141 @@
+// The gradients of the weights: matmuls of values and slopes that sum over voxels. Each warp stages
+// its tile in shared memory, values as operand a and slopes as operand b, and takes a quarter of
+// the product of all tiles.
+#pragma once
+
+#include "edge_gate_channel.cuh"
+#include "edge_gate_partials.cuh"
+
+namespace egcnn::cuda {
+namespace {
+
+// Row 4 i + q holds what is number i of lane 4 r + q: for values its pairs of channels, so that
+// four adjacent ones make a lane's operand; for slopes its gates. The voxels are in the order that
+// lets lanes write pairs side by side.
+template <class T>
+struct Staging {
+  using Acc = Accumulate<T>;
+  alignas(16) T values[kChunk / 2][2 * kTile];
+  alignas(16) Acc slopes[kChunk][kTile + 8];  // spreads pairs that are read together over all banks
+  Acc bias[kChunk];                           // the slopes' sums over the tile
+
+  // The pair of voxels v and v + 1 of a lane.
+  static __device__ __forceinline__ int pair(int v) { return v / 2 * 8 + lane_index() / 4; }
+
+  // Where a row of values has a pair of voxels. Rows that are written or read together use
+  // different banks, for values of two and of four bytes.
+  static __device__ __forceinline__ int column(int row, int pair) {
+    return 4 * (pair ^ (row % 4 * 4 + row / 2 % 2 * 2));
+  }
+
+  __device__ __forceinline__ void store_values(const LaneValues<T>& x) {
+#pragma unroll
+    for (int c = 0; c < kLaneChannels; c += 2) {
+      const int row = 2 * c + lane_index() % 4;
+#pragma unroll
+      for (int v = 0; v < kLaneVoxels; v += 2) {
+        Four<T> four;
+        four.set({x.rows[c][v], x.rows[c + 1][v], x.rows[c][v + 1], x.rows[c + 1][v + 1]});
+        *reinterpret_cast<Four<T>*>(&values[row][column(row, pair(v))]) = four;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store_slopes(const LaneArray<Acc>& x) {
+#pragma unroll
+    for (int c = 0; c < kLaneChannels; ++c) {
+#pragma unroll
+      for (int v = 0; v < kLaneVoxels; v += 2) {
+        *reinterpret_cast<Packet<Acc, 2>*>(&slopes[4 * c + lane_index() % 4][2 * pair(v)]) = {
+            x[c][v], x[c][v + 1]};
+      }
+    }
+  }
+};
+
+// Tiles, and warps, of a block: as many as 48 KB of shared memory hold.
+template <class T>
+constexpr int kBackwardWarps = sizeof(T) == 8 ? 2 : 4;
+
+// The product of a chunk of values and a chunk of slopes is made in quarters of 16 rows and 16
+// columns. Element i belongs to quarter i / 256 and lane i / 4 % 32, in the order of mma's d. These
+// are its channel and its gate, within their chunks.
+__host__ __device__ inline int product_channel(int i) {
+  const int row = i / 256 % 2 * 8 + i / 4 % 32 / 4;  // of Staging::values
+  return row % 4 * kLaneChannels + row / 4 * 2 + i / 2 % 2;
+}
+__host__ __device__ inline int product_gate(int i) {
+  const int row = i / 512 * 16 + i / 128 % 2 * 8 + i / 4 % 4 * 2 + i % 2;  // of Staging::slopes
+  return row % 4 * kLaneChannels + row / 4;
+}
+
+// product += a quarter of the values times the slopes of a block's tiles.
+template <bool split, int tiles, class T, class Acc = Accumulate<T>>
+__device__ __forceinline__ void add_quarter(const Staging<T> (&stagings)[tiles], int quarter,
+                                            Acc* product) {
+  const int row = lane_index() / 4, pair = lane_index() % 4;
+  const int a_row = quarter % 2 * 8 + row, b_row = quarter / 2 * 16 + row;
+  // Tensor cores round towards zero. Starting at zero and adding whole sums keeps that error from
+  // growing with the number of tiles. Two sums of each kind keep more products in flight.
+  Acc sums[2][2][4] = {};
+#pragma unroll
+  for (int tile = 0; tile < tiles; ++tile) {
+    const Staging<T>& staging = stagings[tile];
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const auto a = *reinterpret_cast<const Four<T>*>(
+          &staging.values[a_row][Staging<T>::column(a_row, 4 * s + pair)]);
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const auto b = *reinterpret_cast<const Packet<Acc, 2>*>(
+            &staging.slopes[b_row + 8 * u][2 * (4 * s + pair)]);
+        Acc* d = sums[s % 2][u];
+        mma_split<split, split>(d[0], d[1], d[2], d[3],
+                                {factor<split>(a[0]), factor<split>(a[1]), factor<split>(a[2]),
+                                 factor<split>(a[3])},
+                                b.x);
+      }
+    }
+  }
+  auto* to = reinterpret_cast<Packet<Acc, 4>*>(product) + quarter * 64 + lane_index();
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+    Packet<Acc, 4> sum = to[32 * u];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum.x[i] += sums[0][u][i] + sums[1][u][i];
+    to[32 * u] = sum;
+  }
+}
+
+// The columns of a row of partials: the products of all pairs of chunks, then the bias. Padding up
+// to whole chunks has no place.
+template <class Acc>
+struct ChannelColumns : WeightGradients<Acc> {
+  int64_t e_chunks, chunks, weights;
+
+  explicit ChannelColumns(const EdgeGateBackward& p)
+      : WeightGradients<Acc>(p),
+        e_chunks(divide_up<int64_t>(p.size.channels, kChunk)),
+        chunks(e_chunks + divide_up<int64_t>(p.main_channels, kChunk)),
+        weights(e_chunks * chunks * kFragments) {}
+
+  __host__ __device__ int64_t count() const { return weights + e_chunks * kChunk; }
+
+  __device__ Acc* place(int64_t column) const {
+    if (column >= weights) {
+      column -= weights;
+      return column < this->gates ? this->bias + column : nullptr;
+    }
+    const int64_t pair = column / kFragments, chunk = pair % chunks;
+    const int64_t gate = pair / chunks * kChunk + product_gate(int(column % kFragments));
+    const bool of_e = chunk < e_chunks;
+    const int64_t channels = of_e ? this->e_channels : this->m_channels;
+    const int64_t channel =
+        (of_e ? chunk : chunk - e_chunks) * kChunk + product_channel(int(column % kFragments));
+    if (gate >= this->gates || channel >= channels) return nullptr;
+    return (of_e ? this->weight_e : this->weight_m) + gate * channels + channel;
+  }
+};
+
+}  // namespace
+}  // namespace egcnn::cuda

@@ -1,0 +1,123 @@
+// The weights of the edge gate with one attention value per channel, packed in the workspace as the
+// tensor cores' operand b, and how precise products with them are.
+#pragma once
+
+#include "edge_gate_tile.cuh"
+#include "mma.cuh"
+
+namespace egcnn::cuda {
+namespace {
+
+// --- Precision ---
+
+// Whether both factors of every product are split in two, as float32 needs unless TF32 is allowed.
+template <bool tf32, class T>
+constexpr bool kSplit = std::is_same_v<T, float> && !tf32;
+
+// Whether the weights are split in the gates' sums, 16-bit types included: the signs of the sums
+// decide what passes ReLU, and rounded weights would flip too many.
+template <bool tf32, class T>
+constexpr bool kSplitSums = kSplit<tf32, T> || sizeof(T) == 2;
+
+// Rounds a factor that is not split; 16-bit values are exact in TF32.
+template <bool split, class T>
+__device__ __forceinline__ Accumulate<T> factor(T x) {
+  if constexpr (std::is_same_v<T, float> && !split) {
+    return to_tf32(x);
+  } else {
+    return widen(x);
+  }
+}
+
+// Calls body with whether products may be rounded to TF32, which concerns float32 alone.
+template <class T, class Params, class Body>
+void with_tf32(const Params& p, Body&& body) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (p.tf32) return body(std::true_type());
+  }
+  body(std::false_type());
+}
+
+// --- Packing ---
+
+// The fragments of a chunk of gates and a chunk of channels: for step s over eight of the summed
+// index and two steps u over eight of the other, four numbers for each lane.
+constexpr int kFragments = kChunk * kChunk;
+constexpr int kSteps = 4;
+
+// In the workspace: the bias, padded to whole chunks; fragments for the sums; and, for backward,
+// fragments of the transposed weights, for the gradients of e and m.
+template <class T>
+struct PackedWeights {
+  using Acc = Accumulate<T>;
+  Acc* data;
+  int64_t e_channels, m_channels;
+
+  template <class Params>
+  explicit PackedWeights(const Params& p)
+      : data(static_cast<Acc*>(p.resources.workspace)),
+        e_channels(p.size.channels),
+        m_channels(p.main_channels) {}
+
+  __host__ __device__ int64_t e_chunks() const { return divide_up<int64_t>(e_channels, kChunk); }
+  // There are as many gates as channels of e.
+  __host__ __device__ int64_t gate_chunks() const { return e_chunks(); }
+  __host__ __device__ int64_t chunks() const {
+    return e_chunks() + divide_up<int64_t>(m_channels, kChunk);
+  }
+  int64_t count(bool with_transposed) const {
+    return gate_chunks() * (kChunk + (with_transposed ? 2 : 1) * chunks() * kFragments);
+  }
+
+  __device__ const Acc* bias(int64_t gates) const { return data + gates * kChunk; }
+  __device__ const Acc* sum_fragments(int64_t gates, int64_t chunk) const {
+    return data + gate_chunks() * kChunk + (gates * chunks() + chunk) * kFragments;
+  }
+  __device__ const Acc* grad_fragments(int64_t gates, int64_t chunk) const {
+    return sum_fragments(gate_chunks() + gates, chunk);
+  }
+};
+
+template <bool tf32, class T>
+__global__ void __launch_bounds__(256)
+    pack_weights_kernel(PackedWeights<T> packed, const Accumulate<T>* weight_e,
+                        const Accumulate<T>* weight_m, const Accumulate<T>* bias, int64_t count) {
+  using Acc = Accumulate<T>;
+  int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const int64_t gates = packed.e_channels;
+  Acc* const to = packed.data + i;
+  if (i < packed.gate_chunks() * kChunk) {
+    *to = i < gates ? bias[i] : Acc(0);
+    return;
+  }
+  i -= packed.gate_chunks() * kChunk;
+  const int lane = i / 4 % 32, u = i / 128 % 2 * 2 + i / 2 % 2, s = i / 256 % kSteps;
+  const int summed = lane % 4 * 8 + 2 * s + i % 2, other = lane / 8 * 8 + 2 * u + lane / 4 % 2;
+  int64_t block = i / kFragments;
+  const int64_t chunk = block % packed.chunks();
+  block /= packed.chunks();
+  const bool transposed = block >= packed.gate_chunks();
+  const int64_t row = block % packed.gate_chunks() * kChunk + (transposed ? summed : other);
+  const bool of_e = chunk < packed.e_chunks();
+  const int64_t channels = of_e ? packed.e_channels : packed.m_channels;
+  const int64_t channel =
+      (of_e ? chunk : chunk - packed.e_chunks()) * kChunk + (transposed ? other : summed);
+  const Acc* weights = of_e ? weight_e : weight_m;
+  const bool inside = row < gates && channel < channels;
+  const Acc weight = inside ? weights[row * channels + channel] : Acc(0);
+  *to = transposed ? factor<kSplit<tf32, T>>(weight) : factor<kSplitSums<tf32, T>>(weight);
+}
+
+template <class T, bool tf32, class Params>
+void pack_weights(const Params& p, bool with_transposed) {
+  using Acc = Accumulate<T>;
+  const PackedWeights<T> packed(p);
+  const int64_t count = packed.count(with_transposed);
+  launch("edge_gate: packing weights", p.resources, divide_up<int64_t>(count, 256), 256, 0,
+         pack_weights_kernel<tf32, T>, packed, static_cast<const Acc*>(p.weight_e),
+         static_cast<const Acc*>(p.weight_m), static_cast<const Acc*>(p.bias), count);
+}
+
+}  // namespace
+}  // namespace egcnn::cuda

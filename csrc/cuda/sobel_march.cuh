@@ -1,0 +1,29 @@
+// How far the threads of the Sobel kernels march through a volume.
+#pragma once
+
+#include <algorithm>
+
+#include "launch.cuh"
+
+namespace egcnn::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+// The length of a part, if n is cut into the fewest parts of at most `most`.
+inline int64_t equal_part(int64_t n, int64_t most) { return divide_up(n, divide_up(n, most)); }
+
+// How many of n rows or planes a thread marches over, if `blocks` blocks march over all of them.
+// Long marches waste less, since each reads two more rows; short ones keep every multiprocessor
+// busy.
+inline int64_t march_length(int64_t n, int64_t blocks, const Resources& resources) {
+  const int64_t parts = divide_up<int64_t>(6 * multiprocessors(resources.device), blocks);
+  return equal_part(n, std::clamp<int64_t>(n / parts, 8, 32));
+}
+
+__device__ __forceinline__ int64_t clamp(int64_t i, int64_t n) {
+  return min(max(i, int64_t(0)), n - 1);
+}
+
+}  // namespace
+}  // namespace egcnn::cuda
