@@ -7,7 +7,7 @@ else reads that entry and the weights, and needs no Lightning.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -20,7 +20,8 @@ from torch import nn
 import egcnn
 from egcnn.errors import InputError
 from egcnn.files import replacing
-from egcnn.nn import EGCNN, Backbone, SegNet, UNet, VNet
+from egcnn.nn import EGCNN
+from egcnn.nn.backbones import find_backbone
 from egcnn.nn.edge_stream import Gate, GateActivation, Residual, Seed, Upsampling
 from egcnn.nn.egcnn import EdgeHead
 from egcnn.regions import Regions
@@ -34,7 +35,6 @@ FORMAT = 3
 KEY = "egcnn"
 #: What the network's weights are called inside Lightning's ``state_dict``.
 PREFIX = "network."
-BACKBONES: dict[str, Callable[..., Backbone]] = {"segnet": SegNet, "unet": UNet, "vnet": VNet}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class NetworkSpec:
     Args:
         in_channels: modalities.
         out_channels: regions.
-        backbone: the encoder-decoder, one of :data:`BACKBONES`.
+        backbone: the encoder-decoder, one of :data:`egcnn.nn.BACKBONES`.
         edge: put the EG-CNN edge stream around the backbone.
         filters: channels at full resolution.
         blocks_down: residual blocks per encoder resolution, fine to coarse.
@@ -84,13 +84,9 @@ def build_network(spec: NetworkSpec) -> nn.Module:
         backbone alone (its output is the logits ``(B, R, D, H, W)``).
 
     Raises:
-        InputError: the backbone is not one of :data:`BACKBONES`.
+        InputError: the backbone is not one of :data:`egcnn.nn.BACKBONES`.
     """
-    if spec.backbone not in BACKBONES:
-        raise InputError(
-            f"backbone: {spec.backbone!r} is unknown; wanted one of {', '.join(BACKBONES)}"
-        )
-    backbone = BACKBONES[spec.backbone](
+    backbone = find_backbone(spec.backbone).network(
         spec.in_channels,
         spec.out_channels,
         filters=spec.filters,

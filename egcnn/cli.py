@@ -465,10 +465,10 @@ def compare(
     from rich.console import Console
 
     from egcnn import comparison
-    from egcnn.checkpoint import BACKBONES
     from egcnn.config import plan
     from egcnn.data import open_dataset
     from egcnn.inference import choose_device
+    from egcnn.nn import BACKBONES
     from egcnn.report import show
 
     chosen = _choices("--backbones", backbones, tuple(BACKBONES))

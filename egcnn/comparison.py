@@ -24,6 +24,7 @@ from egcnn.data.case import Dataset
 from egcnn.errors import InputError
 from egcnn.evaluation import predict_and_evaluate
 from egcnn.files import without_nan, write_json, write_text
+from egcnn.nn import BACKBONES
 from egcnn.nn.cost import cost
 from egcnn.report import duration
 from egcnn.training import LAST, Existing, fit, network_spec, read_config, read_metrics
@@ -42,7 +43,6 @@ EDGES_SHOWN = {
 }
 #: Written last: a run that has it is finished.
 EVALUATION = Path("predictions", "metrics.json")
-NAMES = {"unet": "U-Net", "vnet": "V-Net", "segnet": "Seg-Net"}
 Kind = Literal["none", "larger", "consistency", "egcnn", "paper"]
 #: What may be compared, and its title: the backbone alone; alone, and as large as with the edge
 #: stream; alone, with the consistency loss; EG-CNN; EG-CNN with the preset "paper".
@@ -60,7 +60,7 @@ class Arm:
     """One row of the table.
 
     Args:
-        backbone: one of ``egcnn.checkpoint.BACKBONES``.
+        backbone: one of ``egcnn.nn.BACKBONES``.
         kind: one of :data:`KINDS`.
         setting: ``NAME=VALUE`` texts, separated by spaces: what differs from the configuration of
             the others (an ablation).
@@ -125,14 +125,14 @@ def networks(modalities: int, regions: int, filters: int, shape: tuple[int, int,
         "| network | filters | parameters | multiply-adds |",
         "|---|---|---|---|",
     ]
-    for backbone, name in NAMES.items():
+    for backbone, entry in BACKBONES.items():
         alone = NetworkSpec(modalities, regions, backbone, edge=False, filters=filters)
         wrapped = replace(alone, edge=True)
         larger = replace(alone, filters=larger_filters(wrapped))
         for title, spec in (
-            (name, alone),
-            (f"{name} + EG-CNN", wrapped),
-            (f"{name}, larger", larger),
+            (entry.title, alone),
+            (f"{entry.title} + EG-CNN", wrapped),
+            (f"{entry.title}, larger", larger),
         ):
             with torch.device("meta"):
                 found = cost(build_network(spec), (1, modalities, *shape))
@@ -332,7 +332,7 @@ def rows(comparison: Comparison) -> list[dict[str, str]]:
         runs = comparison.of(arm)
         regions = [region for region in runs[0].regions if region != "mean"]
         row = {
-            "Architecture": NAMES[arm.backbone],
+            "Architecture": BACKBONES[arm.backbone].title,
             "Edge stream": arm.title,
             "Parameters": f"{runs[0].parameters:,}",
             "s/step": f"{median(run.step_seconds for run in runs):.3f}",
@@ -351,7 +351,7 @@ def rows(comparison: Comparison) -> list[dict[str, str]]:
 def edge_rows(comparison: Comparison) -> list[dict[str, str]]:
     """How good the edges are, mean over regions, as text: mean ± sample deviation over seeds."""
     return [
-        {"Architecture": NAMES[arm.backbone], "Edge stream": arm.title}
+        {"Architecture": BACKBONES[arm.backbone].title, "Edge stream": arm.title}
         | {
             title: _spread([run.regions["mean"][metric] for run in comparison.of(arm)], 3)
             for metric, title in EDGES_SHOWN.items()
@@ -372,7 +372,9 @@ def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
         )
         table.append(
             {
-                "Architecture": NAMES.get(found.backbone, "all"),
+                "Architecture": "all"
+                if found.backbone == "all"
+                else BACKBONES[found.backbone].title,
                 "Difference": found.what,
                 "Metric": COMPARED[found.metric],
                 "Mean": f"{found.mean:+.{digits}f}",
@@ -381,6 +383,10 @@ def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
             }
         )
     return table
+
+
+def _architecture(backbone: str) -> str:
+    return "all" if backbone == "all" else BACKBONES[backbone].title
 
 
 def as_table(title: str, lines: Sequence[dict[str, str]]) -> Table:

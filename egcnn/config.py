@@ -37,7 +37,7 @@ class TrainingConfig:
     """Every hyperparameter of a run; :func:`plan` chooses them for a dataset.
 
     Args:
-        backbone: encoder-decoder, one of ``egcnn.checkpoint.BACKBONES``.
+        backbone: encoder-decoder, one of ``egcnn.nn.BACKBONES``.
         edge: with the edge stream.
         filters: channels at full resolution.
         dropout: drop-out probability after the first convolution.

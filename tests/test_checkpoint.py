@@ -56,7 +56,9 @@ def test_native_spacing_is_kept(tmp_path: Path) -> None:
 
 
 def test_unknown_backbone() -> None:
-    with pytest.raises(InputError, match=r"backbone: 'resnet' is unknown; wanted one of segnet"):
+    with pytest.raises(
+        InputError, match=r"backbone: 'resnet' is unknown; expected one of unet, vnet"
+    ):
         build_network(replace(SMALL, backbone="resnet"))
 
 

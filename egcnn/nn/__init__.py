@@ -1,6 +1,7 @@
 """Networks: U-Net, V-Net, Seg-Net, the edge stream, and EG-CNN around any encoder-decoder."""
 
-from egcnn.nn.backbone import Backbone, Features
+from egcnn.nn.backbone import Backbone, BackboneSettings, EncoderDecoder, Features
+from egcnn.nn.backbones import BACKBONES
 from egcnn.nn.blocks import ResidualBlock
 from egcnn.nn.edge_stream import EdgeGate, EdgeStream
 from egcnn.nn.egcnn import EGCNN, Segmentation
@@ -11,10 +12,13 @@ from egcnn.nn.unet import UNet
 from egcnn.nn.vnet import VNet
 
 __all__ = [
+    "BACKBONES",
     "EGCNN",
     "Backbone",
+    "BackboneSettings",
     "EdgeGate",
     "EdgeStream",
+    "EncoderDecoder",
     "Features",
     "NormReLU",
     "ResidualBlock",
