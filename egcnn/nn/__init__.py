@@ -3,8 +3,9 @@
 from egcnn.nn.backbone import Backbone, BackboneSettings, EncoderDecoder, Features
 from egcnn.nn.backbones import BACKBONES
 from egcnn.nn.blocks import ResidualBlock
-from egcnn.nn.edge_stream import EdgeGate, EdgeStream
+from egcnn.nn.edge_stream import EdgeGate, EdgeStream, EdgeStreamSettings
 from egcnn.nn.egcnn import EGCNN, Segmentation
+from egcnn.nn.network import NetworkSettings, build_network
 from egcnn.nn.norm import NormReLU
 from egcnn.nn.segnet import SegNet
 from egcnn.nn.taps import Taps, candidates
@@ -18,8 +19,10 @@ __all__ = [
     "BackboneSettings",
     "EdgeGate",
     "EdgeStream",
+    "EdgeStreamSettings",
     "EncoderDecoder",
     "Features",
+    "NetworkSettings",
     "NormReLU",
     "ResidualBlock",
     "SegNet",
@@ -27,5 +30,6 @@ __all__ = [
     "Taps",
     "UNet",
     "VNet",
+    "build_network",
     "candidates",
 ]
