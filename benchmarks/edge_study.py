@@ -31,39 +31,39 @@ import typer
 
 from egcnn import comparison
 from egcnn.checkpoint import load
-from egcnn.comparison import COMPARED, Arm, Comparison, Kind, Result
-from egcnn.config import TrainingConfig, plan
+from egcnn.comparison import Arm, Comparison, Kind, Result
 from egcnn.data import Dataset, open_dataset, split
 from egcnn.data.phantom import write_brats
 from egcnn.evaluation import predict_and_evaluate
 from egcnn.files import write_text
-from egcnn.metrics import COLUMNS
-from egcnn.training import fit, network_spec, read_metrics
+from egcnn.metrics import COLUMNS, METRICS
+from egcnn.training import TrainingConfig, fit, plan, read_history
 
 RESULTS = Path(__file__).parent / "results" / "edge_study.csv"
 REPORT = RESULTS.with_suffix(".md")
 #: Raised when the networks or the cases change while the configuration stays: rows of an earlier
 #: form are trained again.
 FORM = 1
+#: What the study trains: the paper's three.
 BACKBONES = ("segnet", "unet", "vnet")
 
-#: Readings of the paper's text, each against the default: see ``egcnn.config.TrainingConfig``.
+#: Readings of the paper's text, each against the default: see ``egcnn.training.TrainingConfig``.
 CANDIDATES: tuple[tuple[Kind, str], ...] = (
     ("none", ""),
     ("egcnn", ""),
     ("paper", ""),
-    ("egcnn", "gate_activation=relu_sigmoid"),
+    ("egcnn", "network.activation=relu_sigmoid"),
     ("egcnn", "gate=voxel"),
     ("egcnn", "residual=none"),
     ("egcnn", "residual=conv"),
-    ("egcnn", "stream_head=linear"),
-    ("egcnn", "edge_channels=16"),
+    ("egcnn", "head=linear"),
+    ("egcnn", "network.channels=16"),
     ("egcnn", "weight_negatives=true"),
     ("egcnn", "lambda2=2"),
     ("egcnn", "edge_weight=0.5"),
     ("egcnn", "edge_weight=0.25"),
     ("egcnn", "edge_weight=0"),
-    ("egcnn", "consistency=0"),
+    ("egcnn", "consistency_weight=0"),
 )
 #: What is compared at length: the default and a linear edge head against three controls.
 FINALISTS: tuple[tuple[Kind, str], ...] = (
@@ -71,7 +71,7 @@ FINALISTS: tuple[tuple[Kind, str], ...] = (
     ("consistency", ""),
     ("egcnn", ""),
     ("larger", ""),
-    ("egcnn", "stream_head=linear"),
+    ("egcnn", "head=linear"),
 )
 
 
@@ -82,7 +82,7 @@ class Data:
     Args:
         title: for people.
         make: puts them into a folder, and gives those to train on and those to score.
-        changes: hyperparameters.
+        changes: hyperparameters, by dotted name.
     """
 
     title: str
@@ -92,8 +92,9 @@ class Data:
     def config(self, dataset: Dataset) -> TrainingConfig:
         """The hyperparameters of all arms."""
         # One case or two watch the training; the others are trained on.
-        common = {"filters": 8, "lr": 1e-3, "precision": "bf16-mixed", "workers": 0}
-        return replace(plan(dataset), fraction=0.04, **{**common, **self.changes})
+        common = {"fraction": 0.04, "network.backbone.filters": 8, "lr": 1e-3}
+        here = {"precision": "bf16-mixed", "workers": 0}
+        return plan(dataset).change({**common, **here, **self.changes})
 
 
 def phantoms(shape: tuple[int, int, int], train: int, test: int) -> Callable[..., Any]:
@@ -135,7 +136,7 @@ DATA = {
     "hippocampus": Data(
         "hippocampus (Decathlon), 64 cases, 40 scored",
         hippocampus,
-        {"epochs": 10, "batch_size": 2, "patch": (32, 48, 32)},
+        {"epochs": 10, "batch_size": 2, "preprocessing.patch": (32, 48, 32)},
     ),
 }
 
@@ -180,7 +181,7 @@ def run(job: Job, folder: Path, source: Path | None) -> list[dict[str, Any]]:
     output = folder / f"{job.data}-{job.arm.name}-{job.seed}"
     done = fit(config, train, output, existing="overwrite", device="cpu", quiet=True)
     evaluation = predict_and_evaluate(load(done.last), test.cases, test, output / "predictions")
-    seconds = median(row["step_seconds"] for row in read_metrics(output / "metrics.csv"))
+    seconds = median(row["step_seconds"] for row in read_history(output))
     shutil.rmtree(output)
     return [
         {
@@ -190,7 +191,9 @@ def run(job: Job, folder: Path, source: Path | None) -> list[dict[str, Any]]:
             "setting": job.arm.setting,
             "seed": job.seed,
             "config": digest(config),
-            "parameters": comparison.parameters(network_spec(config, train)),
+            "parameters": comparison.parameters(
+                config.network, len(train.modalities), len(train.regions)
+            ),
             "step_seconds": seconds,
             "region": region,
             **{metric: f"{value['mean']:.6g}" for metric, value in row.items()},
@@ -264,7 +267,7 @@ def spread_rows(found: Comparison) -> list[dict[str, str]]:
                 if len(group) > 1
             ]
             pooled = math.sqrt(sum(s * s for s in spreads) / max(1, len(spreads)))
-            row[COMPARED[metric]] = f"{pooled:.4f}" if spreads else ""
+            row[METRICS[metric].title] = f"{pooled:.4f}" if spreads else ""
         table.append(row)
     return table
 

@@ -86,7 +86,7 @@ class TrainingRun:
         network = (EGCNN(backbone) if training.edge else backbone).to(device)
         network = network.to(memory_format=torch.channels_last_3d)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-        loss = EGCNNLoss(BRATS, consistency=float(training.edge))
+        loss = EGCNNLoss(BRATS)
 
         def forward(image: Tensor, labels: Tensor) -> Tensor:
             segmentation = network(image) if training.edge else (network(image), None)

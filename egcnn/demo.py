@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from egcnn import checkpoint
-from egcnn.config import plan
-from egcnn.data import open_dataset, read_image, read_label
+from egcnn.data import LAYOUTS, open_dataset, read_image, read_label
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
 from egcnn.evaluation import Evaluation, score, write_evaluation
-from egcnn.inference import predict_case, write_prediction
-from egcnn.report import (
-    View,
-    duration,
-    edge_table,
-    evaluation_table,
-    show,
-    write_picture,
-)
-from egcnn.training import fit
+from egcnn.inference import predict_cases
+from egcnn.report import View, edge_table, evaluation_table, write_picture
+from egcnn.terminal import duration, show
+from egcnn.training import fit, plan
 
 _PARTS = ("data", "run", "predictions", "evaluation")
 _PICTURE = "demo.png"
@@ -56,7 +48,7 @@ def run_demo(
     started = time.perf_counter()
     output = Path(output)
     if cases < 2:
-        raise InputError(f"cases: {cases}; wanted at least 2, one to train on and one to predict")
+        raise InputError(f"cases: {cases}; expected at least 2, one to train on and one to predict")
     if any((output / part).exists() for part in _PARTS):
         if not overwrite:
             raise InputError(
@@ -70,9 +62,8 @@ def run_demo(
     write_brats(data, cases, shape=shape, seed=seed)
     dataset = open_dataset(data)
     # So few cases make more steps worth more than larger batches.
-    config = replace(
-        plan(dataset), epochs=epochs, seed=seed, fraction=0.25, batch_size=1, filters=8, lr=1e-3
-    )
+    few = {"fraction": 0.25, "batch_size": 1, "network.backbone.filters": 8, "lr": 1e-3}
+    config = plan(dataset).change({"epochs": epochs, "seed": seed, **few})
     console.print(f"1. {cases} synthetic cases of {'x'.join(map(str, shape))} voxels: {data}")
     console.print(f"2. training, {epochs} epochs")
     run = fit(config, dataset, run_folder)
@@ -80,9 +71,7 @@ def run_demo(
     # The last epoch, since the best was chosen by these very cases.
     trained = checkpoint.load(run.last)
     views, scored = [], {}
-    for case in run.validation:
-        found = predict_case(trained, case)
-        write_prediction(found, predictions, case.name, edges=True)
+    for case, found, _ in predict_cases(trained, run.validation, predictions, edges=True):
         scored[case.name] = score(case, found.labels, dataset, found.edges)
         views.append(
             View(
@@ -97,7 +86,11 @@ def run_demo(
     evaluation = Evaluation(scored)
     written = write_evaluation(evaluation, scores)
     picture = write_picture(
-        views[:_MOST_ROWS], dataset.regions, output / _PICTURE, modality="image (FLAIR)"
+        views[:_MOST_ROWS],
+        dataset.regions,
+        output / _PICTURE,
+        modality="image (FLAIR)",
+        colours=LAYOUTS[dataset.layout].colours,
     )
     show(evaluation_table(evaluation))
     show(edge_table(evaluation))

@@ -1,4 +1,4 @@
-"""The one exception for bad input: it names the argument or file, what came, what is wanted."""
+"""The one exception for bad input: it names the argument or file, what came, what is expected."""
 
 from __future__ import annotations
 

@@ -11,14 +11,17 @@ from pathlib import Path
 from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike
 
-from egcnn.checkpoint import Trained, versions
+from egcnn.checkpoint import Trained
 from egcnn.data.case import SUFFIXES, Case, Dataset, read_edges, read_label, stem
 from egcnn.errors import InputError
 from egcnn.files import without_nan, write_json, write_text
-from egcnn.inference import EDGES, predict_case, write_prediction
+from egcnn.inference import EDGES, predict_cases
+from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
 
 Scores = dict[str, dict[str, float]]
+TABLE = "metrics.csv"
+SUMMARY = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,10 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
     """
     folder = Path(predictions)
     if not folder.is_dir():
-        raise InputError(f"predictions: {folder} is no folder; wanted one with NAME.nii.gz files")
+        raise InputError(f"predictions: {folder} is no folder; expected one with NAME.nii.gz files")
     labelled = {case.name: case for case in dataset.cases if case.label is not None}
     if not labelled:
-        raise InputError(f"{dataset.root}: no case has a label; wanted cases to compare with")
+        raise InputError(f"{dataset.root}: no case has a label; expected cases to compare with")
     files = {stem(path): path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES)}
     edges = {
         name: files.pop(name)
@@ -84,7 +87,7 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
     if unknown:
         raise InputError(
             f"{unknown[0]}: no labelled case of {dataset.root} has the name "
-            f"{stem(unknown[0])!r}; wanted predictions named after their cases"
+            f"{stem(unknown[0])!r}; expected predictions named after their cases"
         )
     if not files:
         example = next(iter(labelled))
@@ -122,18 +125,18 @@ def predict_and_evaluate(
     trained: Trained, cases: Iterable[Case], dataset: Dataset, folder: str | Path
 ) -> Evaluation:
     """Segment cases, write the label maps and their scores to a folder, and return the scores."""
-    scores = {}
-    for case in cases:
-        found = predict_case(trained, case)
-        write_prediction(found, folder, case.name)
-        scores[case.name] = score(case, found.labels, dataset, found.edges)
-    evaluation = Evaluation(scores)
+    evaluation = Evaluation(
+        {
+            case.name: score(case, found.labels, dataset, found.edges)
+            for case, found, _ in predict_cases(trained, cases, folder)
+        }
+    )
     write_evaluation(evaluation, folder)
     return evaluation
 
 
 def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, Path]:
-    """Write ``metrics.csv``, a row per case and region, and ``metrics.json``, these and a summary.
+    """Write :data:`TABLE`, a row per case and region, and :data:`SUMMARY`, these and their means.
 
     What is NaN stands as an empty field in the one and as null in the other.
 
@@ -141,7 +144,7 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
         the paths of the two files.
     """
     output = Path(output)
-    table = output / "metrics.csv"
+    table = output / TABLE
     text = io.StringIO()
     writer = csv.DictWriter(text, ["case", "region", *COLUMNS], lineterminator="\n")
     writer.writeheader()
@@ -155,6 +158,6 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
         "missing": list(evaluation.missing),
         "versions": versions(),
     }
-    written = output / "metrics.json"
+    written = output / SUMMARY
     write_json(written, data)
     return table, written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,13 @@ from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, read_image, write_volume
 from egcnn.data.transforms import RAS, preprocessing
 from egcnn.errors import InputError
+from egcnn.nn.backbones import find_backbone
 from egcnn.regions import Regions
 
 #: Ending of a file name that marks edge probabilities, before ``.nii.gz``.
 EDGES = "_edges"
 #: Above this many bytes of output, windows are gathered in the host's memory.
 _LARGE_OUTPUT = 2 << 30
-#: Seg-Net halves three times; a multiple of this keeps every resolution even.
-STRIDE = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Prediction:
         labels: label map ``(D, H, W)``, int16.
         probabilities: per region, ``(R, D, H, W)`` float32.
         edges: probability that a voxel is an edge, ``(F, D, H, W)`` float32 for the F reported
-            regions, or ``(1, D, H, W)`` for their union (``edge_head="union"``); ``None`` for a
+            regions, or ``(1, D, H, W)`` for their union (``head="union"``); ``None`` for a
             network without edge stream.
         affine: ``(4, 4)`` from voxels to mm, the input's.
     """
@@ -63,7 +62,7 @@ def choose_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: {name!r} is unknown; wanted auto, cpu, cuda or cuda:NUMBER")
+        raise InputError(f"device: {name!r} is unknown; expected auto, cpu, cuda or cuda:NUMBER")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(f"device: {name!r} asked for, but torch sees {count} CUDA devices here")
@@ -84,13 +83,18 @@ def default_precision(device: torch.device) -> str:
     return "bf16-mixed" if any(check() for check in checks if check is not None) else "32-true"
 
 
-def window_size(shape: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+def window_size(shape: Sequence[int], patch: Sequence[int], stride: int = 8) -> tuple[int, ...]:
     """The sliding window for a volume: the training patch, or the whole of a volume little larger.
 
     One window over a volume of at most twice the patch costs less than the overlapping windows
     that would cover it, and has no seams.
+
+    Args:
+        shape: the volume's.
+        patch: the training patch.
+        stride: see ``egcnn.nn.backbones.BackboneEntry``.
     """
-    whole = tuple(-(-size // STRIDE) * STRIDE for size in shape)
+    whole = tuple(-(-size // stride) * stride for size in shape)
     return whole if np.prod(whole) <= 2 * np.prod(patch) else tuple(patch)
 
 
@@ -102,6 +106,7 @@ def segment(
     patch: Sequence[int],
     *,
     overlap: float = 0.5,
+    stride: int = 8,
 ) -> tuple[Tensor, Tensor | None]:
     """Slide a window over preprocessed volumes and blend what overlaps with Gaussian weights.
 
@@ -111,10 +116,11 @@ def segment(
         regions: how logits become probabilities.
         patch: the window's size, see :func:`window_size`.
         overlap: of neighbouring windows, as a share of their size.
+        stride: see :func:`window_size`.
 
     Returns:
         probabilities ``(B, R, D, H, W)``, and edge probabilities of the same shape, or
-        ``(B, 1, D, H, W)`` for ``edge_head="union"``, or ``None``; float32.
+        ``(B, 1, D, H, W)`` for ``head="union"``, or ``None``; float32.
     """
     has_edges = False
 
@@ -132,7 +138,7 @@ def segment(
     gathered = 2 * len(regions) * image[:, 0].numel() * 4
     both = sliding_window_inference(
         image,
-        window_size(image.shape[2:], patch),
+        window_size(image.shape[2:], patch, stride),
         sw_batch_size=1,
         predictor=predictor,
         overlap=overlap,
@@ -169,29 +175,30 @@ def predict_case(
         InputError: the image is unusable or has another number of modalities than the network.
     """
     if not 0 <= overlap < 1:
-        raise InputError(f"overlap: {overlap}; wanted a number from 0 to below 1")
-    wanted = len(trained.modalities)
+        raise InputError(f"overlap: {overlap}; expected a number from 0 to below 1")
+    expected = len(trained.modalities)
     if isinstance(image, MetaTensor):
-        if image.ndim != 4 or image.shape[0] != wanted:
+        if image.ndim != 4 or image.shape[0] != expected:
             raise InputError(
-                f"image: shape {tuple(image.shape)}; wanted (M, D, H, W) with M = {wanted} "
+                f"image: shape {tuple(image.shape)}; expected (M, D, H, W) with M = {expected} "
                 f"({', '.join(trained.modalities)})"
             )
     else:
-        image = read_image(image, wanted)
+        image = read_image(image, expected)
     device = torch.device(device or next(trained.network.parameters()).device)
     trained.network.to(device).eval()
     affine, shape = image.affine.clone(), tuple(image.shape[1:])
 
-    prepare = preprocessing(trained.spacing, trained.normalization, trained.regions)
+    prepare = preprocessing(trained.preprocessing, trained.regions)
     prepared = prepare({"image": image})["image"]
     with torch.inference_mode(), autocast(device, precision or default_precision(device)):
         probabilities, edges = segment(
             trained.network,
             prepared.as_tensor()[None].to(device),
             trained.regions,
-            trained.patch,
+            trained.preprocessing.patch,
             overlap=overlap,
+            stride=find_backbone(trained.settings.backbone.name).stride,
         )
 
     def back(volume: Tensor) -> Tensor:
@@ -200,14 +207,40 @@ def predict_case(
     found = back(probabilities)
     if edges is not None:
         # Interpolation leaves [0, 1] by a rounding error.
-        edges = back(edges).clamp(0, 1)
-        edges = edges if len(edges) == 1 else edges[list(trained.regions.foreground)]
+        edges = trained.regions.reported(back(edges).clamp(0, 1)[None])[0]
     return Prediction(
         labels=trained.regions.decode(found[None])[0, 0].numpy().astype(np.int16, copy=False),
         probabilities=found.numpy(),
         edges=None if edges is None else edges.numpy(),
         affine=affine.numpy().astype(np.float64),
     )
+
+
+def predict_cases(
+    trained: Trained,
+    cases: Iterable[Case],
+    folder: str | Path,
+    *,
+    edges: bool = False,
+    overlap: float = 0.5,
+    precision: str | None = None,
+) -> Iterator[tuple[Case, Prediction, Path]]:
+    """Segment cases one after the other, and write each as soon as it is there.
+
+    Args:
+        trained: the network and how it was trained.
+        cases: what is segmented.
+        folder: see :func:`write_prediction`.
+        edges: see :func:`write_prediction`.
+        overlap: see :func:`predict_case`.
+        precision: see :func:`predict_case`.
+
+    Yields:
+        the case, its prediction, and the label map's path.
+    """
+    for case in cases:
+        found = predict_case(trained, case, overlap=overlap, precision=precision)
+        yield case, found, write_prediction(found, folder, case.name, edges=edges)
 
 
 def write_prediction(
@@ -257,7 +290,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 def check_precision(precision: str) -> None:
     """Raise InputError where ``precision`` is not one of :data:`PRECISIONS`."""
     if precision not in PRECISIONS:
-        raise InputError(f"precision: {precision!r}; wanted one of {', '.join(PRECISIONS)}")
+        raise InputError(f"precision: {precision!r}; expected one of {', '.join(PRECISIONS)}")
 
 
 def to_grid(volume: Tensor, source: Tensor, target: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from egcnn import ops
 from egcnn.errors import InputError
 from egcnn.regions import Activation, Regions
+from egcnn.settings import Settings
 
 Reduction = Literal["balanced", "sum", "mean"]
 Support = Literal["gt", "both"]
@@ -18,16 +20,112 @@ Support = Literal["gt", "both"]
 _VOXELS = (2, 3, 4)
 
 
+@dataclass(frozen=True)
+class DiceSettings(Settings):
+    """The Dice loss, Eq. (4).
+
+    Args:
+        include_background: count channel 0 of a softmax as a region like the others.
+        eps: keeps the denominator from 0.
+    """
+
+    include_background: bool = True
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class EdgeLossSettings(Settings):
+    """The edge loss, Eqs. (5) and (6).
+
+    Args:
+        lambda1: weight of the Dice loss, Eq. (4).
+        lambda2: weight of the cross entropy.
+        reduction: over voxels. ``"balanced"`` divides by the sum of the voxels' weights: ln 2 for
+            logits 0, at any size; with ``weight_negatives`` it is half the mean over edge voxels
+            plus half the mean over the others, and where one of the two sets is empty, its half is
+            0. ``"sum"`` is Eq. (6) itself, ``"mean"`` Eq. (6) over the number of voxels.
+        weight_negatives: False gives non-edge voxels the weight 1 instead of 1 - beta (the
+            sentence after Eq. 6).
+        eps: of the Dice loss.
+    """
+
+    lambda1: float = 1.0
+    lambda2: float = 0.5
+    reduction: Reduction = "balanced"
+    weight_negatives: bool = False
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class ConsistencySettings(Settings):
+    """The consistency loss, Eqs. (7) and (8).
+
+    Args:
+        tau: temperature of the Gumbel-softmax.
+        hard: straight-through sample (forward argmax, backward Eq. 8) instead of the soft one.
+        support: voxels that count: the true edges (``"gt"``) or the predicted ones too
+            (``"both"``).
+
+    Raises:
+        InputError: an unknown support, or a temperature that is not above 0.
+    """
+
+    tau: float = 0.5
+    hard: bool = True
+    support: Support = "gt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tau > 0:
+            raise InputError(f"tau: {self.tau}; expected a temperature above 0")
+
+
+@dataclass(frozen=True)
+class LossSettings(Settings):
+    """The total loss, Eq. (3).
+
+    Args:
+        semantic_weight: of the Dice loss on the logits.
+        consistency_weight: of the consistency loss; None is 1 with an edge stream and 0 without.
+        edge_weight: of the edge loss.
+        edge_threshold: Sobel magnitude above which a voxel is an edge of the edge loss.
+        dice: the Dice loss on the logits.
+        consistency: the consistency loss.
+        edge: the edge loss.
+    """
+
+    semantic_weight: float = 1.0
+    consistency_weight: float | None = None
+    edge_weight: float = 1.0
+    edge_threshold: float = 0.0
+    dice: DiceSettings = field(default_factory=DiceSettings)
+    consistency: ConsistencySettings = field(default_factory=ConsistencySettings)
+    edge: EdgeLossSettings = field(default_factory=EdgeLossSettings)
+
+    def weights(self, edge_stream: bool) -> dict[str, float]:
+        """The weight of each term.
+
+        Args:
+            edge_stream: whether the network has one.
+        """
+        consistency = self.consistency_weight
+        return {
+            "semantic": self.semantic_weight,
+            "consistency": float(edge_stream) if consistency is None else consistency,
+            "edge": self.edge_weight if edge_stream else 0.0,
+        }
+
+
 def _check(name: str, logits: Tensor, target: Tensor) -> None:
     if logits.ndim != 5 or not logits.is_floating_point():
         raise InputError(
             f"{name}: logits are {logits.dtype} of shape {tuple(logits.shape)}; "
-            "wanted floating point (B, R, D, H, W)"
+            "expected floating point (B, R, D, H, W)"
         )
     if target.shape != logits.shape:
         raise InputError(
             f"{name}: the target has shape {tuple(target.shape)}; "
-            f"wanted that of the logits, {tuple(logits.shape)}"
+            f"expected that of the logits, {tuple(logits.shape)}"
         )
 
 
@@ -51,24 +149,26 @@ class DiceLoss(nn.Module):
 
     Args:
         activation: turns logits into probabilities: ``"softmax"`` over channels or ``"sigmoid"``.
-        eps: keeps the denominator from 0.
-        include_background: count channel 0 of a softmax as a region like the others.
+        settings: background and eps.
+        options: fields of :class:`DiceSettings` by keyword.
 
     Raises:
-        InputError: unknown activation; shapes or dtypes that do not fit.
+        InputError: unknown activation, settings that are rejected, shapes or dtypes that do not
+            fit.
     """
 
     def __init__(
-        self, *, activation: Activation, eps: float = 1e-5, include_background: bool = True
+        self, settings: DiceSettings | None = None, *, activation: Activation, **options: Any
     ) -> None:
         super().__init__()
         if activation not in ("softmax", "sigmoid"):
             raise InputError(
-                f"DiceLoss: activation is {activation!r}; wanted 'softmax' or 'sigmoid'"
+                f"DiceLoss: activation is {activation!r}; expected 'softmax' or 'sigmoid'"
             )
         self.activation = activation
-        self.eps = eps
-        self.first = 1 if activation == "softmax" and not include_background else 0
+        settings = DiceSettings.given(settings, options)
+        self.eps = settings.eps
+        self.first = 1 if activation == "softmax" and not settings.include_background else 0
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Logits and binary regions, both ``(B, R, D, H, W)``, to a scalar."""
@@ -85,66 +185,45 @@ class EdgeLoss(nn.Module):
     1 - beta, per sample and region. Samples and regions are averaged.
 
     Args:
-        lambda1: weight of the Dice loss, Eq. (4).
-        lambda2: weight of the cross entropy.
-        reduction: over voxels. ``"balanced"`` divides by the sum of the voxels' weights: ln 2 for
-            logits 0, at any size; with ``weight_negatives`` it is half the mean over edge voxels
-            plus half the mean over the others, and where one of the two sets is empty, its half is
-            0. ``"sum"`` is Eq. (6) itself, ``"mean"`` Eq. (6) over the number of voxels.
-        weight_negatives: False gives non-edge voxels the weight 1 instead of 1 - beta (the
-            sentence after Eq. 6).
-        eps: of the Dice loss.
+        settings: weights and reduction.
+        options: fields of :class:`EdgeLossSettings` by keyword.
 
     Raises:
-        InputError: unknown reduction; shapes or dtypes that do not fit.
+        InputError: settings that are rejected; shapes or dtypes that do not fit.
     """
 
-    def __init__(
-        self,
-        *,
-        lambda1: float = 1.0,
-        lambda2: float = 0.5,
-        reduction: Reduction = "balanced",
-        weight_negatives: bool = False,
-        eps: float = 1e-5,
-    ) -> None:
+    def __init__(self, settings: EdgeLossSettings | None = None, **options: Any) -> None:
         super().__init__()
-        if reduction not in ("balanced", "sum", "mean"):
-            raise InputError(
-                f"EdgeLoss: reduction is {reduction!r}; wanted 'balanced', 'sum' or 'mean'"
-            )
-        self.lambda1 = lambda1
-        self.lambda2 = lambda2
-        self.reduction = reduction
-        self.weight_negatives = weight_negatives
-        self.eps = eps
+        self.settings = EdgeLossSettings.given(settings, options)
 
     def forward(self, edge_logits: Tensor, edges: Tensor) -> Tensor:
         """Edge logits and binary edges, both ``(B, R, D, H, W)``, to a scalar."""
         _check("EdgeLoss", edge_logits, edges)
         z = _accurate(edge_logits)
         truth = edges.to(z.dtype)
-        dice = _dice_loss(z.sigmoid(), truth, self.eps).mean()
+        dice = _dice_loss(z.sigmoid(), truth, self.settings.eps).mean()
         positive, negative = self._weights(truth)
         weight = torch.where(edges.bool(), positive, negative)
         entropy = F.binary_cross_entropy_with_logits(z, truth, weight, reduction="sum")
-        return self.lambda1 * dice + self.lambda2 * entropy / (z.shape[0] * z.shape[1])
+        entropy = entropy / (z.shape[0] * z.shape[1])
+        return self.settings.lambda1 * dice + self.settings.lambda2 * entropy
 
     def _weights(self, truth: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of edge and of other voxels, each ``(B, R, 1, 1, 1)``."""
+        reduction, weight_negatives = self.settings.reduction, self.settings.weight_negatives
         voxels = truth[0, 0].numel()
         edge_voxels = truth.sum(_VOXELS, keepdim=True)
         other_voxels = voxels - edge_voxels
-        if self.reduction == "balanced" and self.weight_negatives:
+        if reduction == "balanced" and weight_negatives:
             # Eq. (6)'s ratio, written so that an empty set takes nothing from the other one.
             return 0.5 / edge_voxels.clamp(min=1), 0.5 / other_voxels.clamp(min=1)
         positive = other_voxels / voxels
-        negative = 1 - positive if self.weight_negatives else torch.ones_like(positive)
-        if self.reduction == "balanced":
+        negative = 1 - positive if weight_negatives else torch.ones_like(positive)
+        if reduction == "balanced":
             total = positive * edge_voxels + negative * other_voxels
             scale = torch.where(total > 0, total, 1)
         else:
-            scale = torch.full_like(positive, voxels if self.reduction == "mean" else 1)
+            scale = torch.full_like(positive, voxels if reduction == "mean" else 1)
         return positive / scale, negative / scale
 
 
@@ -152,29 +231,28 @@ class ConsistencyLoss(nn.Module):
     """Consistency of predicted and true boundaries, Eqs. (7) and (8).
 
     Args:
-        tau: temperature of the Gumbel-softmax.
-        hard: straight-through sample (forward argmax, backward Eq. 8) instead of the soft one.
+        settings: temperature and support.
         activation: ``"softmax"`` over channels or ``"sigmoid"`` per region.
-        support: voxels that count: the true edges (``"gt"``) or the predicted ones too
-            (``"both"``).
+        options: fields of :class:`ConsistencySettings` by keyword.
+
+    Attributes:
+        tau: the temperature; a training may change it from epoch to epoch.
 
     Raises:
-        InputError: an option, shape or dtype that :func:`egcnn.ops.gumbel_consistency` rejects.
+        InputError: settings, a shape or a dtype that are rejected.
     """
 
     def __init__(
         self,
+        settings: ConsistencySettings | None = None,
         *,
         activation: Activation,
-        tau: float = 0.5,
-        hard: bool = True,
-        support: Support = "gt",
+        **options: Any,
     ) -> None:
         super().__init__()
+        self.settings = ConsistencySettings.given(settings, options)
         self.activation = activation
-        self.tau = tau
-        self.hard = hard
-        self.support = support
+        self.tau = self.settings.tau
 
     def forward(self, logits: Tensor, target: Tensor, seed: Tensor | int | None = None) -> Tensor:
         """Logits ``(B, R, D, H, W)`` and truth to a scalar.
@@ -189,9 +267,9 @@ class ConsistencyLoss(nn.Module):
             logits,
             target,
             tau=self.tau,
-            hard=self.hard,
+            hard=self.settings.hard,
             activation=self.activation,
-            support=self.support,
+            support=self.settings.support,
             seed=seed,
         )
 
@@ -201,59 +279,22 @@ class EGCNNLoss(nn.Module):
 
     Args:
         regions: what the channels of the logits mean.
-        semantic: weight of :class:`DiceLoss` on the logits.
-        consistency: weight of :class:`ConsistencyLoss`; 0 leaves the term out.
-        edge: weight of :class:`EdgeLoss`; 0 leaves the term out.
-        include_background: see :class:`DiceLoss`.
-        lambda1: see :class:`EdgeLoss`.
-        lambda2: see :class:`EdgeLoss`.
-        reduction: see :class:`EdgeLoss`.
-        weight_negatives: see :class:`EdgeLoss`.
-        tau: see :class:`ConsistencyLoss`.
-        hard: see :class:`ConsistencyLoss`.
-        support: see :class:`ConsistencyLoss`.
-        edge_threshold: Sobel magnitude above which a voxel is an edge of the edge loss.
-        eps: of both Dice losses.
+        settings: the terms and their weights; a weight of 0 leaves a term out.
+        options: fields of :class:`LossSettings` by keyword.
 
     Raises:
-        InputError: an option that one of the losses rejects; logits and labels that do not fit.
+        InputError: settings that are rejected; logits and labels that do not fit.
     """
 
     def __init__(
-        self,
-        regions: Regions,
-        *,
-        semantic: float = 1.0,
-        consistency: float = 1.0,
-        edge: float = 1.0,
-        include_background: bool = True,
-        lambda1: float = 1.0,
-        lambda2: float = 0.5,
-        reduction: Reduction = "balanced",
-        weight_negatives: bool = False,
-        tau: float = 0.5,
-        hard: bool = True,
-        support: Support = "gt",
-        edge_threshold: float = 0.0,
-        eps: float = 1e-5,
+        self, regions: Regions, settings: LossSettings | None = None, **options: Any
     ) -> None:
         super().__init__()
         self.regions = regions
-        self.edge_threshold = edge_threshold
-        self.weights = {"semantic": semantic, "consistency": consistency, "edge": edge}
-        self.semantic = DiceLoss(
-            activation=regions.activation, eps=eps, include_background=include_background
-        )
-        self.consistency = ConsistencyLoss(
-            activation=regions.activation, tau=tau, hard=hard, support=support
-        )
-        self.edge = EdgeLoss(
-            lambda1=lambda1,
-            lambda2=lambda2,
-            reduction=reduction,
-            weight_negatives=weight_negatives,
-            eps=eps,
-        )
+        self.settings = settings = LossSettings.given(settings, options)
+        self.semantic = DiceLoss(settings.dice, activation=regions.activation)
+        self.consistency = ConsistencyLoss(settings.consistency, activation=regions.activation)
+        self.edge = EdgeLoss(settings.edge)
 
     def forward(
         self,
@@ -277,18 +318,19 @@ class EGCNNLoss(nn.Module):
         if labels.ndim != 5 or labels.shape[1] != 1 or labels.is_floating_point():
             raise InputError(
                 f"EGCNNLoss: labels are {labels.dtype} of shape {tuple(labels.shape)}; "
-                "wanted integers (B, 1, D, H, W)"
+                "expected integers (B, 1, D, H, W)"
             )
         masks = self.regions.masks(labels)
+        weights = self.settings.weights(edge_logits is not None)
         terms = {"semantic": self.semantic(logits, masks)}
-        if self.weights["consistency"] != 0:
+        if weights["consistency"] != 0:
             softmax = self.regions.activation == "softmax"
             target = self.regions.classes(labels) if softmax else masks
             terms["consistency"] = self.consistency(logits, target, seed)
-        if edge_logits is not None and self.weights["edge"] != 0:
-            edges = ops.sobel_edges(masks, threshold=self.edge_threshold)
+        if edge_logits is not None and weights["edge"] != 0:
+            edges = ops.sobel_edges(masks, threshold=self.settings.edge_threshold)
             if edge_logits.shape[1] == 1:
                 edges = edges.amax(1, keepdim=True)
             terms["edge"] = self.edge(edge_logits, edges)
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": total, **terms}

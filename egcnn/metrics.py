@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,18 +22,47 @@ from egcnn.regions import Regions
 #: 240 x 240 x 155 volumes.
 WORST_HD95 = 373.13
 
-#: How good a segmentation is, in the order of a table.
-METRICS = ("dice", "sensitivity", "specificity", "hd95", "surface_dice")
 
-#: How good predicted edges are, in the order of a table; see :func:`edge_scores`.
-EDGE_METRICS = ("f1", "best_f1", "average_precision", "thickness", "interior")
+@dataclass(frozen=True)
+class Metric:
+    """A column of a table.
 
-#: Whose edges are scored: the edge head's, and beside them the Sobel edges of the segmentation.
-#: Their metrics are named ``edge_f1``, ``sobel_f1`` and so on.
-EDGE_SOURCES = ("edge", "sobel")
+    Args:
+        title: for people.
+        digits: after the point.
+        of: what it scores: a region's ``"voxels"`` or its ``"edges"``.
+    """
+
+    title: str
+    digits: int = 3
+    of: Literal["voxels", "edges"] = "voxels"
+
+
+#: By name, in the order of a table; see :func:`case_metrics` and :func:`edge_scores`.
+METRICS = {
+    "dice": Metric("Dice"),
+    "sensitivity": Metric("Sensitivity"),
+    "specificity": Metric("Specificity"),
+    "hd95": Metric("HD95 (mm)", digits=2),
+    "surface_dice": Metric("Surface Dice"),
+    "f1": Metric("F1", of="edges"),
+    "best_f1": Metric("Best F1", of="edges"),
+    "average_precision": Metric("Average precision", of="edges"),
+    "thickness": Metric("Thickness", digits=2, of="edges"),
+    "interior": Metric("Interior filled", digits=2, of="edges"),
+}
+VOXEL_METRICS = tuple(name for name, metric in METRICS.items() if metric.of == "voxels")
+EDGE_METRICS = tuple(name for name, metric in METRICS.items() if metric.of == "edges")
+
+#: Whose edges are scored, and its title: the edge head's, and beside them the Sobel edges of the
+#: segmentation. Their columns are ``edge_f1``, ``sobel_f1`` and so on.
+EDGE_SOURCES = {"edge": "edge head", "sobel": "Sobel of segmentation"}
 
 #: Every column of a case's scores.
-COLUMNS = (*METRICS, *(f"{source}_{name}" for source in EDGE_SOURCES for name in EDGE_METRICS))
+COLUMNS = (
+    *VOXEL_METRICS,
+    *(f"{source}_{name}" for source in EDGE_SOURCES for name in EDGE_METRICS),
+)
 
 # Thresholds at which edge probabilities are scored: multiples of 1/1000.
 _LEVELS = 1000
@@ -47,7 +78,7 @@ def _counts(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if prediction.shape != truth.shape or prediction.ndim != 5:
         raise InputError(
             f"metrics: prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)}; "
-            "wanted binary regions of one shape (B, R, D, H, W)"
+            "expected binary regions of one shape (B, R, D, H, W)"
         )
     predicted, true = prediction.bool(), truth.bool()
     return tuple(  # type: ignore[return-value]
@@ -86,7 +117,7 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
 
     Args:
         probabilities: ``(B, R, D, H, W)`` in [0, 1]; 0 and 1 for binary edges. One channel is
-            that of any region's edge (``edge_head="union"``) and compared with their union.
+            that of any region's edge (``head="union"``) and compared with their union.
         masks: the true binary regions, ``(B, R, D, H, W)``.
 
     Returns:
@@ -101,27 +132,49 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
     else:
         truth = ops.sobel_edges(masks).bool()
         inside = (masks != 0) & ~truth
-    both, predicted, true = _counts(probabilities >= 0.5, truth)
+    edges = probabilities >= 0.5
+    both, predicted, true = _counts(edges, truth)
     found = {
         "f1": _share(2 * both, predicted + true, predicted + true),
         "best_f1": torch.full_like(both, torch.nan),
         "average_precision": torch.full_like(both, torch.nan),
         "thickness": predicted / true,
-        "interior": _counts(probabilities >= 0.5, inside)[0] / inside.sum((2, 3, 4)),
+        "interior": _counts(edges, inside)[0] / inside.sum((2, 3, 4)),
     }
     found["thickness"][true == 0] = torch.nan
-    level = (probabilities * _LEVELS).long().clamp_(0, _LEVELS - 1)
     for b, r in (true > 0).nonzero().tolist():
+        level = (probabilities[b, r] * _LEVELS).to(torch.int16).clamp_(0, _LEVELS - 1)
         # Voxels at or above each threshold, from the highest to the lowest.
         hits, all_ = (
             torch.bincount(levels, minlength=_LEVELS).flip(0).cumsum(0).double()
-            for levels in (level[b, r][truth[b, r]], level[b, r].flatten())
+            for levels in (level[truth[b, r]], level.flatten())
         )
         found["best_f1"][b, r] = (2 * hits / (all_ + true[b, r])).max()
         gained = torch.diff(hits, prepend=hits.new_zeros(1)) / true[b, r]
         found["average_precision"][b, r] = (gained * hits / all_.clamp(min=1)).sum()
     regions = masks.shape[1]
     return {name: values.expand(-1, regions) for name, values in found.items()}
+
+
+def scores_of_edges(predicted: Tensor, true: Tensor, edges: Tensor | None) -> dict[str, Tensor]:
+    """:func:`edge_scores` of every source.
+
+    Args:
+        predicted: the predicted binary regions that are reported, ``(B, F, D, H, W)``.
+        true: the true ones.
+        edges: the edge head's probabilities, of as many channels or one for all; None without.
+
+    Returns:
+        ``edge_f1``, ``sobel_f1`` and so on to ``(B, F)`` float64.
+    """
+    sources = {"sobel": ops.sobel_edges(predicted).float()}
+    if edges is not None:
+        sources["edge"] = edges
+    return {
+        f"{source}_{name}": values
+        for source, probabilities in sources.items()
+        for name, values in edge_scores(probabilities, true).items()
+    }
 
 
 def _surface(
@@ -151,7 +204,8 @@ def _labels(name: str, volume: ArrayLike | Tensor) -> Tensor:
     array = volume.detach().cpu().numpy() if isinstance(volume, Tensor) else np.asarray(volume)
     if array.ndim != 3 or array.dtype.kind not in "iub":
         raise InputError(
-            f"{name} is {array.dtype} of shape {array.shape}; wanted an integer label map (D, H, W)"
+            f"{name} is {array.dtype} of shape {array.shape}; expected an integer label map "
+            "(D, H, W)"
         )
     return torch.from_numpy(array.astype(np.int64))[None, None]
 
@@ -174,9 +228,9 @@ def case_metrics(
     on score the edge head's probabilities (:func:`edge_scores`; NaN without them), ``sobel_f1``
     and so on the Sobel edges of the prediction.
 
-    Where prediction and truth are both empty, those of :data:`METRICS` are 1 and HD95 is 0; where
-    one is, all but specificity are 0 and HD95 is :data:`WORST_HD95`. A truth without outside has
-    specificity 1 if the prediction has none either, else 0.
+    Where prediction and truth are both empty, those of :data:`VOXEL_METRICS` are 1 and HD95 is 0;
+    where one is, all but specificity are 0 and HD95 is :data:`WORST_HD95`. A truth without outside
+    has specificity 1 if the prediction has none either, else 0.
 
     Args:
         prediction: integer label map ``(D, H, W)``.
@@ -198,10 +252,10 @@ def case_metrics(
     if predicted_labels.shape != true_labels.shape:
         raise InputError(
             f"prediction has shape {tuple(predicted_labels.shape[2:])} and truth "
-            f"{tuple(true_labels.shape[2:])}; wanted one shape"
+            f"{tuple(true_labels.shape[2:])}; expected one shape"
         )
     if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
-        raise InputError(f"spacing is {tuple(spacing)}; wanted three positive numbers of mm")
+        raise InputError(f"spacing is {tuple(spacing)}; expected three positive numbers of mm")
     chosen = list(regions.foreground)
     predicted = regions.masks(predicted_labels)[:, chosen]
     true = regions.masks(true_labels)[:, chosen]
@@ -213,18 +267,15 @@ def case_metrics(
         "sensitivity": _share(both, true_size, predicted_size),
         "specificity": _share(outside - (predicted_size - both), outside, voxels - predicted_size),
     }
-    scored = {"sobel": ops.sobel_edges(predicted).float()}
-    if edges is not None:
-        scored["edge"] = torch.as_tensor(edges).cpu()[None]
-        channels = tuple(scored["edge"].shape[1:])
+    edge_head = None if edges is None else torch.as_tensor(edges).cpu()[None]
+    if edge_head is not None:
+        channels = tuple(edge_head.shape[1:])
         if channels not in ((n, *true.shape[2:]) for n in (1, len(chosen))):
             raise InputError(
                 f"edges have shape {channels}; expected {(len(chosen), *true.shape[2:])}, or one "
                 "channel for the edges of any region"
             )
-    for source, probabilities in scored.items():
-        for name, row in edge_scores(probabilities, true).items():
-            rows[f"{source}_{name}"] = row
+    rows |= scores_of_edges(predicted, true, edge_head)
     result: dict[str, dict[str, float]] = {}
     for index, channel in enumerate(chosen):
         values = {name: float(row[0, index]) for name, row in rows.items()}
@@ -252,7 +303,7 @@ def summary(
         InputError: no case.
     """
     if not rows:
-        raise InputError("summary: no case; wanted at least one")
+        raise InputError("summary: no case; expected at least one")
     return {
         region: {
             metric: mean_and_deviation([row[region][metric] for row in rows]) for metric in metrics

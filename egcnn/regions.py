@@ -36,27 +36,32 @@ class Regions:
     def __post_init__(self) -> None:
         if self.activation not in ("softmax", "sigmoid"):
             raise InputError(
-                f"regions: activation is {self.activation!r}; wanted 'softmax' or 'sigmoid'"
+                f"regions: activation is {self.activation!r}; expected 'softmax' or 'sigmoid'"
             )
         if not self.names or len(self.names) != len(self.labels):
             raise InputError(
                 f"regions: {len(self.names)} names for {len(self.labels)} sets of label values; "
-                "wanted one set per name, and at least one"
+                "expected one set per name, and at least one"
             )
         for name, values in zip(self.names, self.labels, strict=True):
             if not values:
-                raise InputError(f"regions: {name!r} has no label value; wanted at least one")
+                raise InputError(f"regions: {name!r} has no label value; expected at least one")
         if self.activation == "softmax":
             flat = [value for values in self.labels for value in values]
             if any(len(values) != 1 for values in self.labels) or len(set(flat)) != len(flat):
                 raise InputError(
                     f"regions: softmax classes have the label values {self.labels}; "
-                    "wanted one value per class, all different"
+                    "expected one value per class, all different"
                 )
             if len(self.labels) < 2:
                 raise InputError(
-                    "regions: softmax over one class; wanted the background and at least one more"
+                    "regions: softmax over one class; expected the background and at least one more"
                 )
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether a voxel has one class, rather than any number of regions."""
+        return self.activation == "softmax"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,6 +75,10 @@ class Regions:
     def foreground(self) -> tuple[int, ...]:
         """The channels that are reported: all but the background of a softmax."""
         return tuple(range(1 if self.activation == "softmax" else 0, len(self)))
+
+    def reported(self, channels: Tensor) -> Tensor:
+        """The channels of ``(B, R, D, H, W)`` that are reported; one for all regions stays."""
+        return channels if channels.shape[1] == 1 else channels[:, list(self.foreground)]
 
     def masks(self, labels: Tensor) -> Tensor:
         """Label map ``(B, 1, D, H, W)`` to binary regions ``(B, R, D, H, W)``, uint8."""
@@ -87,7 +96,7 @@ class Regions:
         """Label map ``(B, 1, D, H, W)`` to the channel of each voxel's class, int64 (softmax)."""
         if self.activation != "softmax":
             raise InputError(
-                "regions: classes() wants exclusive classes; these are sigmoid regions"
+                "regions: classes() expects exclusive classes; these are sigmoid regions"
             )
         classes = torch.zeros(labels.shape, dtype=torch.int64, device=labels.device)
         for channel, (value,) in enumerate(self.labels):

@@ -6,41 +6,42 @@ from pathlib import Path
 import pytest
 import torch
 
-from egcnn.checkpoint import FORMAT, KEY, NetworkSpec, Trained, build_network, load, save
+from egcnn.checkpoint import FORMAT, KEY, Trained, load, save
+from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError
-from egcnn.nn import EGCNN, SegNet
+from egcnn.nn import (
+    EGCNN,
+    BackboneSettings,
+    EdgeStreamSettings,
+    NetworkSettings,
+    SegNet,
+    build_network,
+)
 from egcnn.regions import BRATS, Regions
 
-SMALL = NetworkSpec(2, 3, filters=4, blocks_down=(1, 1), blocks_up=(1,))
+SMALL = NetworkSettings(BackboneSettings(filters=4, blocks_down=(1, 1), blocks_up=(1,)))
 
 
-def trained(spec: NetworkSpec = SMALL, regions: Regions = BRATS) -> Trained:
+def trained(settings: NetworkSettings = SMALL, regions: Regions = BRATS) -> Trained:
     return Trained(
-        network=build_network(spec).eval(),
-        spec=spec,
+        network=build_network(settings, 2, len(regions)).eval(),
+        settings=settings,
+        preprocessing=PreprocessingSettings((16, 24, 8), (1.0, 1.5, 2.0)),
         regions=regions,
         modalities=("t1", "flair"),
-        spacing=(1.0, 1.5, 2.0),
-        normalization="zscore",
-        patch=(16, 24, 8),
         provenance={"layout": "brats"},
     )
 
 
 @pytest.mark.parametrize("edge", [True, False])
 def test_a_network_comes_back_as_it_was_saved(tmp_path: Path, edge: bool) -> None:
-    before = trained(replace(SMALL, edge=edge, gate="voxel"))
+    before = trained(SMALL.change({"edge": edge, "gate": "voxel"}))
     save(tmp_path / "a.ckpt", before)
     after = load(tmp_path / "a.ckpt")
     assert isinstance(after.network, EGCNN if edge else SegNet)
-    assert after.spec == before.spec
+    assert after.settings == before.settings
     assert after.regions == BRATS
-    assert (after.modalities, after.spacing, after.normalization, after.patch) == (
-        before.modalities,
-        before.spacing,
-        before.normalization,
-        before.patch,
-    )
+    assert (after.modalities, after.preprocessing) == (before.modalities, before.preprocessing)
     assert after.provenance["layout"] == "brats"
     assert after.provenance["versions"]["torch"] == torch.__version__
     assert not after.network.training
@@ -51,13 +52,36 @@ def test_a_network_comes_back_as_it_was_saved(tmp_path: Path, edge: bool) -> Non
 
 
 def test_native_spacing_is_kept(tmp_path: Path) -> None:
-    save(tmp_path / "a.ckpt", replace(trained(), spacing=None))
-    assert load(tmp_path / "a.ckpt").spacing is None
+    native = PreprocessingSettings((16, 24, 8), None)
+    save(tmp_path / "a.ckpt", replace(trained(), preprocessing=native))
+    assert load(tmp_path / "a.ckpt").preprocessing == native
 
 
 def test_unknown_backbone() -> None:
-    with pytest.raises(InputError, match=r"backbone: 'resnet' is unknown; wanted one of segnet"):
-        build_network(replace(SMALL, backbone="resnet"))
+    with pytest.raises(
+        InputError, match=r"backbone: 'resnet' is unknown; expected one of unet, vnet"
+    ):
+        build_network(SMALL.change({"backbone.name": "resnet"}), 2, 3)
+
+
+def test_format_3_is_read() -> None:
+    """A file of version 0.1.0, whose flat entries name every option that was not the default."""
+    old = load(Path(__file__).parent / "fixtures" / "format3.ckpt")
+    assert old.settings == NetworkSettings(
+        BackboneSettings("unet", filters=2, blocks_down=(1, 1), blocks_up=(1,)),
+        edge_stream=EdgeStreamSettings(
+            "voxel", "relu_sigmoid", 3, residual="conv", start="encoder", head="union"
+        ),
+    )
+    assert old.preprocessing == PreprocessingSettings((16, 24, 8), (1.0, 1.5, 2.0))
+    assert (old.modalities, old.regions) == (("t1", "flair"), BRATS)
+    assert old.provenance["layout"] == "brats"
+    # What that version computed.
+    image = torch.linspace(-1, 1, 2 * 6 * 5 * 4).reshape(1, 2, 6, 5, 4)
+    with torch.no_grad():
+        logits, edge_logits = old.network(image)
+    found = [*logits.mean((0, 2, 3, 4)).tolist(), edge_logits.mean().item()]
+    assert found == pytest.approx([-0.412313, 0.013895, 1.001868, -2.547932], abs=1e-5)
 
 
 def damaged(path: Path, how: str) -> None:

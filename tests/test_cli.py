@@ -13,14 +13,18 @@ import pytest
 import torch
 
 import egcnn
-from egcnn.checkpoint import NetworkSpec, Trained, build_network, save
-from egcnn.cli import main, prepare_cpu, usable_cores
+from egcnn.checkpoint import Trained, save
+from egcnn.cli import main
 from egcnn.data import open_dataset, write_volume
 from egcnn.data.phantom import write_brats
+from egcnn.data.transforms import PreprocessingSettings
+from egcnn.nn import BackboneSettings, NetworkSettings, build_network
 from egcnn.regions import BRATS, Regions
+from egcnn.training import read_config
 
 SHAPE = (16, 18, 17)
-SMALL = NetworkSpec(4, 3, filters=4, blocks_down=(1, 1), blocks_up=(1,))
+SMALL = NetworkSettings(BackboneSettings(filters=4, blocks_down=(1, 1), blocks_up=(1,)))
+PATCH = PreprocessingSettings((16, 16, 16))
 
 
 def run(*arguments: str | Path) -> int:
@@ -45,13 +49,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(
         path,
         Trained(
-            network=build_network(SMALL),
-            spec=SMALL,
+            network=build_network(SMALL, 4, 3),
+            settings=SMALL,
+            preprocessing=PATCH,
             regions=BRATS,
             modalities=("t1", "t1ce", "t2", "flair"),
-            spacing=(1.0, 1.0, 1.0),
-            normalization="zscore",
-            patch=(16, 16, 16),
         ),
     )
     return path
@@ -63,7 +65,7 @@ def test_train_predict_evaluate(
     folder = tmp_path / "run"
     code = run(
         *("train", brats, "-o", folder, "--epochs", "1", "--filters", "4", "--batch-size", "1"),
-        *("--patch", "16,16,16", "--flip-axes", "none", "--spacing", "native", "--device", "cpu"),
+        *("--patch", "16,16,16", "--set", "flip_axes=", "--set", "spacing=null", "--device", "cpu"),
     )
     said = capfd.readouterr()
     assert code == 0, said.err
@@ -72,9 +74,9 @@ def test_train_predict_evaluate(
     assert "epoch 1/1  loss " in said.out
     assert str(folder / "best.ckpt") in said.out
     config = json.loads((folder / "config.json").read_text())
-    assert config["config"]["patch"] == [16, 16, 16]
-    assert config["config"]["flip_axes"] == []
-    assert config["config"]["spacing"] is None
+    assert config["config"]["preprocessing"]["patch"] == [16, 16, 16]
+    assert config["config"]["preprocessing"]["spacing"] is None
+    assert config["config"]["augmentation"]["flip_axes"] == []
 
     predictions = tmp_path / "predictions"
     best = folder / "best.ckpt"
@@ -119,11 +121,13 @@ def test_the_preset_gives_way_to_options(
 ) -> None:
     folder = tmp_path / "run"
     size = ("--filters", "2", "--patch", "16,16,16", "--epochs", "1", "--device", "cpu")
-    options = ("--preset", "paper", "--edge-weight", "0.7", "--split-seed", "3")
+    options = ("--preset", "paper", "--set", "loss.edge_weight=0.7", "--seed", "3")
     assert run("train", brats, "-o", folder, *size, *options) == 0
-    config = json.loads((folder / "config.json").read_text())["config"]
-    chosen = ("gate_activation", "residual", "weight_negatives", "edge_weight", "split_seed")
-    assert [config[name] for name in chosen] == ["relu_sigmoid", "none", True, 0.7, 3]
+    config = read_config(folder).config
+    stream = config.network.edge_stream
+    assert (stream.activation, stream.residual) == ("relu_sigmoid", "none")
+    assert (config.loss.edge.weight_negatives, config.loss.edge_weight) == (True, 0.7)
+    assert config.seed == 3
     assert run("train", brats, "-o", tmp_path / "default", *size) == 0
     capfd.readouterr()
     assert run("train", brats, "-o", tmp_path / "default", "--resume", "--preset", "paper") == 1
@@ -133,8 +137,10 @@ def test_the_preset_gives_way_to_options(
 def test_a_backbone_with_the_consistency_loss_alone(brats: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     size = ("--filters", "2", "--patch", "16,16,16", "--epochs", "1", "--device", "cpu")
-    assert run("train", brats, "-o", folder, *size, "--no-edge", "--consistency-weight", "1") == 0
-    header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert (
+        run("train", brats, "-o", folder, *size, "--no-edge", "--set", "consistency_weight=1") == 0
+    )
+    header = (folder / "history.csv").read_text().splitlines()[0].split(",")
     assert "consistency" in header
     assert "edge" not in header
     assert "sobel_f1_WT" in header
@@ -193,9 +199,8 @@ def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[obje
     foreign = tmp / "foreign.ckpt"
     torch.save({"a": 1}, foreign)
     plain = tmp / "plain.ckpt"
-    spec = replace(SMALL, edge=False)
-    trained = Trained(build_network(spec), spec, BRATS, ("a",) * 4, None, "zscore", (16, 16, 16))
-    save(plain, trained)
+    settings = replace(SMALL, edge=False)
+    save(plain, Trained(build_network(settings, 4, 3), settings, PATCH, BRATS, ("a",) * 4))
     (tmp / "nothing").mkdir()
     (tmp / "listed").mkdir()
     described = {
@@ -210,10 +215,11 @@ def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[obje
         "no such data": (["train", tmp / "void", *out], "no such folder"),
         "unknown layout": (["train", tmp / "nothing", *out], "no known dataset"),
         "missing file": (["train", tmp / "listed", *out], "gone.nii.gz"),
-        "patch": (["train", brats, *out, "--patch", "16,16"], "--patch: '16,16'; wanted three"),
-        "flip axes": (["train", brats, *out, "--flip-axes", "x"], "--flip-axes: 'x'"),
+        "patch": (["train", brats, *out, "--patch", "16,16"], "--patch: '16,16'; expected three"),
+        "flip axes": (["train", brats, *out, "--set", "flip_axes=x"], "flip_axes=x: 'x'; expected"),
+        "no entry": (["train", brats, *out, "--set", "lr_decay=1"], "lr_decay: no such entry"),
         "backbone": (["train", brats, *out, "--backbone", "resnet"], "backbone: 'resnet'"),
-        "gate": (["train", brats, *out, "--gate", "pixel"], "'pixel'"),
+        "gate": (["train", brats, *out, "--set", "gate=pixel"], "'pixel'; expected one of channel"),
         "no checkpoint": (["predict", tmp / "none.ckpt", brats, *out], "none.ckpt does not exist"),
         "foreign": (["predict", foreign, brats, *out], "was not written by egcnn"),
         "no edges": (["predict", plain, brats, *out, "--edges"], "no edge stream"),
@@ -225,13 +231,13 @@ def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[obje
             [*predict, f"{case.images[0]},{case.images[1]}", *out],
             "2 files; this network takes 4 modalities (t1, t1ce, t2, flair)",
         ),
-        "too few channels": ([*predict, case.images[0], *out], "1 channels; wanted 4"),
+        "too few channels": ([*predict, case.images[0], *out], "1 channels; expected 4"),
         "same names": ([*predict, brats, case.images[0].parent, *out], "two cases are named"),
         "no run beside": ([*predict, brats, *out, "--split", "train"], "has no config.json"),
         "split": ([*predict, brats, *out, "--split", "test"], "--split: 'test'"),
         "device": ([*predict, brats, *out, "--device", "tpu"], "device: 'tpu'"),
         "no predictions": (["evaluate", tmp / "nothing", brats], "holds no label map"),
-        "few cases": (["demo", *out, "--cases", "1"], "cases: 1; wanted at least 2"),
+        "few cases": (["demo", *out, "--cases", "1"], "cases: 1; expected at least 2"),
     }
 
 
@@ -261,7 +267,7 @@ def test_a_label_that_training_cannot_use(
         write_volume(labels, nib.load(case.images[0]).affine, case.label)
         code = run(
             *("train", root, "-o", tmp_path / f"run{workers}", "--epochs", "1", "--filters", "4"),
-            *("--workers", workers, "--device", "cpu"),
+            *("--set", f"workers={workers}", "--device", "cpu"),
         )
         said = capfd.readouterr()
         assert code == 1
@@ -270,7 +276,7 @@ def test_a_label_that_training_cannot_use(
 
 
 def test_an_error_from_a_worker_process_is_unpacked() -> None:
-    from egcnn.cli import _sentence
+    from egcnn.cli.root import _sentence
 
     text = (
         "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent "
@@ -349,31 +355,12 @@ def test_wrong_usage_is_not_a_traceback() -> None:
     assert "Traceback" not in said.stderr
 
 
-def test_cpu_settings_leave_the_users_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    prepare_cpu()
-    assert os.environ["OMP_NUM_THREADS"] == "3"
-    assert os.environ["GOMP_SPINCOUNT"] == "7"
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.delenv("GOMP_SPINCOUNT")
-    prepare_cpu()
-    assert os.environ["GOMP_SPINCOUNT"] == "10000"
-    assert os.environ["OMP_NUM_THREADS"] == str(usable_cores())
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
-
-
 def test_classes_of_a_decathlon_dataset(tmp_path: Path, model: Path) -> None:
     # Softmax regions, anisotropic voxels and one modality, from the command line.
-    spec = replace(SMALL, in_channels=1, out_channels=2)
     regions = Regions(("background", "organ"), ((0,), (5,)), "softmax")
     path = tmp_path / "organ.ckpt"
-    trained = Trained(
-        build_network(spec), spec, regions, ("CT",), (1.0, 1.0, 1.0), "ct", (16, 16, 16)
-    )
-    save(path, trained)
+    preprocessing = replace(PATCH, normalization="ct")
+    save(path, Trained(build_network(SMALL, 1, 2), SMALL, preprocessing, regions, ("CT",)))
     affine = np.array([[0, 0, -3.0, 9], [0.8, 0, 0, 2], [0, 1.2, 0, -4], [0, 0, 0, 1]])
     volume = np.random.default_rng(0).normal(0, 300, (11, 9, 7)).astype(np.float32)
     write_volume(volume, affine, tmp_path / "ct.nii")

@@ -13,7 +13,6 @@ import torch
 from scipy.stats import ttest_1samp
 
 from egcnn import comparison
-from egcnn.checkpoint import NetworkSpec
 from egcnn.comparison import (
     EDGES_SHOWN,
     Arm,
@@ -22,11 +21,14 @@ from egcnn.comparison import (
     compare,
     larger_filters,
     parameters,
+    runs,
 )
-from egcnn.config import TrainingConfig, plan
+from egcnn.comparison.sizes import alone
 from egcnn.data import Dataset, open_dataset
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
+from egcnn.nn import BACKBONES, BackboneSettings, NetworkSettings
+from egcnn.training import TrainingConfig, plan
 
 ARMS = [Arm("unet", "none"), Arm("unet", "egcnn")]
 
@@ -40,16 +42,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def config(dataset: Dataset) -> TrainingConfig:
-    return replace(
-        plan(dataset, torch.device("cpu")), patch=(16, 16, 16), filters=2, epochs=1, batch_size=2
-    )
+    small = {"patch": (16, 16, 16), "filters": 2, "epochs": 1, "batch_size": 2}
+    return plan(dataset, torch.device("cpu")).change(small)
 
 
 def test_runs_what_is_missing(
     dataset: Dataset, config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
-    fit = comparison.fit
+    fit = runs.fit
 
     def counted(config: TrainingConfig, dataset: Dataset, output: Path, **options: object):
         trained.append(output.name)
@@ -57,7 +58,7 @@ def test_runs_what_is_missing(
             raise KeyboardInterrupt
         return fit(config, dataset, output, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(comparison, "fit", counted)
+    monkeypatch.setattr(runs, "fit", counted)
     with pytest.raises(KeyboardInterrupt):
         compare(dataset, config, tmp_path, arms=ARMS, seeds=1)
     found = compare(dataset, config, tmp_path, arms=ARMS, seeds=1)
@@ -94,8 +95,8 @@ def test_differences_by_hand() -> None:
         ("unet", "surface_dice"),
         ("unet", "hd95"),
     ]
-    wanted = ttest_1samp([b - a for a, b in zip(alone, wrapped, strict=True)], 0)
-    interval = wanted.confidence_interval(0.95)
+    expected = ttest_1samp([b - a for a, b in zip(alone, wrapped, strict=True)], 0)
+    interval = expected.confidence_interval(0.95)
     assert found[0].pairs == 3
     assert found[0].mean == pytest.approx(0.02)
     assert (found[0].low, found[0].high) == pytest.approx((interval.low, interval.high))
@@ -135,20 +136,21 @@ def test_a_varied_setting_is_compared_with_the_default() -> None:
 
 def test_what_an_arm_trains(dataset: Dataset, config: TrainingConfig) -> None:
     def made(kind: Any, setting: str = "", **base: Any) -> TrainingConfig:
-        return Arm("unet", kind, setting).config(replace(config, **base), dataset, 3)
+        return Arm("unet", kind, setting).config(config.change(base), dataset, 3)
 
-    same = replace(config, backbone="unet", seed=3)
-    assert made("egcnn") == replace(same, edge=True)
-    assert made("egcnn", "gate=voxel tau=1") == replace(same, edge=True, gate="voxel", tau=1.0)
-    assert made("none", consistency=0.3) == replace(same, edge=False)
-    assert made("none", consistency=0.3).consistency_weight == 0
-    assert made("consistency") == replace(same, edge=False, consistency=1.0)
-    assert made("consistency", consistency=0.3) == replace(same, edge=False, consistency=0.3)
-    assert made("paper") == replace(same, edge=True).preset("paper")
-    larger = made("larger")
-    assert larger == replace(same, edge=False, filters=larger.filters)
-    assert larger.filters > config.filters
-    with pytest.raises(InputError, match="there is no entry 'gat'"):
+    same = config.change({"backbone.name": "unet", "seed": 3})
+    alone = same.change({"edge": False})
+    assert made("egcnn") == same
+    assert made("egcnn", "gate=voxel tau=1") == same.change({"gate": "voxel", "tau": 1.0})
+    assert made("none", consistency_weight=0.3) == alone
+    assert made("none", consistency_weight=0.3).loss.weights(False)["consistency"] == 0
+    assert made("consistency") == alone.change({"consistency_weight": 1.0})
+    assert made("consistency", consistency_weight=0.3) == alone.change({"consistency_weight": 0.3})
+    assert made("paper") == same.preset("paper")
+    filters = made("larger").network.backbone.filters
+    assert made("larger") == alone.change({"filters": filters})
+    assert filters > config.network.backbone.filters
+    with pytest.raises(InputError, match="gat: no such entry"):
         made("egcnn", "gat=voxel")
 
 
@@ -186,12 +188,12 @@ def test_edge_rows_are_empty_where_there_is_no_edge_stream() -> None:
 
 
 def test_the_larger_network_is_the_narrowest_with_as_many_parameters() -> None:
-    for backbone in ("unet", "vnet", "segnet"):
-        wrapped = NetworkSpec(4, 3, backbone=backbone, filters=8)
-        alone = replace(wrapped, edge=False)
-        filters = larger_filters(wrapped)
-        assert parameters(replace(alone, filters=filters)) >= parameters(wrapped)
-        assert parameters(replace(alone, filters=filters - 2)) < parameters(wrapped)
+    for backbone in BACKBONES:
+        wrapped = NetworkSettings(BackboneSettings(backbone, filters=8))
+        filters = larger_filters(wrapped, 4, 3)
+        needed = parameters(wrapped, 4, 3)
+        assert parameters(alone(wrapped, filters), 4, 3) >= needed
+        assert parameters(alone(wrapped, filters - 2), 4, 3) < needed
 
 
 @pytest.mark.parametrize(("options", "word"), [({"seeds": 0}, "seeds: 0"), ({"arms": []}, "arms")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from egcnn.metrics import COLUMNS
 TINY = Data(
     "tiny",
     phantoms((16, 16, 16), 2, 2),
-    {"epochs": 1, "batch_size": 1, "patch": (16, 16, 16), "precision": "32-true"},
+    {"epochs": 1, "batch_size": 1, "preprocessing.patch": (16, 16, 16), "precision": "32-true"},
 )
 
 
@@ -55,9 +54,19 @@ def test_another_hyperparameter_is_another_training(tmp_path: Path) -> None:
     assert {case.name for case in train.cases}.isdisjoint(case.name for case in test.cases)
     config = TINY.config(train)
     names = {
-        edge_study.digest(c) for c in (config, replace(config, seed=1), replace(config, tau=1))
+        edge_study.digest(c)
+        for c in (config, config.change({"seed": 1}), config.change({"tau": 1}))
     }
     assert len(names) == 3
+
+
+def test_rows_of_earlier_versions_are_recognised(tmp_path: Path) -> None:
+    # The digest that version 0.1.0 wrote for this training.
+    train, _ = TINY.make(tmp_path / "tiny", None)
+    config = Arm("unet", "egcnn", "gate=voxel").config(TINY.config(train), train, 3)
+    config = config.change({"loss.edge.lambda2": 2.0})
+    assert edge_study.digest(config) == "0b5a355c"
+    assert edge_study.digest(config.change({"loss.edge.eps": 1e-6})) != "0b5a355c"
 
 
 def test_unfinished_studies_have_whole_seeds() -> None:

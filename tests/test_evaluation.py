@@ -15,7 +15,7 @@ from egcnn.data import Dataset, write_volume
 from egcnn.data.case import Case
 from egcnn.errors import InputError
 from egcnn.evaluation import Evaluation, evaluate, write_evaluation
-from egcnn.metrics import COLUMNS, METRICS
+from egcnn.metrics import COLUMNS, VOXEL_METRICS
 from egcnn.regions import Regions
 from egcnn.report import edge_table, evaluation_table
 
@@ -80,8 +80,8 @@ def test_evaluation_files_and_table(dataset: Dataset, tmp_path: Path) -> None:
     ]
     assert float(rows[2]["dice"]) == pytest.approx(2 / 3)
     read = json.loads(data.read_text())
-    assert {m: read["cases"]["b"]["front"][m] for m in METRICS} == {
-        m: found.cases["b"]["front"][m] for m in METRICS
+    assert {m: read["cases"]["b"]["front"][m] for m in VOXEL_METRICS} == {
+        m: found.cases["b"]["front"][m] for m in VOXEL_METRICS
     }
     assert read["summary"]["mean"]["dice"] == found.summary()["mean"]["dice"]
     # There are no edges beside b: a number of its own says so in neither file.
@@ -158,7 +158,7 @@ def test_predictions_that_cannot_be_compared(dataset: Dataset, tmp_path: Path) -
         evaluate(folder, dataset)
     (folder / "x.nii.gz").unlink()
     write_volume(labels[:7], affine, folder / "a.nii.gz")
-    with pytest.raises(InputError, match=r"a\.nii\.gz: shape \(7, 8, 8\); wanted \(8, 8, 8\)"):
+    with pytest.raises(InputError, match=r"a\.nii\.gz: shape \(7, 8, 8\); expected \(8, 8, 8\)"):
         evaluate(folder, dataset)
     write_volume(labels, np.eye(4), folder / "a.nii.gz")
     with pytest.raises(InputError, match=r"a\.nii\.gz: its affine"):

@@ -9,8 +9,9 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 
-from egcnn.checkpoint import NetworkSpec, Trained, build_network
+from egcnn.checkpoint import Trained
 from egcnn.data import read_image, write_volume
+from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError
 from egcnn.inference import (
     choose_device,
@@ -21,7 +22,7 @@ from egcnn.inference import (
     window_size,
     write_prediction,
 )
-from egcnn.nn import Segmentation
+from egcnn.nn import BackboneSettings, NetworkSettings, Segmentation, build_network
 from egcnn.regions import Regions
 
 CLASSES = Regions(("background", "organ"), ((0,), (3,)), "softmax")
@@ -45,12 +46,10 @@ class Threshold(nn.Module):
 def threshold(spacing: tuple[float, float, float] | None = (1.0, 1.0, 1.0)) -> Trained:
     return Trained(
         network=Threshold(),
-        spec=NetworkSpec(1, 2),
+        settings=NetworkSettings(),
+        preprocessing=PreprocessingSettings((16, 16, 16), spacing, "ct"),
         regions=CLASSES,
         modalities=("ct",),
-        spacing=spacing,
-        normalization="ct",
-        patch=(16, 16, 16),
     )
 
 
@@ -121,8 +120,8 @@ def test_volume_smaller_than_a_window(tmp_path: Path) -> None:
 
 
 def test_a_backbone_alone_has_no_edges() -> None:
-    spec = NetworkSpec(1, 2, edge=False, filters=4, blocks_down=(1, 1), blocks_up=(1,))
-    network = build_network(spec).eval()
+    backbone = BackboneSettings(filters=4, blocks_down=(1, 1), blocks_up=(1,))
+    network = build_network(NetworkSettings(backbone, edge=False), 1, 2).eval()
     probabilities, edges = segment(network, torch.randn(1, 1, 9, 8, 7), CLASSES, (16, 16, 16))
     assert edges is None
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 9, 8, 7))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from egcnn import ops
 from egcnn.errors import InputError
-from egcnn.losses import ConsistencyLoss, DiceLoss, EdgeLoss, EGCNNLoss
+from egcnn.losses import ConsistencyLoss, DiceLoss, EdgeLoss, EGCNNLoss, LossSettings
 from egcnn.regions import BRATS, Regions
 
 CLASSES = Regions(("background", "a", "b"), ((0,), (1,), (2,)), "softmax")
@@ -69,7 +69,7 @@ NEGATIVE = -2 * math.log(0.5) - math.log(0.9)
 
 
 @pytest.mark.parametrize(
-    ("reduction", "weight_negatives", "wanted"),
+    ("reduction", "weight_negatives", "expected"),
     [
         ("sum", True, 0.75 * POSITIVE + 0.25 * NEGATIVE),
         ("mean", True, (0.75 * POSITIVE + 0.25 * NEGATIVE) / 4),
@@ -80,10 +80,10 @@ NEGATIVE = -2 * math.log(0.5) - math.log(0.9)
     ],
 )
 def test_balanced_cross_entropy_by_hand(
-    reduction: Any, weight_negatives: bool, wanted: float
+    reduction: Any, weight_negatives: bool, expected: float
 ) -> None:
     loss = EdgeLoss(lambda1=0, lambda2=1, reduction=reduction, weight_negatives=weight_negatives)
-    assert loss(volume(*EDGE_Z), volume(*EDGE_Y)).item() == pytest.approx(wanted, rel=1e-5)
+    assert loss(volume(*EDGE_Z), volume(*EDGE_Y)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_edge_loss_is_the_weighted_sum_of_both() -> None:
@@ -192,8 +192,8 @@ def test_consistency_hands_its_options_on() -> None:
     z, y = torch.randn(1, 2, 4, 5, 6), torch.randint(0, 2, (1, 2, 4, 5, 6), dtype=torch.uint8)
     options: dict[str, Any] = {"tau": 0.9, "hard": False, "support": "both"}
     got = ConsistencyLoss(activation="sigmoid", **options)(z, y, 3)
-    wanted = ops.gumbel_consistency(z, y, activation="sigmoid", seed=3, **options)
-    assert torch.equal(got, wanted)
+    expected = ops.gumbel_consistency(z, y, activation="sigmoid", seed=3, **options)
+    assert torch.equal(got, expected)
     assert not torch.equal(got, ConsistencyLoss(activation="sigmoid")(z, y, 3))
 
 
@@ -219,11 +219,11 @@ def test_total_is_finite_and_adds_up(
 ) -> None:
     torch.manual_seed(0)
     z, e = ((scale * torch.randn(2, 3, 6, 7, 5)).to(dtype).requires_grad_() for _ in range(2))
-    loss = EGCNNLoss(regions, semantic=2.0, consistency=0.5, edge=3.0)
+    loss = EGCNNLoss(regions, semantic_weight=2.0, consistency_weight=0.5, edge_weight=3.0)
     terms = loss((z, e), labels_for(regions, kind), seed=1)
     assert set(terms) == {"loss", "semantic", "consistency", "edge"}
-    wanted = 2 * terms["semantic"] + 0.5 * terms["consistency"] + 3 * terms["edge"]
-    torch.testing.assert_close(terms["loss"], wanted)
+    expected = 2 * terms["semantic"] + 0.5 * terms["consistency"] + 3 * terms["edge"]
+    torch.testing.assert_close(terms["loss"], expected)
     terms["loss"].backward()
     for tensor in (*terms.values(), z.grad, e.grad):
         assert tensor is not None
@@ -247,12 +247,14 @@ def test_terms_that_do_not_count_are_absent() -> None:
     torch.manual_seed(0)
     z, e = torch.randn(2, 3, 6, 7, 5), torch.randn(2, 3, 6, 7, 5)
     labels = labels_for(CLASSES, "boxes")
-    alone = EGCNNLoss(CLASSES, consistency=0)((z, None), labels)
+    alone = EGCNNLoss(CLASSES, consistency_weight=0)((z, None), labels)
     assert set(alone) == {"loss", "semantic"}
     assert torch.equal(alone["loss"], alone["semantic"])
-    assert set(EGCNNLoss(CLASSES)((z, None), labels)) == {"loss", "semantic", "consistency"}
-    assert "consistency" not in EGCNNLoss(CLASSES, consistency=0)((z, e), labels)
-    assert "edge" not in EGCNNLoss(CLASSES, edge=0)((z, e), labels)
+    assert set(EGCNNLoss(CLASSES)((z, None), labels)) == {"loss", "semantic"}
+    both = EGCNNLoss(CLASSES, consistency_weight=1)((z, None), labels)
+    assert set(both) == {"loss", "semantic", "consistency"}
+    assert "consistency" not in EGCNNLoss(CLASSES, consistency_weight=0)((z, e), labels)
+    assert "edge" not in EGCNNLoss(CLASSES, edge_weight=0)((z, e), labels)
 
 
 def test_the_seed_fixes_the_noise() -> None:
@@ -268,7 +270,7 @@ def test_rejections() -> None:
     z = torch.zeros(1, 2, 3, 3, 3)
     with pytest.raises(InputError, match="activation is 'relu'"):
         DiceLoss(activation="relu")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="reduction is 'median'"):
+    with pytest.raises(InputError, match="reduction: 'median'"):
         EdgeLoss(reduction="median")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="DiceLoss: the target has shape"):
         DiceLoss(activation="sigmoid")(z, z[:, :1])
@@ -276,3 +278,10 @@ def test_rejections() -> None:
         EdgeLoss()(z.long(), z)
     with pytest.raises(InputError, match=r"EGCNNLoss: labels are torch\.float32"):
         EGCNNLoss(CLASSES)((z, z), torch.zeros(1, 1, 3, 3, 3))
+
+
+def test_the_consistency_loss_counts_with_an_edge_stream_unless_told() -> None:
+    weights = LossSettings().weights
+    assert (weights(True)["consistency"], weights(False)["consistency"]) == (1, 0)
+    assert LossSettings(consistency_weight=0.3).weights(False)["consistency"] == 0.3
+    assert LossSettings(consistency_weight=0).weights(True)["consistency"] == 0

@@ -13,7 +13,7 @@ from egcnn.errors import InputError
 from egcnn.metrics import (
     COLUMNS,
     EDGE_METRICS,
-    METRICS,
+    VOXEL_METRICS,
     WORST_HD95,
     case_metrics,
     dice,
@@ -57,8 +57,8 @@ def test_shifted_cube(spacing: tuple[float, float, float]) -> None:
     there, back = gaps.min(1), gaps.min(0)
     assert got["hd95"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
     assert got["hd95"] == pytest.approx(2 * spacing[0])
-    wanted = ((there <= 1).sum() + (back <= 1).sum()) / 112
-    assert got["surface_dice"] == pytest.approx(wanted)
+    expected = ((there <= 1).sum() + (back <= 1).sum()) / 112
+    assert got["surface_dice"] == pytest.approx(expected)
 
 
 def surface(labels: np.ndarray) -> np.ndarray:
@@ -88,7 +88,9 @@ def test_one_voxel_apart_with_anisotropic_spacing() -> None:
 def test_perfect_prediction() -> None:
     got = case_metrics(cube(3), cube(3), ORGAN, (1, 1, 1))["organ"]
     assert list(got) == list(COLUMNS)
-    assert {m: got[m] for m in METRICS} == {m: 0.0 if m == "hd95" else 1.0 for m in METRICS}
+    assert {m: got[m] for m in VOXEL_METRICS} == {
+        m: 0.0 if m == "hd95" else 1.0 for m in VOXEL_METRICS
+    }
     assert {m: got[f"sobel_{m}"] for m in EDGE_METRICS} == {
         m: 0.0 if m == "interior" else 1.0 for m in EDGE_METRICS
     }
@@ -98,15 +100,17 @@ def test_perfect_prediction() -> None:
 def test_empty_conventions() -> None:
     empty = np.zeros((12, 11, 13), np.int16)
     both = case_metrics(empty, empty, ORGAN, (1, 1, 1))["organ"]
-    assert {m: both[m] for m in METRICS} == {m: 0.0 if m == "hd95" else 1.0 for m in METRICS}
+    assert {m: both[m] for m in VOXEL_METRICS} == {
+        m: 0.0 if m == "hd95" else 1.0 for m in VOXEL_METRICS
+    }
     assert both["sobel_f1"] == 1
     assert math.isnan(both["sobel_thickness"])
     for prediction, truth in ((cube(3), empty), (empty, cube(3))):
         got = case_metrics(prediction, truth, ORGAN, (1, 1, 1))["organ"]
         assert got["hd95"] == WORST_HD95 == 373.13
         assert [got[n] for n in ("dice", "sensitivity", "surface_dice", "sobel_f1")] == [0.0] * 4
-        wanted = 1 - 64 / empty.size if truth is empty else 1.0
-        assert got["specificity"] == pytest.approx(wanted)
+        expected = 1 - 64 / empty.size if truth is empty else 1.0
+        assert got["specificity"] == pytest.approx(expected)
 
 
 def test_truth_without_outside() -> None:
@@ -167,10 +171,10 @@ def test_edge_scores_against_every_threshold() -> None:
     got = edge_scores(torch.from_numpy(probabilities)[None], torch.from_numpy(masks)[None])
     assert list(got) == list(EDGE_METRICS)
     for region in range(2):
-        wanted = brute_force(probabilities[region].astype(np.float64), masks[region])
+        expected = brute_force(probabilities[region].astype(np.float64), masks[region])
         for name, values in got.items():
             assert values.shape == (1, 2)
-            assert float(values[0, region]) == pytest.approx(wanted[name]), name
+            assert float(values[0, region]) == pytest.approx(expected[name]), name
     assert 0 < float(got["interior"][0, 0]) < 1
 
 
@@ -231,11 +235,11 @@ def test_summary_leaves_out_what_is_unknown() -> None:
 
 def test_rejections() -> None:
     labels = cube(3)
-    with pytest.raises(InputError, match="wanted one shape"):
+    with pytest.raises(InputError, match="expected one shape"):
         case_metrics(labels, labels[1:], ORGAN, (1, 1, 1))
     with pytest.raises(InputError, match="prediction is float64"):
         case_metrics(labels.astype(float), labels, ORGAN, (1, 1, 1))
-    with pytest.raises(InputError, match=r"wanted an integer label map \(D, H, W\)"):
+    with pytest.raises(InputError, match=r"expected an integer label map \(D, H, W\)"):
         case_metrics(labels[0], labels[0], ORGAN, (1, 1, 1))
     with pytest.raises(InputError, match="three positive numbers"):
         case_metrics(labels, labels, ORGAN, (1, 0, 1))

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from egcnn.data import LAYOUTS
 from egcnn.errors import InputError
 from egcnn.regions import BRATS
-from egcnn.report import View, duration, training_table, write_picture
+from egcnn.report import View, training_table, write_picture
+from egcnn.terminal import duration
 
 
 def test_training_table_shows_best_and_last() -> None:
@@ -49,7 +51,9 @@ def test_picture_shows_each_region_in_its_colour(tmp_path: Path) -> None:
         View("one", black, labels, np.zeros_like(labels), edges, (1, 1, 1)),
         View("two", black, np.zeros_like(labels), labels, None, (1, 2, 1)),
     ]
-    path = write_picture(views, BRATS, tmp_path / "new" / "picture.png")
+    path = write_picture(
+        views, BRATS, tmp_path / "new" / "picture.png", colours=LAYOUTS["brats"].colours
+    )
     pixels = imread(path)[..., :3]
     height, width = pixels.shape[:2]
     assert width > height

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from egcnn.data.case import Case, Dataset, read_image, read_label, write_volume
-from egcnn.data.layouts import open_dataset, split
+from egcnn.data.layouts import LAYOUTS, open_dataset, read_cases, split
 
-__all__ = ["Case", "Dataset", "open_dataset", "read_image", "read_label", "split", "write_volume"]
+__all__ = [
+    "LAYOUTS",
+    "Case",
+    "Dataset",
+    "open_dataset",
+    "read_cases",
+    "read_image",
+    "read_label",
+    "split",
+    "write_volume",
+]

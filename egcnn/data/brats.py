@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from egcnn.data.case import SUFFIXES, Case, Dataset
+from egcnn.data.case import SUFFIXES, Case, Dataset, Layout
 from egcnn.errors import InputError
 from egcnn.regions import BRATS
 
@@ -25,11 +25,11 @@ def find_brats(root: Path) -> Dataset:
     folders: dict[str, Path] = {}
     for folder in _case_folders(root):
         if folder.name in folders:
-            raise InputError(f"{folder}: same name as {folders[folder.name]}; wanted each once")
+            raise InputError(f"{folder}: same name as {folders[folder.name]}; expected each once")
         folders[folder.name] = folder
     if not folders:
         raise InputError(
-            f"{root}: no BraTS case; wanted folders CASE with CASE_t1.nii.gz, CASE_t1ce.nii.gz, "
+            f"{root}: no BraTS case; expected folders CASE with CASE_t1.nii.gz, CASE_t1ce.nii.gz, "
             "CASE_t2.nii.gz and CASE_flair.nii.gz, in HGG, LGG or directly in it"
         )
     cases = tuple(brats_case(folders[name]) for name in sorted(folders))
@@ -53,10 +53,15 @@ def brats_case(folder: Path) -> Case:
         if path is None:
             raise InputError(
                 f"{folder}: modality {modality} is missing; "
-                f"wanted {folder.name}_{modality}.nii.gz or .nii"
+                f"expected {folder.name}_{modality}.nii.gz or .nii"
             )
         images.append(path)
     return Case(folder.name, tuple(images), _file(folder, "seg"))
+
+
+def _single_case(folder: Path) -> Case | None:
+    folder = folder.resolve()
+    return brats_case(folder) if any(folder.glob(f"{folder.name}_*.nii*")) else None
 
 
 def _case_folders(root: Path) -> list[Path]:
@@ -76,3 +81,17 @@ def _file(folder: Path, part: str) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+#: The paper's patch (section 3.2) and colours (Figure 2).
+LAYOUT = Layout(
+    looks_for=(
+        "folders CASE with CASE_t1.nii.gz, CASE_t1ce.nii.gz, CASE_t2.nii.gz, CASE_flair.nii.gz in "
+        "HGG, LGG or directly in it (BraTS)"
+    ),
+    matches=has_brats,
+    find=find_brats,
+    read_case=_single_case,
+    largest_patch=(160, 192, 128),
+    colours={"WT": "#2ca02c", "TC": "#d62728", "ET": "#ffdd33"},
+)

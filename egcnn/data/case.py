@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,13 +48,24 @@ class Case:
     images: tuple[Path, ...]
     label: Path | None = None
 
+    @cached_property
+    def grid(self) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+        """Shape and affine of the first image, read once from its header.
+
+        Raises:
+            InputError: the file is no NIfTI volume.
+        """
+        volume = open_volume(self.images[0])
+        depth, height, width = volume.shape[:3]
+        return (depth, height, width), volume.affine
+
 
 @dataclass(frozen=True)
 class Dataset:
     """Cases that share modalities and regions.
 
     Args:
-        layout: name of the layout on disk, ``"brats"`` or ``"decathlon"``.
+        layout: name of the layout on disk, a key of ``egcnn.data.LAYOUTS``.
         root: folder of the dataset.
         cases: labelled and unlabelled cases.
         modalities: a name per image channel.
@@ -75,6 +87,28 @@ class Dataset:
         return "ct" if all(name.strip().upper() == "CT" for name in self.modalities) else "zscore"
 
 
+@dataclass(frozen=True)
+class Layout:
+    """One way in which datasets lie on disk.
+
+    Args:
+        looks_for: what tells this layout, for the message where nothing was found.
+        matches: whether a folder is a dataset of this layout.
+        find: lists the cases of such a folder; the dataset bears the layout's name.
+        read_case: the case in a folder that holds a single one; None where the folder is
+            something else, or the layout has no such folders.
+        largest_patch: voxels ``(D, H, W)`` of a training patch where volumes are larger.
+        colours: of the regions in pictures, by name; others take those of a palette.
+    """
+
+    looks_for: str
+    matches: Callable[[Path], bool]
+    find: Callable[[Path], Dataset]
+    read_case: Callable[[Path], Case | None] = lambda folder: None
+    largest_patch: tuple[int, int, int] = (176, 176, 176)
+    colours: Mapping[str, str] = field(default_factory=dict)
+
+
 def stem(path: Path) -> str:
     """The file's name without ``.nii`` or ``.nii.gz``."""
     for suffix in SUFFIXES:
@@ -88,7 +122,7 @@ def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None
 
     Args:
         case: a case, its image files in the order of the modalities, or one file.
-        modalities: number of channels wanted; None takes what is there.
+        modalities: number of channels expected; None takes what is there.
 
     Returns:
         ``(M, D, H, W)`` float32 with the affine of the first file. D, H, W are the axes of the
@@ -97,14 +131,14 @@ def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None
     Raises:
         InputError: a file is missing, truncated or no NIfTI; is not 3D (4D with the channel last);
             holds NaN or infinity; has one value in all of its non-zero voxels; lies on another
-            grid than the first; or there are not as many channels as wanted.
+            grid than the first; or there are not as many channels as expected.
     """
     if isinstance(case, Case):
         paths = case.images
     else:
         paths = (case,) if isinstance(case, Path) else tuple(case)
     if not paths:
-        raise InputError("images: no file given; wanted at least one")
+        raise InputError("images: no file given; expected at least one")
     channels: list[NDArray[np.float32]] = []
     first = open_volume(paths[0])
     for path in paths:
@@ -114,7 +148,7 @@ def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None
     if modalities is not None and len(channels) != modalities:
         raise InputError(
             f"{', '.join(map(str, paths))}: {len(channels)} channels; "
-            f"wanted {modalities}, one per modality"
+            f"expected {modalities}, one per modality"
         )
     data = channels[0][None] if len(channels) == 1 else np.stack(channels)
     return _with_affine(torch.from_numpy(data), first, paths[0])
@@ -137,16 +171,16 @@ def read_label(case: Case, regions: Regions) -> MetaTensor:
     """
     path = case.label
     if path is None:
-        raise InputError(f"{case.name}: no label file; wanted a labelled case")
+        raise InputError(f"{case.name}: no label file; expected a labelled case")
     if not case.images:
-        raise InputError(f"{case.name}: no image file; wanted at least one")
+        raise InputError(f"{case.name}: no image file; expected at least one")
     label, image = open_volume(path), open_volume(case.images[0])
     _check_grid(path, label, case.images[0], image)
     array = _read_array(path, label)
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
     if array.ndim != 3:
-        raise InputError(f"{path}: label of shape {array.shape}; wanted three axes")
+        raise InputError(f"{path}: label of shape {array.shape}; expected three axes")
     if array.dtype.kind == "f":
         # Scaled headers give 0.99999998 for 1; the product of two roundings is no other class.
         whole = np.rint(array)
@@ -155,7 +189,7 @@ def read_label(case: Case, regions: Regions) -> MetaTensor:
         if fractional.any():
             raise InputError(
                 f"{path}: {np.count_nonzero(fractional)} label voxels are no whole number, such as "
-                f"{float(array[fractional][0]):g}; wanted one of {_listed(regions.values)}"
+                f"{float(array[fractional][0]):g}; expected one of {_listed(regions.values)}"
             )
         array = whole
     foreign = ~np.isin(array, regions.values)
@@ -163,7 +197,7 @@ def read_label(case: Case, regions: Regions) -> MetaTensor:
         values = np.unique(array[foreign])
         raise InputError(
             f"{path}: label {'values' if len(values) > 1 else 'value'} {_listed(values)} in "
-            f"{np.count_nonzero(foreign)} voxels; wanted only {_listed(regions.values)}"
+            f"{np.count_nonzero(foreign)} voxels; expected only {_listed(regions.values)}"
         )
     data = np.ascontiguousarray(array, dtype=label_dtype(regions))
     # The image's own affine, so that both are resampled to the very same grid.
@@ -223,11 +257,11 @@ def write_volume(array: NDArray[Any] | Tensor, affine: NDArray[Any] | Tensor, pa
     """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
-        raise InputError(f"{path}: unknown ending; wanted .nii or .nii.gz")
+        raise InputError(f"{path}: unknown ending; expected .nii or .nii.gz")
     data = _storable(torch.as_tensor(array).detach().cpu().numpy())
     matrix = torch.as_tensor(affine).detach().cpu().numpy().astype(np.float64)
     if data.ndim not in (3, 4):
-        raise InputError(f"{path}: array of shape {data.shape}; wanted (D, H, W) or (D, H, W, C)")
+        raise InputError(f"{path}: array of shape {data.shape}; expected (D, H, W) or (D, H, W, C)")
     image = nib.Nifti1Image(data, matrix)
     image.header.set_xyzt_units("mm")
     image.set_sform(matrix, code=1)
@@ -248,22 +282,22 @@ def open_volume(path: Path) -> SpatialImage:
             an affine without inverse.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; wanted a NIfTI volume")
+        raise InputError(f"{path}: no such file; expected a NIfTI volume")
     try:
         image = nib.load(path)
     except (OSError, EOFError, ValueError, zlib.error, HeaderDataError, ImageFileError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(image, SpatialImage):
-        raise InputError(f"{path}: a {type(image).__name__}; wanted a NIfTI volume")
+        raise InputError(f"{path}: a {type(image).__name__}; expected a NIfTI volume")
     affine = image.affine
     if (
         affine is None
         or not np.isfinite(affine).all()
         or abs(np.linalg.det(affine[:3, :3])) < 1e-12
     ):
-        raise InputError(f"{path}: the affine has no inverse; wanted three independent axes in mm")
+        raise InputError(f"{path}: the affine has no inverse; expected three independent axes")
     if len(image.shape) < 3 or 0 in image.shape:
-        raise InputError(f"{path}: shape {image.shape}; wanted three axes of at least one voxel")
+        raise InputError(f"{path}: shape {image.shape}; expected three axes of at least one voxel")
     return image
 
 
@@ -284,22 +318,22 @@ def _read_array(path: Path, image: SpatialImage) -> NDArray[Any]:
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _unreadable(path, error) from error
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{path}: voxels of type {array.dtype}; wanted real numbers")
+        raise InputError(f"{path}: voxels of type {array.dtype}; expected real numbers")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     if path.stat().st_size == 0:
-        return InputError(f"{path}: the file is empty; wanted a NIfTI volume")
+        return InputError(f"{path}: the file is empty; expected a NIfTI volume")
     detail = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return InputError(f"{path}: truncated or not NIfTI ({detail}); wanted a complete NIfTI volume")
+    return InputError(f"{path}: truncated or not NIfTI ({detail}); expected a complete volume")
 
 
 def _read_channels(path: Path, image: SpatialImage) -> list[NDArray[np.float32]]:
     """The channels of one file, each ``(D, H, W)``, checked."""
     if len(image.shape) > 4:
         raise InputError(
-            f"{path}: image of shape {image.shape}; wanted three axes, or channels as a fourth"
+            f"{path}: image of shape {image.shape}; expected three axes, or channels as a fourth"
         )
     with np.errstate(over="ignore"):  # beyond float32 is infinity, which is reported below
         array = _read_array(path, image).astype(np.float32, copy=False)
@@ -309,15 +343,16 @@ def _read_channels(path: Path, image: SpatialImage) -> list[NDArray[np.float32]]
         bad = channel.size - np.count_nonzero(np.isfinite(channel))
         if bad:
             raise InputError(
-                f"{where}: {bad} of {channel.size} voxels are NaN or infinite; wanted finite values"
+                f"{where}: {bad} of {channel.size} voxels are NaN or infinite; "
+                "expected finite values"
             )
         inside = channel[channel != 0]
         if inside.size == 0:
-            raise InputError(f"{where}: every voxel is 0; wanted an image that varies")
+            raise InputError(f"{where}: every voxel is 0; expected an image that varies")
         if inside.min() == inside.max():
             raise InputError(
                 f"{where}: all of its {inside.size} non-zero voxels are {inside[0]:g} "
-                "(zero deviation); wanted an image that varies"
+                "(zero deviation); expected an image that varies"
             )
     return channels
 
@@ -326,7 +361,7 @@ def _check_grid(path: Path, image: SpatialImage, other_path: Path, other: Spatia
     """Both files cover the same voxels of the same space."""
     shape, other_shape = image.shape[:3], other.shape[:3]
     if shape != other_shape:
-        raise InputError(f"{path}: shape {shape}; wanted {other_shape} as {other_path} has")
+        raise InputError(f"{path}: shape {shape}; expected {other_shape} as {other_path} has")
     # Distances at the volume's corners weigh rotation, scale and shift alike, in voxels.
     corners = np.stack(np.meshgrid(*((-0.5, n - 0.5) for n in shape), [1.0]), -1).reshape(-1, 4)
     gap = np.linalg.norm((corners @ (image.affine - other.affine).T)[:, :3], axis=1).max()
@@ -334,7 +369,7 @@ def _check_grid(path: Path, image: SpatialImage, other_path: Path, other: Spatia
     if gap > _GRID_TOLERANCE_VOXELS * voxel:
         raise InputError(
             f"{path}: its affine places it up to {gap:.3g} mm away from {other_path}; "
-            "wanted the same affine"
+            "expected the same affine"
         )
 
 

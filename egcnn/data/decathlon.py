@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from egcnn.data.case import Case, Dataset, stem
+from egcnn.data.case import Case, Dataset, Layout, stem
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
@@ -29,11 +29,11 @@ def find_decathlon(root: Path) -> Dataset:
     try:
         described = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; wanted a Decathlon dataset.json") from None
+        raise InputError(f"{path}: no such file; expected a Decathlon dataset.json") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); wanted JSON text") from error
+        raise InputError(f"{path}: cannot be read as JSON ({error}); expected JSON text") from error
     if not isinstance(described, dict):
-        raise InputError(f"{path}: holds a {type(described).__name__}; wanted an object")
+        raise InputError(f"{path}: holds a {type(described).__name__}; expected an object")
 
     cases: dict[str, Case] = {}
     for case in [
@@ -41,10 +41,10 @@ def find_decathlon(root: Path) -> Dataset:
         *(_test_case(path, entry) for entry in _list(path, described, "test")),
     ]:
         if case.name in cases:
-            raise InputError(f"{path}: lists the case {case.name} twice; wanted each once")
+            raise InputError(f"{path}: lists the case {case.name} twice; expected each once")
         cases[case.name] = case
     if not cases:
-        raise InputError(f"{path}: 'training' lists no case; wanted at least one")
+        raise InputError(f"{path}: 'training' lists no case; expected at least one")
     _check_files(path, list(cases.values()))
     modalities, regions = _modalities(path, described), _regions(path, described)
     return Dataset("decathlon", root, tuple(cases.values()), modalities, regions)
@@ -53,18 +53,18 @@ def find_decathlon(root: Path) -> Dataset:
 def _list(path: Path, described: dict[str, Any], key: str) -> list[Any]:
     entries = described.get(key, [] if key == "test" else None)
     if not isinstance(entries, list):
-        raise InputError(f"{path}: {key!r} is {_shown(entries)}; wanted a list of cases")
+        raise InputError(f"{path}: {key!r} is {_shown(entries)}; expected a list of cases")
     return entries
 
 
 def _training_case(path: Path, entry: Any) -> Case:
     if not isinstance(entry, dict) or "image" not in entry:
         raise InputError(
-            f"{path}: 'training' holds {_shown(entry)}; wanted an object with 'image' and 'label'"
+            f"{path}: 'training' holds {_shown(entry)}; expected an object with 'image' and 'label'"
         )
     label = entry.get("label")
     if label is not None and not isinstance(label, str):
-        raise InputError(f"{path}: 'label' is {_shown(label)}; wanted a file name")
+        raise InputError(f"{path}: 'label' is {_shown(label)}; expected a file name")
     images = _images(path, entry["image"])
     named = path.parent / label if label else images[0]
     name = stem(images[0]) if len(images) == 1 else stem(named)
@@ -79,7 +79,7 @@ def _test_case(path: Path, entry: Any) -> Case:
 def _images(path: Path, entry: Any) -> tuple[Path, ...]:
     names = [entry] if isinstance(entry, str) else entry
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise InputError(f"{path}: 'image' is {_shown(entry)}; wanted a file name or several")
+        raise InputError(f"{path}: 'image' is {_shown(entry)}; expected a file name or several")
     return tuple(path.parent / name for name in names)
 
 
@@ -89,7 +89,7 @@ def _check_files(path: Path, cases: list[Case]) -> None:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{path}: names {missing[0]}{more}, which does not exist; wanted every file it lists"
+            f"{path}: names {missing[0]}{more}, which does not exist; expected every file it lists"
         )
 
 
@@ -97,16 +97,16 @@ def _modalities(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
     names = described.get("modality", described.get("channel_names"))
     if not isinstance(names, dict) or not names or not all(key.isdecimal() for key in names):
         raise InputError(
-            f"{path}: 'modality' is {_shown(names)}; wanted an object such as {{'0': 'MRI'}}"
+            f"{path}: 'modality' is {_shown(names)}; expected an object such as {{'0': 'MRI'}}"
         )
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
 def _regions(path: Path, described: dict[str, Any]) -> Regions:
     labels = described.get("labels")
-    wanted = "wanted an object such as {'0': 'background', '1': 'liver'}"
+    expected = "expected an object such as {'0': 'background', '1': 'liver'}"
     if not isinstance(labels, dict) or not labels:
-        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {wanted}")
+        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {expected}")
     named: list[tuple[str, tuple[int, ...]]]
     try:
         if all(key.isdecimal() for key in labels):
@@ -117,10 +117,10 @@ def _regions(path: Path, described: dict[str, Any]) -> Regions:
                 for name, value in labels.items()
             ]
     except (TypeError, ValueError):
-        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {wanted}") from None
+        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {expected}") from None
     if any(not 0 <= value <= _LARGEST_LABEL for _, values in named for value in values):
         raise InputError(
-            f"{path}: 'labels' is {_shown(labels)}; wanted values from 0 to {_LARGEST_LABEL}"
+            f"{path}: 'labels' is {_shown(labels)}; expected values from 0 to {_LARGEST_LABEL}"
         )
     foreground = [(name, values) for name, values in named if values != (0,)]
     if any(len(values) != 1 for _, values in foreground):
@@ -135,3 +135,10 @@ def _regions(path: Path, described: dict[str, Any]) -> Regions:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+LAYOUT = Layout(
+    looks_for="dataset.json (Decathlon)",
+    matches=lambda root: (root / "dataset.json").exists(),
+    find=find_decathlon,
+)

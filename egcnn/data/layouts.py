@@ -1,14 +1,16 @@
-"""Which layout a folder has, and which of its cases are held out."""
+"""The layouts that there are, which of them a folder has, and which cases are held out."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from egcnn.data.brats import find_brats, has_brats
-from egcnn.data.case import Case, Dataset
-from egcnn.data.decathlon import find_decathlon
+from egcnn.data import brats, decathlon
+from egcnn.data.case import Case, Dataset, Layout
 from egcnn.errors import InputError
+
+#: By name, in the order in which a folder is tried.
+LAYOUTS: dict[str, Layout] = {"decathlon": decathlon.LAYOUT, "brats": brats.LAYOUT}
 
 
 def open_dataset(root: Path) -> Dataset:
@@ -20,16 +22,24 @@ def open_dataset(root: Path) -> Dataset:
     root = Path(root)
     if not root.is_dir():
         came = "a file" if root.exists() else "no such folder"
-        raise InputError(f"{root}: {came}; wanted the folder of a dataset")
-    if (root / "dataset.json").exists():
-        return find_decathlon(root)
-    if has_brats(root):
-        return find_brats(root)
-    raise InputError(
-        f"{root}: no known dataset; looked for dataset.json (Decathlon) and for folders CASE with "
-        "CASE_t1.nii.gz, CASE_t1ce.nii.gz, CASE_t2.nii.gz, CASE_flair.nii.gz in HGG, LGG or "
-        "directly in it (BraTS)"
-    )
+        raise InputError(f"{root}: {came}; expected the folder of a dataset")
+    for layout in LAYOUTS.values():
+        if layout.matches(root):
+            return layout.find(root)
+    looked_for = " and for ".join(layout.looks_for for layout in LAYOUTS.values())
+    raise InputError(f"{root}: no known dataset; looked for {looked_for}")
+
+
+def read_cases(folder: Path) -> tuple[Case, ...]:
+    """The case that a folder holds, or those of the dataset that it is.
+
+    Raises:
+        InputError: as :func:`open_dataset`.
+    """
+    for layout in LAYOUTS.values():
+        if (case := layout.read_case(folder)) is not None:
+            return (case,)
+    return open_dataset(folder).cases
 
 
 def split(
@@ -50,11 +60,11 @@ def split(
         InputError: no labelled case, or a fraction outside (0, 1).
     """
     if not 0 < fraction < 1:
-        raise InputError(f"fraction: {fraction}; wanted a number between 0 and 1")
+        raise InputError(f"fraction: {fraction}; expected a number between 0 and 1")
     labelled = [case for case in dataset.cases if case.label is not None]
     if not labelled:
         raise InputError(
-            f"{dataset.root}: none of {len(dataset.cases)} cases has a label; wanted at least one"
+            f"{dataset.root}: none of {len(dataset.cases)} cases has a label; expected at least one"
         )
     position = {case.name: _position(case.name, seed) for case in labelled}
     held_out = {name for name, place in position.items() if place < fraction}

@@ -55,11 +55,11 @@ def write_brats(
         The cases written.
 
     Raises:
-        InputError: no case wanted, an axis below 16 voxels, a negative seed, or a file that cannot
-            be written.
+        InputError: fewer than one case, an axis below 16 voxels, a negative seed, or a file that
+            cannot be written.
     """
     if cases < 1:
-        raise InputError(f"cases: {cases}; wanted at least 1")
+        raise InputError(f"cases: {cases}; expected at least 1")
     written = []
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])
     affine[1, 3] = shape[1] - 1.0
@@ -86,9 +86,9 @@ def brats_volumes(
         InputError: an axis below 16 voxels, or a negative seed.
     """
     if len(shape) != 3 or min(shape) < _SMALLEST:
-        raise InputError(f"shape: {shape}; wanted three axes of at least {_SMALLEST} voxels")
+        raise InputError(f"shape: {shape}; expected three axes of at least {_SMALLEST} voxels")
     if seed < 0:
-        raise InputError(f"seed: {seed}; wanted 0 or more")
+        raise InputError(f"seed: {seed}; expected 0 or more")
     rng = np.random.default_rng([seed, index])
     brain, depth = _brain(rng, shape)
     labels = _tumour(rng, shape, depth)

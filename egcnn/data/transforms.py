@@ -7,7 +7,8 @@ All work on dictionaries with the keys ``"image"`` ``(M, D, H, W)`` and ``"label
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +29,14 @@ from monai.transforms import (
     SpatialPadd,
     Transform,
 )
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import io_orientation
 from torch import Tensor
 
 from egcnn.data.case import Case, Normalization, Spacing, label_dtype, read_image, read_label
 from egcnn.errors import InputError
 from egcnn.regions import Regions
+from egcnn.settings import Settings
 
 _KEYS = ("image", "label")
 _HOUNSFIELD_LIMIT = 1000.0
@@ -40,12 +44,77 @@ _HOUNSFIELD_LIMIT = 1000.0
 RAS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
+@dataclass(frozen=True)
+class PreprocessingSettings(Settings):
+    """What is the same in training and in prediction; it travels with a trained network.
+
+    Args:
+        patch: voxels ``(D, H, W)`` of a training patch, in RAS axes; the window of prediction.
+        spacing: voxel size in mm along the axes of the volume in RAS order that volumes are
+            resampled to; None keeps each one's own.
+        normalization: ``"zscore"``, per modality over its non-zero voxels, or ``"ct"``, Hounsfield
+            units / 1000 clipped to [-1, 1] (section 3.2).
+
+    Raises:
+        InputError: a patch or a spacing that is not three positive numbers, or an unknown
+            normalisation.
+    """
+
+    patch: tuple[int, int, int]
+    spacing: Spacing | None = (1.0, 1.0, 1.0)
+    normalization: Normalization = "zscore"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.patch) != 3 or min(self.patch) < 1:
+            raise InputError(f"patch: {self.patch}; expected three sizes of at least 1")
+        spacing = self.spacing
+        if spacing is not None and (
+            len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing)
+        ):
+            raise InputError(f"spacing: {spacing}; expected three positive voxel sizes in mm")
+
+
+@dataclass(frozen=True)
+class AugmentationSettings(Settings):
+    """What is drawn anew for each training patch.
+
+    Args:
+        flip_axes: spatial axes (0 left-right, 1 back-front, 2 down-up) that are mirrored with
+            probability 1/2. Mirroring makes structures alike that are told apart by that
+            direction, such as front and back.
+        intensity_shift: offsets are uniform within plus or minus this, in normalised intensities.
+        intensity_scale: factors are uniform within 1 plus or minus this.
+        foreground: probability that the patch must hold a foreground voxel.
+
+    Raises:
+        InputError: an axis other than 0, 1, 2, a negative range, or a probability outside [0, 1].
+    """
+
+    flip_axes: tuple[int, ...] = (0, 1, 2)
+    intensity_shift: float = 0.1
+    intensity_scale: float = 0.1
+    foreground: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not set(self.flip_axes) <= {0, 1, 2}:
+            raise InputError(f"flip_axes: {self.flip_axes}; expected some of 0, 1, 2")
+        if self.intensity_shift < 0 or self.intensity_scale < 0:
+            raise InputError(
+                f"intensity_shift, intensity_scale: {self.intensity_shift}, "
+                f"{self.intensity_scale}; expected no negative range"
+            )
+        if not 0 <= self.foreground <= 1:
+            raise InputError(f"foreground: {self.foreground}; expected a probability")
+
+
 class ReadCase(Transform):
     """A :class:`~egcnn.data.case.Case` to ``{"image", "label", "name"}``.
 
     Args:
         regions: allowed label values; None reads no label.
-        modalities: number of image channels wanted; None takes what is there.
+        modalities: number of image channels expected; None takes what is there.
 
     Raises:
         InputError: as ``read_image`` and ``read_label``. Within a MONAI ``Compose`` it is the
@@ -129,46 +198,35 @@ class RandCropNearForegroundd(Randomizable, MapTransform):
         return d
 
 
-def preprocessing(
-    spacing: Spacing | None, normalization: Normalization, regions: Regions | None
-) -> Compose:
+def preprocessing(settings: PreprocessingSettings, regions: Regions | None) -> Compose:
     """Everything that is the same in every epoch and in prediction.
 
-    Axes in RAS order and direction; resampling to ``spacing`` (the image linearly, the label by
-    nearest neighbour), left out where the voxels have that size already; normalisation.
+    Axes in RAS order and direction; resampling (the image linearly, the label by nearest
+    neighbour), left out where the voxels have that size already; normalisation.
 
     Args:
-        spacing: voxel size in mm along the axes of the volume in RAS order; None keeps it.
-        normalization: ``"zscore"``, per modality over its non-zero voxels, or ``"ct"``, Hounsfield
-            units / 1000 clipped to [-1, 1] (section 3.2).
+        settings: spacing and normalisation.
         regions: sets the label's integer type; None where labels are never read.
 
     Returns:
         A transform of dictionaries with MONAI ``MetaTensor``: image float32 with the affine of its
         new grid, label uint8 or int16.
-
-    Raises:
-        InputError: a spacing that is not positive, or an unknown normalisation.
     """
-    if normalization not in get_args(Normalization):
-        raise InputError(f"normalization: {normalization!r}; wanted 'zscore' or 'ct'")
     steps: list[Any] = [
         EnsureTyped("image", dtype=torch.float32, track_meta=True),
         Orientationd(_KEYS, axcodes="RAS", labels=RAS, allow_missing_keys=True),
     ]
-    if spacing is not None:
-        if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
-            raise InputError(f"spacing: {spacing}; wanted three positive voxel sizes in mm")
+    if settings.spacing is not None:
         steps.append(
             Spacingd(
                 _KEYS,
-                pixdim=spacing,
+                pixdim=settings.spacing,
                 mode=("bilinear", "nearest"),
                 dtype=np.float32,  # half the memory of MONAI's default; a CT takes gigabytes
                 allow_missing_keys=True,
             )
         )
-    if normalization == "zscore":
+    if settings.normalization == "zscore":
         steps.append(ZScored("image"))
     else:
         limit = _HOUNSFIELD_LIMIT
@@ -178,13 +236,23 @@ def preprocessing(
     return Compose(steps)
 
 
+def prepared_shape(case: Case, spacing: Spacing | None) -> tuple[int, int, int]:
+    """The shape ``(D, H, W)`` of a case after preprocessing, from its header alone.
+
+    Raises:
+        InputError: the file is not a NIfTI volume.
+    """
+    shape, affine = case.grid
+    order = np.argsort(io_orientation(affine)[:, 0])
+    size = voxel_sizes(affine)[order]
+    turned = [shape[axis] for axis in order]
+    if spacing is not None:
+        turned = [max(1, round(n * s / t)) for n, s, t in zip(turned, size, spacing, strict=True)]
+    return turned[0], turned[1], turned[2]
+
+
 def augmentation(
-    patch: tuple[int, int, int],
-    flip_axes: tuple[int, ...] = (0, 1, 2),
-    *,
-    intensity_shift: float = 0.1,
-    intensity_scale: float = 0.1,
-    foreground: float = 0.0,
+    patch: tuple[int, int, int], settings: AugmentationSettings | None = None, **options: Any
 ) -> Compose:
     """A random training patch of a preprocessed case.
 
@@ -194,39 +262,32 @@ def augmentation(
 
     Args:
         patch: size ``(D, H, W)``.
-        flip_axes: spatial axes (0, 1, 2) that may be mirrored. Mirroring makes structures alike
-            that are told apart by that direction, such as front and back.
-        intensity_shift: offsets are uniform within plus or minus this, in normalised intensities.
-        intensity_scale: factors are uniform within 1 plus or minus this.
-        foreground: probability that the patch must hold a foreground voxel.
+        settings: what is drawn.
+        options: fields of :class:`AugmentationSettings` by keyword.
 
     Returns:
         A transform whose image (float32) and label (as it came) are plain tensors.
 
     Raises:
-        InputError: a size below 1, an axis other than 0, 1, 2, a negative range, or a probability
-            outside [0, 1].
+        InputError: settings that are rejected.
     """
-    if len(patch) != 3 or min(patch) < 1:
-        raise InputError(f"patch: {patch}; wanted three sizes of at least 1")
-    if not set(flip_axes) <= {0, 1, 2}:
-        raise InputError(f"flip_axes: {flip_axes}; wanted some of 0, 1, 2")
-    if intensity_shift < 0 or intensity_scale < 0:
-        raise InputError(
-            f"intensity_shift, intensity_scale: {intensity_shift}, {intensity_scale}; "
-            "wanted no negative range"
-        )
-    if not 0 <= foreground <= 1:
-        raise InputError(f"foreground: {foreground}; wanted a probability")
+    settings = AugmentationSettings.given(settings, options)
     missing: dict[str, Any] = {"allow_missing_keys": True}
     return Compose(
         [
             EnsureTyped(_KEYS, track_meta=False, **missing),
             SpatialPadd(_KEYS, spatial_size=patch, **missing),
-            RandCropNearForegroundd(_KEYS, "label", patch, foreground, **missing),
-            *(RandFlipd(_KEYS, prob=0.5, spatial_axis=axis, **missing) for axis in flip_axes),
-            RandScaleIntensityd("image", factors=intensity_scale, prob=1.0, channel_wise=True),
-            RandShiftIntensityd("image", offsets=intensity_shift, prob=1.0, channel_wise=True),
+            RandCropNearForegroundd(_KEYS, "label", patch, settings.foreground, **missing),
+            *(
+                RandFlipd(_KEYS, prob=0.5, spatial_axis=axis, **missing)
+                for axis in settings.flip_axes
+            ),
+            RandScaleIntensityd(
+                "image", factors=settings.intensity_scale, prob=1.0, channel_wise=True
+            ),
+            RandShiftIntensityd(
+                "image", offsets=settings.intensity_shift, prob=1.0, channel_wise=True
+            ),
             EnsureTyped(_KEYS, track_meta=False, **missing),
         ]
     )

@@ -1,9 +1,11 @@
 """Networks: U-Net, V-Net, Seg-Net, the edge stream, and EG-CNN around any encoder-decoder."""
 
-from egcnn.nn.backbone import Backbone, Features
+from egcnn.nn.backbone import Backbone, BackboneSettings, EncoderDecoder, Features
+from egcnn.nn.backbones import BACKBONES
 from egcnn.nn.blocks import ResidualBlock
-from egcnn.nn.edge_stream import EdgeGate, EdgeStream, SobelHead
+from egcnn.nn.edge_stream import EdgeGate, EdgeStream, EdgeStreamSettings, SobelHead
 from egcnn.nn.egcnn import EGCNN, Segmentation
+from egcnn.nn.network import NetworkSettings, build_network
 from egcnn.nn.norm import NormReLU
 from egcnn.nn.segnet import SegNet
 from egcnn.nn.taps import Taps, candidates
@@ -11,11 +13,16 @@ from egcnn.nn.unet import UNet
 from egcnn.nn.vnet import VNet
 
 __all__ = [
+    "BACKBONES",
     "EGCNN",
     "Backbone",
+    "BackboneSettings",
     "EdgeGate",
     "EdgeStream",
+    "EdgeStreamSettings",
+    "EncoderDecoder",
     "Features",
+    "NetworkSettings",
     "NormReLU",
     "ResidualBlock",
     "SegNet",
@@ -24,5 +31,6 @@ __all__ = [
     "Taps",
     "UNet",
     "VNet",
+    "build_network",
     "candidates",
 ]

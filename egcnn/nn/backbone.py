@@ -1,13 +1,15 @@
-"""What the edge stream asks of an encoder-decoder network."""
+"""What the edge stream asks of an encoder-decoder, and what the project's own ones share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from egcnn.errors import InputError
+from egcnn.settings import Settings
 
 
 class Features(NamedTuple):
@@ -47,37 +49,119 @@ class Backbone(nn.Module):
         return self.features(x).logits
 
 
-def check_sizes(
-    name: str,
-    in_channels: int,
-    out_channels: int,
-    filters: int,
-    blocks_down: Sequence[int],
-    blocks_up: Sequence[int],
-    dropout: float,
-) -> None:
-    """Raise :class:`InputError` for arguments that make no network ``name``."""
-    counts = {"in_channels": in_channels, "out_channels": out_channels, "filters": filters}
-    for argument, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name}: {argument} is {value}; wanted at least 1")
-    if len(blocks_down) < 2 or min(blocks_down) < 1:
-        raise InputError(
-            f"{name}: blocks_down is {tuple(blocks_down)}; wanted at least two resolutions "
-            "with at least one block each"
-        )
-    if len(blocks_up) != len(blocks_down) - 1 or min(blocks_up) < 1:
-        raise InputError(
-            f"{name}: blocks_up is {tuple(blocks_up)}; wanted {len(blocks_down) - 1} entries "
-            "of at least 1, one fewer than blocks_down"
-        )
-    if not 0 <= dropout < 1:
-        raise InputError(f"{name}: dropout is {dropout}; wanted a rate in [0, 1)")
+@dataclass(frozen=True)
+class BackboneSettings(Settings):
+    """Which encoder-decoder, and how large.
+
+    Args:
+        name: one of :data:`egcnn.nn.BACKBONES`; a class that is called by hand does not read it.
+        filters: channels at the finest resolution; they double at each coarser one.
+        blocks_down: blocks at each encoder resolution, fine to coarse.
+        blocks_up: blocks at each decoder resolution, coarse to fine; one entry fewer.
+        dropout: rate of the channel dropout at the finest resolution (the paper's is 0.2).
+
+    Raises:
+        InputError: a count that is not positive, fewer than two resolutions, ``blocks_up`` that
+            does not fit ``blocks_down``, or a dropout rate outside [0, 1).
+    """
+
+    name: str = "segnet"
+    filters: int = 32
+    blocks_down: tuple[int, ...] = (1, 2, 2, 4)
+    blocks_up: tuple[int, ...] = (1, 1, 1)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.filters < 1:
+            raise InputError(f"filters: {self.filters}; expected at least 1")
+        if len(self.blocks_down) < 2 or min(self.blocks_down) < 1:
+            raise InputError(
+                f"blocks_down: {self.blocks_down}; expected at least two resolutions "
+                "with at least one block each"
+            )
+        if len(self.blocks_up) != len(self.blocks_down) - 1 or min(self.blocks_up) < 1:
+            raise InputError(
+                f"blocks_up: {self.blocks_up}; expected {len(self.blocks_down) - 1} entries "
+                "of at least 1, one fewer than blocks_down"
+            )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout: {self.dropout}; expected a rate in [0, 1)")
 
 
-def check_input(name: str, x: Tensor, in_channels: int) -> None:
-    """Raise :class:`InputError` unless ``x`` is ``(B, in_channels, D, H, W)``."""
-    if x.ndim != 5 or x.shape[1] != in_channels:
-        raise InputError(
-            f"{name}: the input has shape {tuple(x.shape)}; wanted (B, {in_channels}, D, H, W)"
-        )
+class EncoderDecoder(Backbone):
+    """Base of Seg-Net, U-Net and V-Net: widths, skips, and the way through both halves.
+
+    The width doubles and the size halves at each resolution. Volumes of any size pass, odd and
+    one-voxel ones too: upsampling goes to the size of the skip.
+
+    Args:
+        in_channels: image channels (modalities).
+        out_channels: channels of the logits, one per region.
+        settings: the sizes.
+        options: fields of :class:`BackboneSettings` by keyword.
+
+    Raises:
+        InputError: a count that is not positive, settings that are rejected, or an input whose
+            rank or channels do not fit.
+    """
+
+    decoder: nn.ModuleList
+    head: nn.Module
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        settings: BackboneSettings | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value < 1:
+                raise InputError(f"{type(self).__name__}: {name} is {value}; expected at least 1")
+        self.settings = BackboneSettings.given(settings, options)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        filters, levels = self.settings.filters, len(self.settings.blocks_down)
+        self.encoder_channels = tuple(filters << level for level in range(levels))
+        self.decoder_channels = self.encoder_channels[-2]
+        self.dropout = nn.Dropout3d(self.settings.dropout)
+
+    def decoder_widths(self) -> list[tuple[int, int, int]]:
+        """Channels below, channels here, and blocks at each decoder resolution, coarse to fine."""
+        widths = self.encoder_channels[::-1]
+        return list(zip(widths, widths[1:], self.settings.blocks_up, strict=False))
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Images to the last feature at each resolution, fine to coarse."""
+        raise NotImplementedError
+
+    def upsample(self, level: int, h: Tensor, skip: Tensor) -> Tensor:
+        """A decoder feature at the size and width of the skip that it meets.
+
+        Args:
+            level: counts the decoder's resolutions, 0 the coarsest.
+            h: the feature below.
+            skip: the encoder's feature here.
+        """
+        raise NotImplementedError
+
+    def merge(self, skip: Tensor, upsampled: Tensor) -> Tensor:
+        """The input of a decoder stage: both side by side."""
+        return torch.cat([skip, upsampled], 1)
+
+    def features(self, x: Tensor) -> Features:
+        """Images ``(B, in_channels, D, H, W)`` to encoder and decoder taps and logits."""
+        if x.ndim != 5 or x.shape[1] != self.in_channels:
+            raise InputError(
+                f"{type(self).__name__}: the input has shape {tuple(x.shape)}; "
+                f"expected (B, {self.in_channels}, D, H, W)"
+            )
+        encoded = self.encode(x)
+        h = encoded[-1]
+        upsampled: list[Tensor] = []
+        for level, (stage, skip) in enumerate(zip(self.decoder, encoded[-2::-1], strict=True)):
+            upsampled.append(self.upsample(level, h, skip))
+            h = stage(self.merge(skip, upsampled[-1]))
+        return Features(tuple(encoded), upsampled[0], self.head(h))

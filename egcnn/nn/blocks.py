@@ -60,6 +60,14 @@ class UpConv(nn.ConvTranspose3d):
         return super().forward(x)[:, :, :depth, :height, :width]
 
 
+def convolutions(in_channels: int, out_channels: int, count: int) -> nn.Sequential:
+    """``count`` times 3x3x3 convolution, GroupNorm, ReLU."""
+    layers: list[nn.Module] = []
+    for before in (in_channels, *(out_channels,) * (count - 1)):
+        layers += [Conv3x3x3(before, out_channels), NormReLU(out_channels)]
+    return nn.Sequential(*layers)
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm, ReLU, 3x3x3 convolution, twice, plus the input (He et al. 2016, arXiv 1603.05027).
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,15 @@ from egcnn import ops
 from egcnn.errors import InputError
 from egcnn.nn.blocks import ResidualBlock, resize
 from egcnn.nn.norm import NormReLU
+from egcnn.settings import Settings
 
 Gate = Literal["channel", "voxel"]
 GateActivation = Literal["relu_sigmoid", "sigmoid"]
 Upsampling = Literal["trilinear", "nearest"]
-Seed = Literal["decoder", "encoder"]
+Start = Literal["decoder", "encoder"]
 Residual = Literal["none", "conv", "block"]
 Head = Literal["sobel", "linear"]
+Edges = Literal["region", "union"]
 
 #: Share of edge voxels that a fresh linear head predicts.
 EDGE_PRIOR = 0.05
@@ -27,6 +30,49 @@ EDGE_PRIOR = 0.05
 STEEPNESS = 4.0
 #: Added to the Sobel magnitude, whose logarithm has no end below.
 FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class EdgeStreamSettings(Settings):
+    """The edge stream's form.
+
+    Args:
+        gate: ``"channel"``, an attention value per channel and voxel (the Hadamard product of
+            Eq. 2), or ``"voxel"``, one per voxel (Takikawa et al., 2019).
+        activation: of the gate, ``"sigmoid"``, or ``"relu_sigmoid"`` as in Eq. (1), with a ReLU
+            before it, which keeps alpha in [0.5, 1) and leaves no gradient where it is 0.
+        channels: width of the stream at all resolutions, or one width for each, coarse to fine;
+            if None, that of the main stream at the finest.
+        residual: what follows each gate, the "residual layer with kernel w_r" that the text has
+            and Eq. (2) has not: ``"block"``, a residual block; ``"conv"``, a 1x1x1 convolution as
+            in Takikawa et al. (2019); or ``"none"``.
+        upsampling: between resolutions, ``"trilinear"`` or ``"nearest"``.
+        start: what the stream starts from: ``"decoder"``, the first upsampled decoder feature, or
+            ``"encoder"``, the coarsest encoder feature.
+        head: what turns the finest feature into logits: ``"sobel"``, :class:`SobelHead`, or
+            ``"linear"``, :class:`LinearHead`.
+        edges: ``"region"``, edge logits for each region, or ``"union"``, one channel for the edges
+            of any.
+
+    Raises:
+        InputError: an unknown choice, or no channel.
+    """
+
+    gate: Gate = "channel"
+    activation: GateActivation = "sigmoid"
+    channels: tuple[int, ...] | None = None
+    residual: Residual = "block"
+    upsampling: Upsampling = "trilinear"
+    start: Start = "decoder"
+    head: Head = "sobel"
+    edges: Edges = "region"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.channels, int):
+            object.__setattr__(self, "channels", (self.channels,))
+        if self.channels is not None and min(self.channels, default=0) < 1:
+            raise InputError(f"channels: {self.channels}; expected at least 1")
 
 
 class EdgeGate(nn.Module):
@@ -37,32 +83,24 @@ class EdgeGate(nn.Module):
     Args:
         edge_channels: channels of the edge feature ``e``.
         main_channels: channels of the main stream's feature ``m``.
-        gate: ``"channel"``, an attention value per channel and voxel (the Hadamard product of
-            Eq. 2), or ``"voxel"``, one per voxel (Takikawa et al., 2019).
-        activation: ``"sigmoid"``, or ``"relu_sigmoid"`` as in Eq. (1), with a ReLU before it, which
-            keeps alpha in [0.5, 1) and leaves no gradient where it is 0.
+        settings: of the stream; a gate reads ``gate`` and ``activation``.
+        options: fields of :class:`EdgeStreamSettings` by keyword.
 
     Raises:
-        InputError: an unknown gate or activation.
+        InputError: settings that are rejected.
     """
 
     def __init__(
         self,
         edge_channels: int,
         main_channels: int,
-        *,
-        gate: Gate = "channel",
-        activation: GateActivation = "sigmoid",
+        settings: EdgeStreamSettings | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        if gate not in ("channel", "voxel"):
-            raise InputError(f"EdgeGate: gate is {gate!r}; wanted 'channel' or 'voxel'")
-        if activation not in ("relu_sigmoid", "sigmoid"):
-            raise InputError(
-                f"EdgeGate: activation is {activation!r}; wanted 'relu_sigmoid' or 'sigmoid'"
-            )
-        gates = edge_channels if gate == "channel" else 1
-        self.activation = activation
+        settings = EdgeStreamSettings.given(settings, options)
+        gates = edge_channels if settings.gate == "channel" else 1
+        self.activation = settings.activation
         self.weight_e = nn.Parameter(torch.empty(gates, edge_channels))
         self.weight_m = nn.Parameter(torch.empty(gates, main_channels))
         self.bias = nn.Parameter(torch.empty(gates))
@@ -132,7 +170,7 @@ class SobelHead(nn.Module):
         return (scale * (magnitude + FLOOR).log()).to(correction.dtype) + correction
 
 
-class LinearHead(nn.Module):
+class LinearHead(nn.Sequential):
     """Edge logits: one 1x1x1 convolution of the normalised edge feature.
 
     Args:
@@ -141,15 +179,14 @@ class LinearHead(nn.Module):
     """
 
     def __init__(self, channels: int, edges: int) -> None:
-        super().__init__()
-        self.norm = NormReLU(channels)
-        self.logits = nn.Conv3d(channels, edges, 1)
+        logits = nn.Conv3d(channels, edges, 1)
         # Few voxels are edges: start there (Lin et al. 2017, arXiv 1708.02002).
-        nn.init.constant_(self.logits.bias, math.log(EDGE_PRIOR / (1 - EDGE_PRIOR)))  # type: ignore[arg-type]
+        nn.init.constant_(logits.bias, math.log(EDGE_PRIOR / (1 - EDGE_PRIOR)))  # type: ignore[arg-type]
+        super().__init__(NormReLU(channels), logits)
 
-    def forward(self, e: Tensor, logits: Tensor) -> Tensor:
+    def forward(self, e: Tensor, logits: Tensor) -> Tensor:  # type: ignore[override]
         """``e`` to edge logits; the main stream's are not used."""
-        return self.logits(self.norm(e))
+        return super().forward(e)
 
 
 class EdgeStream(nn.Module):
@@ -160,93 +197,74 @@ class EdgeStream(nn.Module):
 
     Args:
         main_channels: channels of the encoder's features, fine to coarse.
-        seed_channels: channels of the first up-sampled decoder feature.
-        regions: channels of the main stream's logits.
-        edge_channels: width of the stream at all resolutions; if None, that of the main stream at
-            the finest.
-        gate: see :class:`EdgeGate`.
-        activation: see :class:`EdgeGate`.
-        residual: what follows each gate, the "residual layer with kernel w_r" that the text has
-            and Eq. (2) has not: ``"block"``, a residual block; ``"conv"``, a 1x1x1 convolution as
-            in Takikawa et al. (2019); or ``"none"``.
-        upsampling: between resolutions, ``"trilinear"`` or ``"nearest"``.
-        seed: what the stream starts from: ``"decoder"``, the first up-sampled decoder feature, or
-            ``"encoder"``, the coarsest encoder feature.
-        head: what turns the finest feature into logits: ``"sobel"``, :class:`SobelHead`, or
-            ``"linear"``, :class:`LinearHead`.
-        union: see :class:`SobelHead`.
+        decoder_channels: channels of the first upsampled decoder feature.
+        regions: channels of the main stream's logits; each has its edge logits, or with
+            ``edges="union"`` one channel serves all.
+        settings: the stream's form.
         exclusive: see :class:`SobelHead`.
+        options: fields of :class:`EdgeStreamSettings` by keyword.
+
+    Attributes:
+        out_channels: channels of the edge logits.
 
     Raises:
-        InputError: no encoder resolution, or an option that is unknown.
+        InputError: no encoder resolution, or settings that are rejected.
     """
 
     def __init__(
         self,
         main_channels: Sequence[int],
-        seed_channels: int,
+        decoder_channels: int,
         regions: int,
+        settings: EdgeStreamSettings | None = None,
         *,
-        edge_channels: int | None = None,
-        gate: Gate = "channel",
-        activation: GateActivation = "sigmoid",
-        residual: Residual = "block",
-        upsampling: Upsampling = "trilinear",
-        seed: Seed = "decoder",
-        head: Head = "sobel",
-        union: bool = False,
         exclusive: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
-        if upsampling not in ("trilinear", "nearest"):
-            raise InputError(
-                f"EdgeStream: upsampling is {upsampling!r}; wanted 'trilinear' or 'nearest'"
-            )
-        if seed not in ("decoder", "encoder"):
-            raise InputError(f"EdgeStream: seed is {seed!r}; wanted 'decoder' or 'encoder'")
-        if residual not in get_args(Residual):
-            raise InputError(
-                f"EdgeStream: residual is {residual!r}; expected 'none', 'conv' or 'block'"
-            )
-        if head not in get_args(Head):
-            raise InputError(f"EdgeStream: head is {head!r}; expected 'sobel' or 'linear'")
         if not main_channels:
-            raise InputError("EdgeStream: main_channels is empty; wanted one entry per resolution")
-        if edge_channels is not None and edge_channels < 1:
-            raise InputError(f"EdgeStream: edge_channels is {edge_channels}; wanted at least 1")
+            raise InputError(
+                "EdgeStream: main_channels is empty; expected one entry per resolution"
+            )
+        self.settings = settings = EdgeStreamSettings.given(settings, options)
+        self.out_channels = regions if settings.edges == "region" else 1
         coarse_to_fine = main_channels[::-1]
-        width = main_channels[0] if edge_channels is None else edge_channels
-        self.upsampling = upsampling
-        self.seed = seed
-        first = seed_channels if seed == "decoder" else main_channels[-1]
-        inputs = [first, *[width] * (len(main_channels) - 1)]
-        self.blocks = nn.ModuleList(ResidualBlock(channels, width) for channels in inputs)
+        widths = settings.channels or main_channels[:1]
+        if len(widths) == 1:
+            widths = tuple(widths) * len(main_channels)
+        if len(widths) != len(main_channels):
+            raise InputError(
+                f"channels: {settings.channels}; expected one width, or {len(main_channels)}"
+            )
+        first = decoder_channels if settings.start == "decoder" else main_channels[-1]
+        self.blocks = nn.ModuleList(map(ResidualBlock, [first, *widths[:-1]], widths))
         self.gates = nn.ModuleList(
-            EdgeGate(width, channels, gate=gate, activation=activation)
-            for channels in coarse_to_fine
+            EdgeGate(width, channels, settings)
+            for width, channels in zip(widths, coarse_to_fine, strict=True)
         )
-        self.residuals = nn.ModuleList(_residual(residual, width) for _ in coarse_to_fine)
+        self.residuals = nn.ModuleList(_residual(settings.residual, width) for width in widths)
         # Pre-activation blocks leave an unnormalised sum behind: both heads normalise (He et al.).
         self.head: nn.Module
-        if head == "sobel":
-            self.head = SobelHead(width, regions, union=union, exclusive=exclusive)
+        if settings.head == "sobel":
+            union = settings.edges == "union"
+            self.head = SobelHead(widths[-1], regions, union=union, exclusive=exclusive)
         else:
-            self.head = LinearHead(width, 1 if union else regions)
+            self.head = LinearHead(widths[-1], self.out_channels)
 
     def forward(self, encoder: Sequence[Tensor], decoder: Tensor, logits: Tensor) -> Tensor:
-        """Taps of the main stream to edge logits ``(B, regions or 1, D, H, W)``.
+        """Taps of the main stream to edge logits ``(B, out_channels, D, H, W)``.
 
         Args:
             encoder: features ``(B, main_channels[i], D_i, H_i, W_i)``, fine to coarse.
-            decoder: the first up-sampled decoder feature ``(B, seed_channels, D_j, H_j, W_j)``.
+            decoder: the first upsampled decoder feature ``(B, decoder_channels, D_j, H_j, W_j)``.
             logits: the main stream's, ``(B, regions, D, H, W)``.
         """
-        e = decoder if self.seed == "decoder" else encoder[-1]
+        e = decoder if self.settings.start == "decoder" else encoder[-1]
         layers = zip(self.blocks, self.gates, self.residuals, reversed(encoder), strict=True)
         for block, gate, residual, m in layers:
             e = block(e)
             if e.shape[2:] != m.shape[2:]:
-                e = resize(e, m, self.upsampling)
+                e = resize(e, m, self.settings.upsampling)
             e = residual(gate(e, m))
         return self.head(e, logits)
 

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from egcnn.errors import InputError
 from egcnn.nn.backbone import Backbone
 from egcnn.nn.blocks import resize
-from egcnn.nn.edge_stream import (
-    EdgeStream,
-    Gate,
-    GateActivation,
-    Head,
-    Residual,
-    Seed,
-    Upsampling,
-)
+from egcnn.nn.edge_stream import EdgeStream, EdgeStreamSettings
 from egcnn.nn.taps import Tapped, Taps
-
-EdgeHead = Literal["region", "union"]
 
 
 class Segmentation(NamedTuple):
@@ -48,66 +37,46 @@ class EGCNN(nn.Module):
         backbone: the main stream: a :class:`egcnn.nn.Backbone`, or any module that maps images
             to logits ``(B, R, D, H, W)``, which is left as it is (``backbone.*`` in the state
             dict has its own names).
+        settings: the edge stream's form.
         taps: where somebody else's backbone is tapped, :class:`egcnn.nn.Taps` or ``{"encoder":
             [names, fine to coarse], "decoder": name}``; None finds it by one probing pass.
         example: input of the probing pass, or its shape ``(B, C, D, H, W)``; see
             :class:`egcnn.nn.taps.Tapped`.
-        gate: see :class:`egcnn.nn.EdgeGate`.
-        activation: see :class:`egcnn.nn.EdgeGate`.
-        edge_channels: width of the edge stream; see :class:`egcnn.nn.EdgeStream`.
-        residual: see :class:`egcnn.nn.EdgeStream`.
-        upsampling: see :class:`egcnn.nn.EdgeStream`.
-        seed: see :class:`egcnn.nn.EdgeStream`.
-        head: see :class:`egcnn.nn.EdgeStream`.
         exclusive: the regions are classes that exclude one another (softmax), not regions that may
             overlap (sigmoid); see :class:`egcnn.nn.SobelHead`.
-        edge_head: ``"region"``, edge logits for each region, or ``"union"``, one for all.
+        options: fields of :class:`egcnn.nn.EdgeStreamSettings` by keyword, such as
+            ``gate="voxel"``.
 
     Raises:
-        InputError: taps that cannot be found or do not fit, or an unknown option.
+        InputError: taps that cannot be found or do not fit, or settings that are rejected.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
+        settings: EdgeStreamSettings | None = None,
         *,
         taps: Taps | dict[str, Any] | None = None,
         example: Tensor | Sequence[int] | None = None,
-        gate: Gate = "channel",
-        activation: GateActivation = "sigmoid",
-        edge_channels: int | None = None,
-        residual: Residual = "block",
-        upsampling: Upsampling = "trilinear",
-        seed: Seed = "decoder",
-        head: Head = "sobel",
         exclusive: bool = False,
-        edge_head: EdgeHead = "region",
+        **options: Any,
     ) -> None:
         super().__init__()
-        if edge_head not in ("region", "union"):
-            raise InputError(f"EGCNN: edge_head is {edge_head!r}; wanted 'region' or 'union'")
+        settings = EdgeStreamSettings.given(settings, options)
         self.backbone = backbone
         self.tapped = None if isinstance(backbone, Backbone) else Tapped(backbone, taps, example)
         source: Any = self.tapped or backbone
         regions = source.out_channels
-        union = edge_head == "union"
         self.edge_stream = EdgeStream(
             source.encoder_channels,
             source.decoder_channels,
             regions,
-            edge_channels=edge_channels,
-            gate=gate,
-            activation=activation,
-            residual=residual,
-            upsampling=upsampling,
-            seed=seed,
-            head=head,
-            union=union,
+            settings,
             exclusive=exclusive,
         )
         # What the fusion adds to the backbone's logits: their sum is the 1x1x1 convolution of
         # Figure 1, and exactly the identity at first, whatever precision convolutions have.
-        self.fusion = nn.Conv3d(regions + (1 if union else regions), regions, 1)
+        self.fusion = nn.Conv3d(regions + self.edge_stream.out_channels, regions, 1)
         nn.init.zeros_(self.fusion.weight)
         nn.init.zeros_(self.fusion.bias)  # type: ignore[arg-type]
         like = next(backbone.parameters(), None)

@@ -2,82 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from egcnn.nn.backbone import Backbone, Features, check_input, check_sizes
+from egcnn.nn.backbone import BackboneSettings, EncoderDecoder
 from egcnn.nn.blocks import Conv3x3x3, ResidualBlock, resize
 from egcnn.nn.norm import NormReLU
 
 
-class SegNet(Backbone):
-    """Pre-activation residual encoder-decoder with additive skips.
+class SegNet(EncoderDecoder):
+    """Pre-activation residual encoder-decoder with additive skips; see :class:`EncoderDecoder`.
 
-    The width doubles and the size halves at each resolution. Volumes of any size pass, odd and
-    one-voxel ones too: up-sampling goes to the size of the skip.
-
-    Args:
-        in_channels: image channels (modalities).
-        out_channels: channels of the logits, one per region.
-        filters: channels at the finest resolution.
-        blocks_down: residual blocks at each encoder resolution, fine to coarse.
-        blocks_up: residual blocks at each decoder resolution, coarse to fine; one entry fewer.
-        dropout: rate of the channel dropout after the first convolution (the paper's is 0.2).
-
-    Raises:
-        InputError: a count that is not positive, ``blocks_up`` that does not fit ``blocks_down``,
-            fewer than two resolutions, a dropout rate outside [0, 1), or an input whose rank or
-            channels do not fit.
+    A block is a residual block. Dropout follows the first convolution.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        *,
-        filters: int = 32,
-        blocks_down: Sequence[int] = (1, 2, 2, 4),
-        blocks_up: Sequence[int] = (1, 1, 1),
-        dropout: float = 0.0,
+        settings: BackboneSettings | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        check_sizes("SegNet", in_channels, out_channels, filters, blocks_down, blocks_up, dropout)
-        widths = tuple(filters << level for level in range(len(blocks_down)))
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.encoder_channels = widths
-        self.decoder_channels = widths[-2]
-
-        self.stem = nn.Sequential(Conv3x3x3(in_channels, filters), nn.Dropout3d(dropout))
+        super().__init__(in_channels, out_channels, settings, **options)
+        widths = self.encoder_channels
+        self.stem = nn.Sequential(Conv3x3x3(in_channels, widths[0]), self.dropout)
         self.encoder = nn.ModuleList()
-        for level, (width, blocks) in enumerate(zip(widths, blocks_down, strict=True)):
-            stage = nn.Sequential(*(ResidualBlock(width, width) for _ in range(blocks)))
+        for level, (width, count) in enumerate(zip(widths, self.settings.blocks_down, strict=True)):
+            stage = _blocks(width, count)
             if level > 0:
                 stage.insert(0, Conv3x3x3(widths[level - 1], width, stride=2))
             self.encoder.append(stage)
         self.narrow = nn.ModuleList()
         self.decoder = nn.ModuleList()
-        for level, blocks in zip(reversed(range(len(widths) - 1)), blocks_up, strict=True):
-            width = widths[level]
-            self.narrow.append(nn.Conv3d(widths[level + 1], width, 1, bias=False))
-            self.decoder.append(
-                nn.Sequential(*(ResidualBlock(width, width) for _ in range(blocks)))
-            )
+        for below, width, count in self.decoder_widths():
+            self.narrow.append(nn.Conv3d(below, width, 1, bias=False))
+            self.decoder.append(_blocks(width, count))
         # Pre-activation blocks leave an unnormalised sum behind, hence a last norm (He et al.).
-        self.head = nn.Sequential(NormReLU(filters), nn.Conv3d(filters, out_channels, 1))
+        self.head = nn.Sequential(NormReLU(widths[0]), nn.Conv3d(widths[0], out_channels, 1))
 
-    def features(self, x: Tensor) -> Features:
-        """Images ``(B, in_channels, D, H, W)`` to encoder and decoder taps and logits."""
-        check_input("SegNet", x, self.in_channels)
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Images to the last feature at each resolution, fine to coarse."""
         encoded: list[Tensor] = []
         h = self.stem(x)
         for stage in self.encoder:
             h = stage(h)
             encoded.append(h)
-        up_sampled: list[Tensor] = []
-        for narrow, stage, skip in zip(self.narrow, self.decoder, encoded[-2::-1], strict=True):
-            # Narrowing first makes the up-sampling half as dear.
-            up_sampled.append(resize(narrow(h), skip))
-            h = stage(up_sampled[-1] + skip)
-        return Features(tuple(encoded), up_sampled[0], self.head(h))
+        return encoded
+
+    def upsample(self, level: int, h: Tensor, skip: Tensor) -> Tensor:
+        """Narrow and resize; narrowing first halves the cost of upsampling."""
+        return resize(self.narrow[level](h), skip)
+
+    def merge(self, skip: Tensor, upsampled: Tensor) -> Tensor:
+        """The input of a decoder stage: the sum."""
+        return upsampled + skip
+
+
+def _blocks(width: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(width, width) for _ in range(count)))

@@ -134,11 +134,11 @@ def _example(network: nn.Module, example: Tensor | Sequence[int] | None) -> Tens
         if not convolutions:
             raise InputError(
                 f"EGCNN: {type(network).__name__} has no Conv3d that tells how many channels its "
-                "images have; wanted example=(B, C, D, H, W)"
+                "images have; expected example=(B, C, D, H, W)"
             )
         example = (1, convolutions[0].in_channels, 64, 64, 64)
     if len(example) != 5:
-        raise InputError(f"EGCNN: example is {tuple(example)}; wanted (B, C, D, H, W)")
+        raise InputError(f"EGCNN: example is {tuple(example)}; expected (B, C, D, H, W)")
     like = next(network.parameters(), torch.empty(0))
     # Not torch's generator: whoever seeded it shall not notice the probing.
     values = torch.linspace(-1, 1, torch.Size(example).numel(), device=like.device)
@@ -187,7 +187,7 @@ def _probe(network: nn.Module, example: Tensor) -> tuple[list[_Call], Tensor]:
         raise InputError(
             f"EGCNN: {type(network).__name__} failed on the probing input of shape "
             f"{tuple(example.shape)} ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "wanted example=(B, C, D, H, W), a shape that it takes"
+            "expected example=(B, C, D, H, W), a shape that it takes"
         ) from error
     finally:
         for handle in handles:
@@ -202,7 +202,7 @@ def _logits(output: Any) -> Tensor:
         output = output[:, 0]  # deep supervision, stacked
     if not isinstance(output, Tensor) or output.ndim != 5:
         what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(f"EGCNN: the backbone returned {what}; wanted logits (B, R, D, H, W)")
+        raise InputError(f"EGCNN: the backbone returned {what}; expected logits (B, R, D, H, W)")
     return output
 
 
@@ -211,7 +211,7 @@ def _find(calls: list[_Call]) -> Taps:
     # Squeeze-and-excitation pools to one voxel: no resolution of the encoder.
     volumes = [call for call in calls if call.voxels > 1]
     if not volumes:
-        raise InputError("EGCNN: no module of the backbone returns a volume; wanted taps={...}")
+        raise InputError("EGCNN: no module of the backbone returns a volume; expected taps={...}")
     coarsest = min(call.voxels for call in volumes)
     bottom = next(i for i, call in enumerate(volumes) if call.voxels == coarsest)
     encoder: list[_Call] = []
@@ -230,7 +230,7 @@ def _find(calls: list[_Call]) -> Taps:
     decoder = decoder or next(iter(growing), None)
     if decoder is None or len(encoder) < 2:
         raise InputError(
-            "EGCNN: the backbone's features do not get coarser and finer again; wanted "
+            "EGCNN: the backbone's features do not get coarser and finer again; expected "
             f"taps={{'encoder': [fine, ..., coarse], 'decoder': name}} of\n{_listing(volumes)}"
         )
     return Taps(tuple(_outermost(call, calls) for call in encoder), _outermost(decoder, calls))
@@ -247,13 +247,13 @@ def _check(taps: Taps, calls: list[_Call]) -> dict[str, tuple[int, ...]]:
         if name not in shapes:
             raise InputError(
                 f"EGCNN: the backbone has no module {name!r} that is called once and returns a "
-                f"volume; wanted one of\n{_listing(calls)}"
+                f"volume; expected one of\n{_listing(calls)}"
             )
     voxels = [torch.Size(shapes[name][1:]).numel() for name in taps.encoder]
     if not voxels or any(a <= b for a, b in pairwise(voxels)):
         found = ", ".join(f"{name} {shapes[name]}" for name in taps.encoder)
         raise InputError(
-            f"EGCNN: the encoder taps are {found or 'none'}; wanted one per resolution, fine to "
+            f"EGCNN: the encoder taps are {found or 'none'}; expected one per resolution, fine to "
             f"coarse, of\n{_listing(calls)}"
         )
     return shapes

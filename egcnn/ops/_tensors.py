@@ -36,17 +36,18 @@ def check_volume(
 ) -> None:
     """Raise :class:`InputError` unless ``tensor`` is ``(B, channels, D, H, W)`` in ``dtypes``."""
     if not isinstance(tensor, Tensor):
-        raise InputError(f"{name} is a {type(tensor).__name__}; wanted a tensor")
+        raise InputError(f"{name} is a {type(tensor).__name__}; expected a tensor")
     if tensor.dim() != 5:
         raise InputError(
-            f"{name} has the shape {tuple(tensor.shape)}; wanted five dimensions (B, C, D, H, W)"
+            f"{name} has the shape {tuple(tensor.shape)}; expected five dimensions (B, C, D, H, W)"
         )
     if tensor.dtype not in dtypes:
         raise InputError(
-            f"{name} is {str(tensor.dtype).removeprefix('torch.')}; wanted one of {_names(dtypes)}"
+            f"{name} is {str(tensor.dtype).removeprefix('torch.')}; "
+            f"expected one of {_names(dtypes)}"
         )
     if channels is not None and tensor.shape[1] != channels:
-        raise InputError(f"{name} has {tensor.shape[1]} channels; wanted {channels}")
+        raise InputError(f"{name} has {tensor.shape[1]} channels; expected {channels}")
 
 
 def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -54,19 +55,19 @@ def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> Non
     if tensor.device != other.device:
         raise InputError(
             f"{name} is on {tensor.device} and {other_name} on {other.device}; "
-            "wanted both on one device"
+            "expected both on one device"
         )
     if tensor.shape[0] != other.shape[0] or tensor.shape[2:] != other.shape[2:]:
         raise InputError(
             f"{name} has the shape {tuple(tensor.shape)} and {other_name} "
-            f"{tuple(other.shape)}; wanted the same batch and volume size"
+            f"{tuple(other.shape)}; expected the same batch and volume size"
         )
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise :class:`InputError` unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise InputError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, choices))}")
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

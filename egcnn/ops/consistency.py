@@ -73,7 +73,7 @@ def gumbel_consistency(
             target = target > 0.5
     check_like("target", target, "logits", logits)
     if not tau > 0:
-        raise InputError(f"tau is {tau}; wanted a temperature above 0")
+        raise InputError(f"tau is {tau}; expected a temperature above 0")
     seed_tensor = _seed_tensor(seed, logits.device)
     arguments = (logits, target, seed_tensor, float(tau), hard, activation, support)
     if native(logits):
@@ -89,7 +89,7 @@ def _seed_tensor(seed: Tensor | int | None, device: torch.device) -> Tensor:
     if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
         raise InputError(
             f"seed is {seed.dtype} of shape {tuple(seed.shape)} on {seed.device}; "
-            f"wanted one int64 element on {device}"
+            f"expected one int64 element on {device}"
         )
     return seed
 

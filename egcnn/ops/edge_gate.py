@@ -61,21 +61,21 @@ def edge_gate(
     gates = bias.shape[0] if bias.dim() == 1 else -1
     if gates not in (1, channels_e):
         raise InputError(
-            f"bias has the shape {tuple(bias.shape)}; wanted ({channels_e},) for one attention "
+            f"bias has the shape {tuple(bias.shape)}; expected ({channels_e},) for one attention "
             "value per channel or (1,) for one per voxel"
         )
     for name, weight, channels in (("e", weight_e, channels_e), ("m", weight_m, channels_m)):
         if weight.shape != (gates, channels):
             raise InputError(
-                f"weight_{name} has the shape {tuple(weight.shape)}; wanted {(gates, channels)} "
+                f"weight_{name} has the shape {tuple(weight.shape)}; expected {(gates, channels)} "
                 f"for {gates} attention values and the {channels} channels of {name}"
             )
     for name, weight in (("weight_e", weight_e), ("weight_m", weight_m), ("bias", bias)):
         if weight.dtype not in FLOATS:
-            raise InputError(f"{name} is {weight.dtype}; wanted a float type")
+            raise InputError(f"{name} is {weight.dtype}; expected a float type")
         if weight.device != e.device:
             raise InputError(
-                f"{name} is on {weight.device} and e on {e.device}; wanted both on one device"
+                f"{name} is on {weight.device} and e on {e.device}; expected both on one device"
             )
 
     device = e.device.type
@@ -83,7 +83,7 @@ def edge_gate(
         dtype = torch.get_autocast_dtype(device)
         e, m = e.to(dtype), m.to(dtype)
     elif e.dtype != m.dtype:
-        raise InputError(f"m is {m.dtype} and e {e.dtype}; wanted one dtype")
+        raise InputError(f"m is {m.dtype} and e {e.dtype}; expected one dtype")
     if not native(e):
         return reference.edge_gate(e, m, weight_e, weight_m, bias, activation)
     dtype = reference.accumulate_dtype(e.dtype)

@@ -47,7 +47,7 @@ def sobel_edges(
     Source: Hatamizadeh et al. 2020, section 2.1.
     """
     if not threshold >= 0:
-        raise InputError(f"threshold is {threshold}; wanted a number of at least 0")
+        raise InputError(f"threshold is {threshold}; expected a number of at least 0")
     if regions is None:
         check_volume("labels", labels, (torch.bool, *INTEGERS, *FLOATS))
         values, counts = [], []
@@ -55,7 +55,7 @@ def sobel_edges(
         check_volume("labels", labels, (torch.bool, *INTEGERS), channels=1)
         if len(regions) == 0 or any(len(region) == 0 for region in regions):
             raise InputError(
-                f"regions is {regions!r}; wanted at least one region, each with a label value"
+                f"regions is {regions!r}; expected at least one region, each with a label value"
             )
         values = [int(value) for region in regions for value in region]
         counts = [len(region) for region in regions]

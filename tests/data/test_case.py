@@ -69,14 +69,14 @@ def test_modalities_come_from_several_files_or_the_last_axis(tmp_path: Path) -> 
 
 def test_wrong_number_of_channels(tmp_path: Path) -> None:
     path = save(tmp_path / "all.nii.gz", varied(2, 3, 5, 3))
-    with refused("all.nii.gz", "3 channels", "wanted 4"):
+    with refused("all.nii.gz", "3 channels", "expected 4"):
         read_image(path, modalities=4)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4, 2, 2)])
 def test_wrong_rank_of_an_image(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = save(tmp_path / "x.nii.gz", varied(*shape))
-    with refused("x.nii.gz", str(shape), "wanted three axes"):
+    with refused("x.nii.gz", str(shape), "expected three axes"):
         read_image(path)
 
 
@@ -345,7 +345,7 @@ def test_written_file_follows_the_umask(tmp_path: Path) -> None:
 
 
 def test_write_refuses_other_endings_and_ranks(tmp_path: Path) -> None:
-    with refused("x.png", "wanted .nii or .nii.gz"):
+    with refused("x.png", "expected .nii or .nii.gz"):
         write_volume(varied(2, 2, 2), AFFINE, tmp_path / "x.png")
     with refused("x.nii.gz", "(2, 2)", "(D, H, W)"):
         write_volume(varied(2, 2), AFFINE, tmp_path / "x.nii.gz")
@@ -355,8 +355,8 @@ def test_write_refuses_other_endings_and_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("modalities", "wanted"),
+    ("modalities", "expected"),
     [(("CT",), "ct"), ((" ct ",), "ct"), (("MRI",), "zscore"), (("CT", "PET"), "zscore")],
 )
-def test_normalization_follows_the_modalities(modalities: tuple[str, ...], wanted: str) -> None:
-    assert Dataset("x", Path(), (), modalities, CLASSES).normalization == wanted
+def test_normalization_follows_the_modalities(modalities: tuple[str, ...], expected: str) -> None:
+    assert Dataset("x", Path(), (), modalities, CLASSES).normalization == expected

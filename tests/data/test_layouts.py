@@ -28,7 +28,7 @@ def test_unknown_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         open_dataset(tmp_path / "none")
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="a file; wanted the folder"):
+    with pytest.raises(InputError, match="a file; expected the folder"):
         open_dataset(tmp_path / "file")
 
 

@@ -128,9 +128,9 @@ def test_no_threshold_solves_it(
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cases: 0; wanted at least 1"):
+    with pytest.raises(InputError, match="cases: 0; expected at least 1"):
         write_brats(tmp_path, 0)
-    with pytest.raises(InputError, match=r"shape: \(64, 15, 64\); wanted .* at least 16"):
+    with pytest.raises(InputError, match=r"shape: \(64, 15, 64\); expected .* at least 16"):
         write_brats(tmp_path, 1, (64, 15, 64))
     with pytest.raises(InputError, match="seed: -1"):
         write_brats(tmp_path, 1, (16, 16, 16), seed=-1)

@@ -13,7 +13,13 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose
 
 from egcnn.data import Case, open_dataset, read_image, split, write_volume
-from egcnn.data.transforms import ReadCase, augmentation, preprocessing
+from egcnn.data.transforms import (
+    PreprocessingSettings,
+    ReadCase,
+    augmentation,
+    prepared_shape,
+    preprocessing,
+)
 from egcnn.errors import InputError
 from egcnn.regions import BRATS, Regions
 
@@ -23,6 +29,10 @@ CLASSES = Regions(("background", "a", "b"), ((0,), (1,), (2,)), "softmax")
 def meta(values: Any, affine: Any = None) -> MetaTensor:
     matrix = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
     return MetaTensor(torch.as_tensor(values), affine=torch.from_numpy(matrix))
+
+
+def prepare(spacing: Any, normalization: Any, regions: Regions | None) -> Compose:
+    return preprocessing(PreprocessingSettings((8, 8, 8), spacing, normalization), regions)
 
 
 def world(tensor: MetaTensor) -> torch.Tensor:
@@ -41,7 +51,7 @@ def test_read_case(tmp_path: Path) -> None:
     unlabelled = ReadCase(CLASSES)(Case("x", case.images))
     assert sorted(unlabelled) == ["image", "name"]
     assert unlabelled["name"] == "x"
-    with pytest.raises(InputError, match="1 channels; wanted 2"):
+    with pytest.raises(InputError, match="1 channels; expected 2"):
         ReadCase(None, 2)(case)
 
 
@@ -54,7 +64,7 @@ def test_input_error_is_the_cause_within_a_chain(tmp_path: Path) -> None:
 def test_zscore_by_hand() -> None:
     image = meta([[[[0.0, 1, 3]]], [[[5.0, 0, 5.5]]], [[[0.0, 0, 2]]]])
     before = image.clone()
-    scored = preprocessing(None, "zscore", None)({"image": image})["image"]
+    scored = prepare(None, "zscore", None)({"image": image})["image"]
     assert scored.dtype == torch.float32
     assert scored.flatten(1).tolist() == [[0, -1, 1], [-1, 0, 1], [0, 0, 0]]
     assert torch.equal(image.as_tensor(), before.as_tensor())
@@ -62,14 +72,14 @@ def test_zscore_by_hand() -> None:
 
 def test_zscore_of_large_offsets_is_precise() -> None:
     values = 1e6 + torch.rand(1, 40, 40, 40, generator=torch.Generator().manual_seed(0)) * 100
-    scored = preprocessing(None, "zscore", None)({"image": meta(values)})["image"].double()
+    scored = prepare(None, "zscore", None)({"image": meta(values)})["image"].double()
     assert scored.mean().abs() < 1e-5
     assert (scored.std(correction=0) - 1).abs() < 1e-5
 
 
 def test_ct_by_hand() -> None:
     image = meta([[[[-3000.0, -1000, -500, 0, 250, 1000, 3071]]]])
-    scaled = preprocessing(None, "ct", None)({"image": image})["image"]
+    scaled = prepare(None, "ct", None)({"image": image})["image"]
     assert scaled.flatten().tolist() == pytest.approx([-1, -1, -0.5, 0, 0.25, 1, 1], abs=1e-6)
 
 
@@ -78,15 +88,15 @@ def test_orientation_becomes_ras() -> None:
     affine = [[0, 0, -1, 9], [0, -1, 0, 8], [-1, 0, 0, 7], [0, 0, 0, 1]]
     image = meta(torch.arange(24.0).reshape(1, 2, 3, 4), affine)
     label = meta((torch.arange(24) % 3).reshape(1, 2, 3, 4).to(torch.uint8), affine)
-    out = preprocessing((1, 1, 1), "ct", CLASSES)({"image": image, "label": label})
+    out = prepare((1, 1, 1), "ct", CLASSES)({"image": image, "label": label})
     expected = image.as_tensor().permute(0, 3, 2, 1).flip(1, 2, 3) / 1000
     torch.testing.assert_close(out["image"].as_tensor(), expected)
     assert out["label"].dtype == torch.uint8
     assert torch.equal(
         out["label"].as_tensor(), label.as_tensor().permute(0, 3, 2, 1).flip(1, 2, 3)
     )
-    wanted = torch.tensor([[1.0, 0, 0, 6], [0, 1, 0, 6], [0, 0, 1, 6], [0, 0, 0, 1]])
-    torch.testing.assert_close(out["image"].affine, wanted.double())
+    expected = torch.tensor([[1.0, 0, 0, 6], [0, 1, 0, 6], [0, 0, 1, 6], [0, 0, 0, 1]])
+    torch.testing.assert_close(out["image"].affine, expected.double())
 
 
 @pytest.mark.parametrize(
@@ -98,7 +108,7 @@ def test_orientation_becomes_ras() -> None:
 )
 def test_matching_spacing_is_not_resampled(affine: np.ndarray) -> None:
     values = torch.rand(1, 5, 7, 3, generator=torch.Generator().manual_seed(0)) * 900
-    out = preprocessing((1, 1, 1), "ct", None)({"image": meta(values, affine)})["image"]
+    out = prepare((1, 1, 1), "ct", None)({"image": meta(values, affine)})["image"]
     torch.testing.assert_close(out.as_tensor(), values / 1000, rtol=0, atol=2e-7)
     np.testing.assert_array_equal(out.affine.numpy(), affine)
 
@@ -110,7 +120,7 @@ def test_resampling_keeps_world_coordinates(spacing: tuple[float, float, float])
     source = meta(torch.zeros(1, 17, 13, 31), affine)
     ramp = torch.tensor([3.0, -2.0, 5.0]).double()
     source = meta(torch.einsum("i,idhw->dhw", ramp, world(source))[None].float(), affine)
-    out = preprocessing(spacing, "ct", None)({"image": source})["image"]
+    out = prepare(spacing, "ct", None)({"image": source})["image"]
     found = np.linalg.norm(out.affine[:3, :3].numpy(), axis=0)
     np.testing.assert_allclose(found, spacing, rtol=1e-6)
     points = world(out)
@@ -128,7 +138,7 @@ def test_label_is_resampled_to_nearest_values() -> None:
     affine = np.diag([3.0, 1.0, 1.0, 1.0])
     label = meta(torch.tensor([0, 2, 0], dtype=torch.int16).reshape(1, 3, 1, 1), affine)
     image = meta(torch.tensor([10.0, 40, 70]).reshape(1, 3, 1, 1), affine)
-    out = preprocessing((1, 1, 1), "ct", CLASSES)({"image": image, "label": label})
+    out = prepare((1, 1, 1), "ct", CLASSES)({"image": image, "label": label})
     assert out["label"].dtype == torch.uint8
     assert out["label"].flatten().tolist() == [0, 0, 2, 2, 2, 0, 0]
     assert out["image"].flatten().tolist() == pytest.approx(
@@ -138,7 +148,7 @@ def test_label_is_resampled_to_nearest_values() -> None:
 
 def test_one_voxel() -> None:
     item = {"image": meta([[[[5.0]]]]), "label": meta(torch.ones(1, 1, 1, 1, dtype=torch.uint8))}
-    out = augmentation((3, 2, 1))(preprocessing((1, 1, 1), "ct", CLASSES)(item))
+    out = augmentation((3, 2, 1))(prepare((1, 1, 1), "ct", CLASSES)(item))
     assert out["image"].shape == (1, 3, 2, 1)
     assert out["label"].sum() == 1
 
@@ -154,7 +164,25 @@ def test_one_voxel() -> None:
 )
 def test_bad_preprocessing(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        preprocessing(*arguments)
+        prepare(*arguments)
+
+
+@pytest.mark.parametrize("patch", [(0, 4, 4), (4, 4)])
+def test_bad_patch(patch: Any) -> None:
+    with pytest.raises(InputError, match=r"patch: .*three sizes"):
+        PreprocessingSettings(patch)
+
+
+def test_prepared_shape_turns_and_resamples(tmp_path: Path) -> None:
+    # Array axes point up, back, right with 5, 2, 1 mm: in RAS order 30, 20 x 2, 10 x 5 mm.
+    affine = np.array([[0, 0, 1.0, 0], [0, -2.0, 0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1]])
+    path = tmp_path / "a.nii.gz"
+    write_volume(np.zeros((10, 20, 30), np.uint8), affine, path)
+    case = Case("a", (path,))
+    assert prepared_shape(case, (1.0, 1.0, 1.0)) == (30, 40, 50)
+    # Read once.
+    path.unlink()
+    assert prepared_shape(case, None) == (30, 20, 10)
 
 
 def item(*shape: int, channels: int = 2) -> dict[str, Any]:
@@ -173,7 +201,7 @@ EXACT: dict[str, Any] = {"intensity_shift": 0.0, "intensity_scale": 0.0}
 @pytest.mark.parametrize("patch", [(3, 5, 2), (7, 7, 7), (11, 13, 9), (1, 1, 1), (4, 20, 3)])
 def test_image_and_label_stay_together(patch: tuple[int, int, int]) -> None:
     source = item(7, 8, 5)
-    transform = augmentation(patch, (0, 1, 2), **EXACT).set_random_state(1)
+    transform = augmentation(patch, flip_axes=(0, 1, 2), **EXACT).set_random_state(1)
     for _ in range(5):
         out = transform(source)
         for key in ("image", "label"):
@@ -191,20 +219,20 @@ def test_image_and_label_stay_together(patch: tuple[int, int, int]) -> None:
 
 def test_transforms_travel_to_workers() -> None:
     for transform in (
-        Compose([ReadCase(CLASSES), preprocessing((1, 1, 1), "zscore", CLASSES)]),
+        Compose([ReadCase(CLASSES), prepare((1, 1, 1), "zscore", CLASSES)]),
         augmentation((3, 3, 3)),
     ):
         assert isinstance(pickle.loads(pickle.dumps(transform)), Compose)
 
 
 def test_padding_is_on_both_sides() -> None:
-    out = augmentation((4, 1, 1), (), **EXACT)(item(2, 1, 1))
+    out = augmentation((4, 1, 1), flip_axes=(), **EXACT)(item(2, 1, 1))
     assert out["label"].flatten().tolist() == [0, 1, 2, 0]
 
 
 def test_only_the_given_axes_are_mirrored() -> None:
     source = item(3, 3, 3)["label"].as_tensor()
-    transform = augmentation((3, 3, 3), (1,), **EXACT).set_random_state(0)
+    transform = augmentation((3, 3, 3), flip_axes=(1,), **EXACT).set_random_state(0)
     drawn = [transform(item(3, 3, 3))["label"] for _ in range(40)]
     mirrored = [torch.equal(label, source.flip(2)) for label in drawn]
     as_it_was = [torch.equal(label, source) for label in drawn]
@@ -213,7 +241,7 @@ def test_only_the_given_axes_are_mirrored() -> None:
 
 
 def test_intensities_change_per_channel_within_their_ranges() -> None:
-    transform = augmentation((2, 2, 2), ()).set_random_state(0)
+    transform = augmentation((2, 2, 2), flip_axes=()).set_random_state(0)
     source = item(2, 2, 2)
     found = []
     for _ in range(60):
@@ -264,7 +292,7 @@ def test_foreground_patches_hold_foreground(position: tuple[int, int, int]) -> N
 
 def test_foreground_share_and_its_place_in_the_patch() -> None:
     source = single_voxel((10, 10, 10))
-    transform = augmentation((3, 3, 3), (), foreground=0.5).set_random_state(0)
+    transform = augmentation((3, 3, 3), flip_axes=(), foreground=0.5).set_random_state(0)
     labels = [transform(source)["label"][0] for _ in range(300)]
     found = [label.nonzero()[0].tolist() for label in labels if label.any()]
     assert len(found) / 300 == pytest.approx(0.5, abs=0.1)
@@ -283,11 +311,9 @@ def test_foreground_without_any_or_without_label() -> None:
 @pytest.mark.parametrize(
     ("patch", "options", "message"),
     [
-        ((0, 4, 4), {}, "patch: .*three sizes"),
-        ((4, 4), {}, "patch: .*three sizes"),
         ((4, 4, 4), {"flip_axes": (3,)}, "flip_axes: .*some of 0, 1, 2"),
         ((4, 4, 4), {"intensity_shift": -1}, "intensity_shift.*no negative"),
-        ((4, 4, 4), {"foreground": 1.5}, "foreground: 1.5; wanted a probability"),
+        ((4, 4, 4), {"foreground": 1.5}, "foreground: 1.5; expected a probability"),
     ],
 )
 def test_bad_augmentation(patch: Any, options: dict[str, Any], message: str) -> None:
@@ -299,10 +325,8 @@ def test_hippocampus(shared_data: Path) -> None:
     dataset = open_dataset(shared_data / "hippocampus")
     assert len(dataset.cases) == 185
     assert {c.name for side in split(dataset) for c in side} == {c.name for c in dataset.cases}
-    load = Compose(
-        [ReadCase(dataset.regions, 1), preprocessing((1, 1, 1), "zscore", dataset.regions)]
-    )
-    crop = augmentation((40, 56, 40), (0,))
+    load = Compose([ReadCase(dataset.regions, 1), prepare((1, 1, 1), "zscore", dataset.regions)])
+    crop = augmentation((40, 56, 40), flip_axes=(0,))
     for case in dataset.cases[::20]:
         ready = load(case)
         assert ready["image"].shape == ready["label"].shape
@@ -318,7 +342,7 @@ def test_brats2015(shared_data: Path) -> None:
     files = tuple(folder / f"{name}_subtrMeanDivStd.nii.gz" for name in ("Flair", "T1c"))
     image = read_image(Case("x", files), modalities=2)
     assert image.shape == (2, 240, 240, 155)
-    ready = preprocessing((1, 1, 1), "zscore", None)({"image": image})["image"]
+    ready = prepare((1, 1, 1), "zscore", None)({"image": image})["image"]
     assert ready.affine.diagonal().tolist() == [1, 1, 1, 1]
     flipped = image.as_tensor().flip(1, 2)
     assert torch.equal(flipped == 0, ready.as_tensor() == 0)
@@ -330,7 +354,7 @@ def test_kits_masks_keep_volume_and_place(shared_data: Path) -> None:
     # Slice-first, anti-diagonal affine, 3 mm slices.
     path = shared_data / "kits19_masks/data/case_00090/segmentation.nii.gz"
     source = ReadCase(CLASSES)(Case("x", (path,), path))
-    out = preprocessing((2, 2, 2), "ct", CLASSES)(source)["label"]
+    out = prepare((2, 2, 2), "ct", CLASSES)(source)["label"]
     label = source["label"]
     before = (label > 0).sum() * abs(np.linalg.det(label.affine[:3, :3].numpy()))
     assert (out > 0).sum() * 2**3 / before == pytest.approx(1, abs=0.01)

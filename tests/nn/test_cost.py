@@ -27,7 +27,7 @@ def test_the_edge_stream_by_hand_without_computing() -> None:
             return Features((x,), x, x[:, :1])
 
     with torch.device("meta"):
-        network = EGCNN(Constant(), edge_channels=2)
+        network = EGCNN(Constant(), channels=2)
         found = cost(network, (1, 2, 3, 4, 5))
     # Two 3x3x3 convolutions 2 -> 2 before and after the gate, the gate's 2 x 4 weights, product and
     # residual of 2 channels, shape and correction 2 -> 1 of the edge head, the fusion 2 -> 1.

@@ -56,9 +56,9 @@ def test_voxel_gate_by_hand() -> None:
 
 
 def test_gate_rejects_unknown_options() -> None:
-    with pytest.raises(InputError, match="gate is 'pixel'"):
+    with pytest.raises(InputError, match="gate: 'pixel'"):
         EdgeGate(2, 1, gate="pixel")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="activation is 'tanh'"):
+    with pytest.raises(InputError, match="activation: 'tanh'"):
         EdgeGate(2, 1, activation="tanh")  # type: ignore[arg-type]
 
 
@@ -71,7 +71,7 @@ def test_as_many_gates_as_resolutions_coarse_to_fine() -> None:
     stream = EdgeStream((4, 8, 16), 8, 3)
     assert [gate.weight_m.shape for gate in stream.gates] == [(4, 16), (4, 8), (4, 4)]
     assert [block.body[1].in_channels for block in stream.blocks] == [8, 4, 4]
-    wide = EdgeStream((4, 8), 4, 3, edge_channels=6, gate="voxel")
+    wide = EdgeStream((4, 8), 4, 3, channels=6, gate="voxel")
     assert [gate.weight_e.shape for gate in wide.gates] == [(1, 6), (1, 6)]
 
 
@@ -114,7 +114,7 @@ def test_follows_the_figure_step_by_step() -> None:
 def test_a_fresh_linear_head_predicts_few_edges() -> None:
     torch.manual_seed(0)
     stream = EdgeStream((4, 8), 6, 2, head="linear")
-    nn.init.zeros_(stream.head.logits.weight)
+    nn.init.zeros_(stream.head[-1].weight)
     encoder = taps([(4, 6, 2), (2, 3, 1)], [4, 8], seed=1)
     (decoder,) = taps([(4, 6, 2)], [6], seed=2)
     probabilities = stream(encoder, decoder, torch.randn(2, 2, 4, 6, 2)).sigmoid()
@@ -203,5 +203,5 @@ def test_every_resolution_matters() -> None:
 def test_stream_rejects() -> None:
     with pytest.raises(InputError, match="main_channels is empty"):
         EdgeStream((), 4, 1)
-    with pytest.raises(InputError, match="edge_channels is 0"):
-        EdgeStream((4, 8), 4, 1, edge_channels=0)
+    with pytest.raises(InputError, match="channels: 0"):
+        EdgeStream((4, 8), 4, 1, channels=0)

@@ -58,8 +58,8 @@ def test_fusion_by_hand() -> None:
 
     net = EGCNN(Constant(), head="linear")
     x = torch.full((1, 1, 1, 1, 1), 3.0)
-    nn.init.zeros_(net.edge_stream.head.logits.weight)
-    net.edge_stream.head.logits.bias.data.copy_(torch.tensor([10.0, 20.0]))
+    nn.init.zeros_(net.edge_stream.head[-1].weight)
+    net.edge_stream.head[-1].bias.data.copy_(torch.tensor([10.0, 20.0]))
     net.fusion.weight.data.copy_(
         torch.tensor([[1.0, 2, 3, 4], [0, 1, -1, 0.5]]).view(2, 4, 1, 1, 1)
     )
@@ -90,7 +90,7 @@ def test_gradients_reach_every_parameter(
 def test_the_semantic_loss_reaches_the_edge_stream_once_fusion_has_moved() -> None:
     net = small()
     x, labels = torch.randn(2, 2, 8, 12, 8), nested_boxes(2, (8, 12, 8))
-    loss = EGCNNLoss(CLASSES, consistency=0, edge=0)
+    loss = EGCNNLoss(CLASSES, consistency_weight=0, edge_weight=0)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     head = net.edge_stream.head.correction.weight
     for step in range(2):
@@ -111,11 +111,11 @@ def test_the_semantic_loss_reaches_the_edge_stream_once_fusion_has_moved() -> No
         {"residual": "none"},
         {"residual": "conv"},
         {"upsampling": "nearest"},
-        {"seed": "encoder"},
+        {"start": "encoder"},
         {"head": "linear"},
         {"exclusive": True},
-        {"edge_head": "union"},
-        {"edge_channels": 3},
+        {"edges": "union"},
+        {"channels": 3},
     ],
     ids=str,
 )
@@ -123,7 +123,7 @@ def test_any_size_and_option(size: tuple[int, int, int], gate: str, options: Any
     net = small(gate=gate, **options)
     logits, edge_logits = net(torch.randn(1, 2, *size))
     assert logits.shape == (1, 3, *size)
-    assert edge_logits.shape == (1, 1 if "edge_head" in options else 3, *size)
+    assert edge_logits.shape == (1, 1 if "edges" in options else 3, *size)
     labels = torch.randint(0, 3, (1, 1, *size), dtype=torch.uint8)
     terms = EGCNNLoss(CLASSES)((logits, edge_logits), labels, seed=0)
     terms["loss"].backward()
@@ -152,7 +152,7 @@ def test_bf16_autocast_stays_in_bf16_and_close() -> None:
 def test_channels_last_is_kept_and_gives_the_same() -> None:
     net = small()
     x = torch.randn(2, 2, 8, 12, 8)
-    wanted = net(x)
+    expected = net(x)
     net = net.to(memory_format=torch.channels_last_3d)
     x = x.contiguous(memory_format=torch.channels_last_3d)
     # In float32 torch may leave the layout for a faster path; bfloat16 is what it is chosen for.
@@ -160,7 +160,7 @@ def test_channels_last_is_kept_and_gives_the_same() -> None:
         features = net.backbone.features(x)
     for tensor in (*features.encoder, features.decoder):
         assert tensor.is_contiguous(memory_format=torch.channels_last_3d)
-    for got, want in zip(net(x), wanted, strict=True):
+    for got, want in zip(net(x), expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
@@ -169,14 +169,14 @@ def test_compiles_whole(backbone: type[Backbone]) -> None:
     net = small(backbone=backbone)
     x = torch.randn(1, 2, 6, 5, 7)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    wanted = net(x)
+    expected = net(x)
     got = compiled(x)
-    for a, b in zip(got, wanted, strict=True):
+    for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
     got.edge_logits.square().mean().backward()
     gradients = [p.grad.clone() for p in net.edge_stream.parameters()]
     net.zero_grad()
-    wanted.edge_logits.square().mean().backward()
+    expected.edge_logits.square().mean().backward()
     for gradient, parameter in zip(gradients, net.edge_stream.parameters(), strict=True):
         # The head's logarithm magnifies the rounding of small magnitudes.
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-4)
@@ -196,11 +196,12 @@ def test_state_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"head": "canny"}, "head is 'canny'"),
-        ({"edge_head": "all"}, "edge_head is 'all'"),
-        ({"upsampling": "cubic"}, "upsampling is 'cubic'"),
-        ({"seed": "image"}, "seed is 'image'"),
-        ({"residual": "two"}, "residual is 'two'"),
+        ({"head": "canny"}, "head: 'canny'"),
+        ({"edges": "all"}, "edges: 'all'"),
+        ({"upsampling": "cubic"}, "upsampling: 'cubic'"),
+        ({"start": "image"}, "start: 'image'"),
+        ({"residual": "two"}, "residual: 'two'"),
+        ({"channels": (4, 4)}, "one width, or 3"),
     ],
 )
 def test_rejected_options(options: Any, word: str) -> None:
@@ -236,7 +237,7 @@ def test_a_residual_block_that_adds_nothing_is_no_layer() -> None:
 def test_union_edges_are_those_of_any_region() -> None:
     edge_logits = torch.randn(1, 1, 8, 9, 7)
     labels = nested_boxes(1, (8, 9, 7))
-    loss = EGCNNLoss(NESTED, semantic=0, consistency=0)
+    loss = EGCNNLoss(NESTED, semantic_weight=0, consistency_weight=0)
     found = loss((torch.zeros(1, 2, 8, 9, 7), edge_logits), labels)["edge"]
     edges = ops.sobel_edges(labels, NESTED.labels)
     union = edges[:, :1] | edges[:, 1:]

@@ -132,7 +132,7 @@ def test_monai_networks(name: str) -> None:
     torch.manual_seed(0)
     plain = make()
     size = SIZE.get(name, 32)
-    wrapped = EGCNN(copy.deepcopy(plain), edge_channels=4, example=(1, 2, size, size, size))
+    wrapped = EGCNN(copy.deepcopy(plain), channels=4, example=(1, 2, size, size, size))
     assert wrapped.tapped is not None
     assert wrapped.tapped.encoder_channels == encoder
     assert wrapped.tapped.decoder_channels == decoder
@@ -142,9 +142,9 @@ def test_monai_networks(name: str) -> None:
     x = torch.randn(1, 2, size, size, size)
     plain.eval(), wrapped.eval()
     with torch.no_grad():
-        wanted = plain(x)
-        assert torch.equal(wrapped(x).logits, wanted)
-        assert torch.equal(copy.deepcopy(wrapped)(x).logits, wanted)
+        expected = plain(x)
+        assert torch.equal(wrapped(x).logits, expected)
+        assert torch.equal(copy.deepcopy(wrapped)(x).logits, expected)
 
     wrapped.train()
     segmentation = wrapped(x)
@@ -162,7 +162,7 @@ def test_monai_networks(name: str) -> None:
 def test_compiles_where_the_network_alone_does(name: str) -> None:
     torch._dynamo.reset()
     make, size = MONAI[name][0], SIZE.get(name, 32)
-    wrapped = EGCNN(make(), edge_channels=4, example=(1, 2, size, size, size)).eval()
+    wrapped = EGCNN(make(), channels=4, example=(1, 2, size, size, size)).eval()
     x = torch.randn(1, 2, size, size, size)
     compiled = torch.compile(wrapped, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -245,10 +245,10 @@ class Wrong(nn.Module):
         (Plain(), {"taps": Taps(("bottom", "norm"), "merge")}, "fine to coarse, of\n  first"),
         (Plain(), {"taps": Taps((), "merge")}, "encoder taps are none"),
         (Plain(), {"example": (1, 3, 4, 4, 4)}, r"failed on the probing input of shape \(1, 3,"),
-        (Plain(), {"example": (4, 4, 4)}, r"example is \(4, 4, 4\); wanted \(B, C, D, H, W\)"),
-        (Wrong(lambda y: y), {}, "do not get coarser and finer again; wanted taps="),
-        (Wrong(lambda y: y[:, 0, 0]), {}, "returned .*; wanted logits"),
-        (Wrong(lambda y: {"out": y}), {}, "returned dict; wanted logits"),
+        (Plain(), {"example": (4, 4, 4)}, r"example is \(4, 4, 4\); expected \(B, C, D, H, W\)"),
+        (Wrong(lambda y: y), {}, "do not get coarser and finer again; expected taps="),
+        (Wrong(lambda y: y[:, 0, 0]), {}, "returned .*; expected logits"),
+        (Wrong(lambda y: {"out": y}), {}, "returned dict; expected logits"),
         (nn.Identity(), {}, "Identity has no Conv3d"),
     ],
 )

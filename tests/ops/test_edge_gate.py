@@ -235,14 +235,14 @@ def _bad(index: int, tensor: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (_bad(0, torch.zeros(2, 3, 2, 2)), r"e has the shape \(2, 3, 2, 2\); wanted five"),
-        (_bad(0, torch.zeros(2, 3, 2, 2, 2).long()), "e is int64; wanted one of float64"),
-        (_bad(1, torch.zeros(2, 4, 2, 2, 3)), "wanted the same batch and volume size"),
+        (_bad(0, torch.zeros(2, 3, 2, 2)), r"e has the shape \(2, 3, 2, 2\); expected five"),
+        (_bad(0, torch.zeros(2, 3, 2, 2, 2).long()), "e is int64; expected one of float64"),
+        (_bad(1, torch.zeros(2, 4, 2, 2, 3)), "expected the same batch and volume size"),
         (_bad(1, torch.zeros(2, 4, 2, 2, 2).double()), "m is torch.float64 and e torch.float32"),
-        (_bad(2, torch.zeros(3, 4)), r"weight_e has the shape \(3, 4\); wanted \(3, 3\)"),
-        (_bad(3, torch.zeros(3, 3)), r"weight_m has the shape \(3, 3\); wanted \(3, 4\)"),
-        (_bad(4, torch.zeros(2)), r"bias has the shape \(2,\); wanted \(3,\)"),
-        (_bad(4, torch.zeros(3).long()), "bias is torch.int64; wanted a float"),
+        (_bad(2, torch.zeros(3, 4)), r"weight_e has the shape \(3, 4\); expected \(3, 3\)"),
+        (_bad(3, torch.zeros(3, 3)), r"weight_m has the shape \(3, 3\); expected \(3, 4\)"),
+        (_bad(4, torch.zeros(2)), r"bias has the shape \(2,\); expected \(3,\)"),
+        (_bad(4, torch.zeros(3).long()), "bias is torch.int64; expected a float"),
         (_bad(4, torch.zeros(3, device="meta")), "bias is on meta and e on cpu"),
     ],
 )
@@ -252,5 +252,5 @@ def test_bad_input(inputs: list[Tensor], message: str) -> None:
 
 
 def test_unknown_activation() -> None:
-    with pytest.raises(InputError, match="activation is 'tanh'; wanted one of 'relu_sigmoid'"):
+    with pytest.raises(InputError, match="activation is 'tanh'; expected one of 'relu_sigmoid'"):
         ops.edge_gate(*arguments((1, 1, 1, 1, 1, 1), 1), activation="tanh")

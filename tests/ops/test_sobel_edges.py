@@ -341,13 +341,13 @@ def test_second_derivative_says_that_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("labels", "regions", "message"),
     [
-        (torch.zeros(3, 4, 5), None, r"labels has the shape \(3, 4, 5\); wanted five dimensions"),
-        (torch.zeros(1, 1, 3, 4, 5), [(1,)], "labels is float32; wanted one of bool, uint8"),
-        (torch.zeros(1, 2, 3, 4, 5).byte(), [(1,)], "labels has 2 channels; wanted 1"),
-        (torch.zeros(1, 1, 3, 4, 5).byte(), [], "wanted at least one region"),
+        (torch.zeros(3, 4, 5), None, r"labels has the shape \(3, 4, 5\); expected five dimensions"),
+        (torch.zeros(1, 1, 3, 4, 5), [(1,)], "labels is float32; expected one of bool, uint8"),
+        (torch.zeros(1, 2, 3, 4, 5).byte(), [(1,)], "labels has 2 channels; expected 1"),
+        (torch.zeros(1, 1, 3, 4, 5).byte(), [], "expected at least one region"),
         (torch.zeros(1, 1, 3, 4, 5).byte(), [(1,), ()], "each with a label value"),
         (torch.zeros(1, 1, 3, 4, 5, dtype=torch.complex64), None, "labels is complex64"),
-        (np.zeros((1, 1, 3, 4, 5)), None, "labels is a ndarray; wanted a tensor"),
+        (np.zeros((1, 1, 3, 4, 5)), None, "labels is a ndarray; expected a tensor"),
     ],
 )
 def test_bad_input(labels: torch.Tensor, regions: list | None, message: str) -> None:
@@ -361,7 +361,7 @@ def test_bad_threshold() -> None:
 
 
 def test_magnitude_of_integers_is_refused() -> None:
-    with pytest.raises(InputError, match="x is uint8; wanted one of float64"):
+    with pytest.raises(InputError, match="x is uint8; expected one of float64"):
         ops.sobel_magnitude(torch.zeros(1, 1, 2, 2, 2, dtype=torch.uint8))
 
 

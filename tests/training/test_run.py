@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from egcnn import checkpoint
-from egcnn.config import TrainingConfig, plan
 from egcnn.data import Dataset, open_dataset, split, write_volume
 from egcnn.data.case import Case
 from egcnn.data.phantom import write_brats
@@ -25,12 +26,14 @@ from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES
 from egcnn.training import (
     BEST,
     CONFIG,
+    HISTORY,
     LAST,
-    METRICS,
     SegmentationTask,
+    TrainingConfig,
     fit,
+    plan,
     read_config,
-    read_metrics,
+    read_history,
 )
 
 SHAPE = (16, 24, 17)
@@ -54,15 +57,16 @@ def brats(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def tiny(brats: Dataset) -> TrainingConfig:
     # Drop-out, a random crop and a batch that does not divide: what could make a run unrepeatable.
-    return replace(
-        plan(brats, torch.device("cpu")),
-        patch=(16, 16, 16),
-        filters=4,
-        epochs=4,
-        batch_size=2,
-        dropout=0.2,
-        foreground=0.5,
-        precision="32-true",
+    return plan(brats, torch.device("cpu")).change(
+        {
+            "patch": (16, 16, 16),
+            "filters": 4,
+            "epochs": 4,
+            "batch_size": 2,
+            "dropout": 0.2,
+            "foreground": 0.5,
+            "precision": "32-true",
+        }
     )
 
 
@@ -80,9 +84,9 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_writes_its_folder(finished: Path, brats: Dataset, tiny: TrainingConfig) -> None:
-    rows = read_metrics(finished / METRICS)
+    rows = read_history(finished)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
-    header = (finished / METRICS).read_text().splitlines()[0].split(",")
+    header = (finished / HISTORY).read_text().splitlines()[0].split(",")
     assert header == [
         *("epoch", "loss", "semantic", "consistency", "edge"),
         *("dice", "dice_WT", "dice_TC", "dice_ET"),
@@ -101,9 +105,9 @@ def test_a_run_writes_its_folder(finished: Path, brats: Dataset, tiny: TrainingC
         assert row["dice"] == pytest.approx(np.mean([row[f"dice_{n}"] for n in ("WT", "TC", "ET")]))
     assert any((finished / "tensorboard").glob("events.out.tfevents.*"))
     described = read_config(finished)
-    assert TrainingConfig.from_dict(described["config"]) == tiny
-    assert described["versions"]["torch"] == torch.__version__
-    names = described["split"]["train"] + described["split"]["validation"]
+    assert described.config == tiny
+    assert described.versions["torch"] == torch.__version__
+    names = described.split["train"] + described.split["validation"]
     assert sorted(names) == [case.name for case in brats.cases]
     assert not list(finished.glob(".part*"))
 
@@ -111,11 +115,11 @@ def test_a_run_writes_its_folder(finished: Path, brats: Dataset, tiny: TrainingC
 def test_poly_learning_rate(finished: Path, tiny: TrainingConfig) -> None:
     # Eq. 9 with e = 0, 1, 2, 3 and Ne = 4.
     expected = [tiny.lr * (1 - e / 4) ** 0.9 for e in range(4)]
-    assert [row["lr"] for row in read_metrics(finished / METRICS)] == pytest.approx(expected)
+    assert [row["lr"] for row in read_history(finished)] == pytest.approx(expected)
 
 
 def test_best_is_the_epoch_with_the_highest_dice(finished: Path) -> None:
-    rows = read_metrics(finished / METRICS)
+    rows = read_history(finished)
     best = max(rows, key=lambda row: row["dice"])
     assert torch.load(finished / BEST, weights_only=True)["epoch"] + 1 == best["epoch"]
     assert torch.load(finished / LAST, weights_only=True)["epoch"] + 1 == 4
@@ -134,14 +138,14 @@ def test_checkpoint_predicts_without_lightning(finished: Path, brats: Dataset) -
 
 def test_validation_scores_are_those_of_the_prediction(finished: Path, brats: Dataset) -> None:
     trained = checkpoint.load(finished / LAST)
-    names = read_config(finished)["split"]["validation"]
+    names = read_config(finished).split["validation"]
     cases = tuple(case for case in brats.cases if case.name in names)
     folder = finished / "predictions"
     for case in cases:
         found = predict_case(trained, case, precision="32-true")
         write_prediction(found, folder, case.name, edges=True)
     summary = evaluate(folder, replace(brats, cases=cases)).summary()
-    row = read_metrics(finished / METRICS)[-1]
+    row = read_history(finished)[-1]
     for name in ("WT", "TC", "ET"):
         assert summary[name]["dice"]["mean"] == pytest.approx(row[f"dice_{name}"], abs=1e-3)
         for metric in ("edge_f1", "edge_average_precision", "sobel_f1"):
@@ -181,11 +185,11 @@ def test_resuming_ends_where_an_unbroken_run_ends(
             fit(tiny, brats, output, quiet=True)
         assert caught.value.code != 0
     assert checkpoint.load(output / LAST).regions == brats.regions
-    assert [row["epoch"] for row in read_metrics(output / METRICS)] == [1, 2]
+    assert [row["epoch"] for row in read_history(output)] == [1, 2]
 
     run = fit(tiny, brats, output, existing="resume", quiet=True)
-    unbroken, resumed = read_metrics(finished / METRICS), read_metrics(output / METRICS)
-    for row, written in zip(run.metrics, resumed, strict=True):
+    unbroken, resumed = read_history(finished), read_history(output)
+    for row, written in zip(run.history, resumed, strict=True):
         assert row == pytest.approx(written, rel=0, abs=0, nan_ok=True)
     for one, other in zip(unbroken, resumed, strict=True):
         del one["seconds"], other["seconds"], one["step_seconds"], other["step_seconds"]
@@ -193,6 +197,40 @@ def test_resuming_ends_where_an_unbroken_run_ends(
     torch.testing.assert_close(
         weights(output / LAST), weights(finished / LAST), rtol=1e-4, atol=1e-6
     )
+
+
+#: What version 0.1.0 wrote into the ``config.json`` of ``tiny``.
+FLAT = {
+    **{"patch": [16, 16, 16], "backbone": "segnet", "edge": True, "filters": 4, "dropout": 0.2},
+    **{"gate": "channel", "gate_activation": "sigmoid", "edge_channels": None},
+    **{"residual": "block", "upsampling": "trilinear", "edge_seed": "decoder"},
+    **{"edge_head": "region", "spacing": [1.0, 1.0, 1.0], "normalization": "zscore"},
+    **{"flip_axes": [0, 1, 2], "intensity_shift": 0.1, "intensity_scale": 0.1, "foreground": 0.5},
+    **{"epochs": 4, "batch_size": 2, "lr": 0.001, "lr_power": 0.9, "semantic": 1.0},
+    **{"consistency": None, "edge_weight": 0.5, "include_background": True, "lambda1": 1.0},
+    **{"lambda2": 2.0, "edge_reduction": "balanced", "weight_negatives": False},
+    **{"edge_threshold": 0.0, "tau": 0.5, "tau_end": None, "hard": True, "support": "gt"},
+    **{"overlap": 0.5, "fraction": 0.2, "split_seed": 0, "seed": 0, "precision": "32-true"},
+    **{"devices": 1, "workers": 0},
+}
+
+
+def test_a_run_of_an_earlier_version_is_read_and_resumed(
+    finished: Path, brats: Dataset, tiny: TrainingConfig, tmp_path: Path
+) -> None:
+    old = tmp_path / "run"
+    shutil.copytree(finished, old)
+    (old / HISTORY).rename(old / "metrics.csv")
+    described = json.loads((old / CONFIG).read_text())
+    (old / CONFIG).write_text(json.dumps({**described, "config": FLAT}))
+    config = tiny.change({"loss.edge.lambda2": 2.0})
+    assert read_config(old).config == config
+    run = fit(config, brats, old, existing="resume", quiet=True)
+    assert len(run.history) == len(read_history(old)) == 4
+    with pytest.raises(InputError, match=r"lr: 0\.5, but the run in .* has 0\.001"):
+        fit(replace(config, lr=0.5), brats, old, existing="resume")
+    fit(replace(config, epochs=1), brats, old, existing="overwrite", quiet=True)
+    assert [path.name for path in old.glob("*.csv")] == [HISTORY]
 
 
 def test_an_existing_run_is_not_lost(
@@ -217,12 +255,12 @@ def test_overwriting_without_the_edge_stream(
     brats: Dataset, tiny: TrainingConfig, tmp_path: Path
 ) -> None:
     (tmp_path / CONFIG).write_text("{}")
-    (tmp_path / METRICS).write_text("old")
-    config = replace(tiny, edge=False, epochs=1)
+    (tmp_path / HISTORY).write_text("old")
+    config = tiny.change({"edge": False, "epochs": 1})
     run = fit(config, brats, tmp_path, existing="overwrite", quiet=True)
-    assert "edge" not in run.metrics[0]
-    assert run.metrics[0]["loss"] == pytest.approx(run.metrics[0]["semantic"])
-    assert checkpoint.load(run.best).spec.edge is False
+    assert "edge" not in run.history[0]
+    assert run.history[0]["loss"] == pytest.approx(run.history[0]["semantic"])
+    assert checkpoint.load(run.best).settings.edge is False
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
@@ -233,7 +271,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_one_labelled_case_is_too_few(brats: Dataset, tiny: TrainingConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="1 labelled case; wanted at least two"):
+    with pytest.raises(InputError, match="1 labelled case; expected at least two"):
         fit(tiny, replace(brats, cases=brats.cases[:1]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -278,12 +316,14 @@ def test_two_devices_find_the_scores_of_one(tmp_path: Path) -> None:
 
     def scores(devices: int) -> dict[str, float]:
         output = tmp_path / f"run{devices}"
-        options = "--epochs 1 --filters 2 --patch 16,16,16 --batch-size 2 --lr 1e-12 --fraction 0.5"
+        options = (
+            "--epochs 1 --filters 2 --patch 16,16,16 --batch-size 2 --lr 1e-12 --set fraction=0.5"
+        )
         command = [sys.executable, "-m", "egcnn", "train", data, "-o", output, *options.split()]
         options = f"--device cpu --devices {devices} --precision 32-true"
         ran = subprocess.run([*command, *options.split()], capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
-        (row,) = read_metrics(output / METRICS)
+        (row,) = read_history(output)
         return {k: v for k, v in row.items() if k.startswith(("dice", "edge_", "sobel_"))}
 
     one, two = scores(1), scores(2)

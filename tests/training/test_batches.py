@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from egcnn.batches import CaseData, SeededSampler
-from egcnn.config import plan
 from egcnn.data import open_dataset
 from egcnn.data.phantom import write_brats
+from egcnn.training import plan
+from egcnn.training.batches import CaseData, SeededSampler
 
 
 def test_sampler_shares_every_case_and_repeats_itself() -> None:
@@ -29,7 +28,7 @@ def test_sampler_shares_every_case_and_repeats_itself() -> None:
 def test_patches_follow_their_seed_alone(tmp_path: Path) -> None:
     write_brats(tmp_path, 3, shape=(16, 24, 17), seed=3)
     brats = open_dataset(tmp_path)
-    config = replace(plan(brats, torch.device("cpu")), patch=(16, 16, 16))
+    config = plan(brats, torch.device("cpu")).change({"patch": (16, 16, 16)})
     data = CaseData(config, brats, brats.cases[:2], brats.cases[2:])
     data.setup("fit")
     patches = data.train_dataloader().dataset

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,21 +14,22 @@ from monai.transforms.compose import Compose
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from egcnn.config import TrainingConfig, prepared_shape
 from egcnn.data.case import Case, Dataset
-from egcnn.data.transforms import ReadCase, augmentation, preprocessing
+from egcnn.data.transforms import ReadCase, augmentation, prepared_shape, preprocessing
+from egcnn.machine import free_memory
+from egcnn.training.config import TrainingConfig
 
 
-def mixed(*numbers: int) -> int:
-    """One well-mixed 63-bit seed from several numbers."""
+def combine_seeds(*numbers: int) -> int:
+    """One 63-bit seed from several numbers; each of them changes it."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class SeededSampler(Sampler[tuple[int, int]]):
     """Shuffled indices, each with the seed of its augmentation, all from (seed, epoch).
 
-    Nothing hangs on how many workers there are or on what was drawn before, so that a resumed run
-    sees what an unbroken one sees. Several devices take equal shares, the first cases twice
+    Neither the number of workers nor what was drawn before matters, so a resumed run sees what an
+    unbroken one sees. Several devices take equal shares, the first cases twice
     where the number does not divide.
     """
 
@@ -51,7 +51,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         for place in range(self.rank, len(self) * self.replicas, self.replicas):
             index = int(order[place % self.length])
-            yield index, mixed(self.seed, 3, self.epoch, place) % 2**32
+            yield index, combine_seeds(self.seed, 3, self.epoch, place) % 2**32
 
 
 class _Patches(TorchDataset[dict[str, Any]]):
@@ -113,16 +113,10 @@ class CaseData(L.LightningDataModule):
         self.prepare = Compose(
             [
                 ReadCase(dataset.regions, len(dataset.modalities)),
-                preprocessing(config.spacing, config.normalization, dataset.regions),
+                preprocessing(config.preprocessing, dataset.regions),
             ]
         )
-        self.augment = augmentation(
-            config.patch,
-            config.flip_axes,
-            intensity_shift=config.intensity_shift,
-            intensity_scale=config.intensity_scale,
-            foreground=config.foreground,
-        )
+        self.augment = augmentation(config.preprocessing.patch, config.augmentation)
         self.modalities = len(dataset.modalities)
         self.train_cases = train
         self.validation_cases = validation
@@ -133,12 +127,12 @@ class CaseData(L.LightningDataModule):
         if self.cached:
             return
         shares = self.trainer.world_size if self.trainer is not None else 1
-        room = 0.5 * _free_memory() / shares
+        room = 0.5 * free_memory() / shares
         # Validation first: its volumes are used whole, as often as the others.
         for name, cases in (("validation", self.validation_cases), ("train", self.train_cases)):
             count = 0
             for case in cases:
-                voxels = math.prod(prepared_shape(case, self.config.spacing))
+                voxels = math.prod(prepared_shape(case, self.config.preprocessing.spacing))
                 room -= voxels * (4 * self.modalities + 1)
                 if room < 0:
                     break
@@ -175,10 +169,3 @@ class CaseData(L.LightningDataModule):
             collate_fn=_only,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def _free_memory() -> float:
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):
-        return 4e9

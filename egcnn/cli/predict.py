@@ -1,0 +1,160 @@
+"""Commands that use a trained network, and score what it gives."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from egcnn.cli.options import DEVICE
+from egcnn.cli.root import app
+from egcnn.errors import InputError
+
+if TYPE_CHECKING:
+    from egcnn.checkpoint import Trained
+    from egcnn.data.case import Case
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file of 'egcnn train'.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="NIfTI files (3D, or 4D with the modalities last), the files of one case joined "
+            "by commas in the order of the modalities, case folders, or dataset folders."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.nii.gz.")],
+    edges: Annotated[
+        bool,
+        typer.Option("--edges", help="Also NAME_edges.nii.gz: edge probabilities per region."),
+    ] = False,
+    split: Annotated[
+        str,
+        typer.Option(help="Of a dataset folder: all cases, or the run's train or validation."),
+    ] = "all",
+    overlap: Annotated[float, typer.Option(help="Of neighbouring windows, 0 to below 1.")] = 0.5,
+    device: Annotated[str, DEVICE] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed; the device decides.")
+    ] = None,
+) -> None:
+    """Segment volumes; label maps come out on each input's own grid."""
+    import time
+
+    from rich.console import Console
+
+    from egcnn.checkpoint import load
+    from egcnn.inference import choose_device, predict_cases
+
+    where = choose_device(device)
+    trained = load(checkpoint, where)
+    if edges and not trained.settings.edge:
+        raise InputError(
+            f"--edges: {checkpoint} has no edge stream (it was trained with --no-edge); "
+            "expected a checkpoint that has one"
+        )
+    cases = _input_cases(inputs, trained, split, checkpoint)
+    waiting = Console(stderr=True)
+    predictions = predict_cases(
+        trained, cases, output, edges=edges, overlap=overlap, precision=precision
+    )
+    for case in cases:
+        started = time.perf_counter()
+        with waiting.status(f"segmenting {case.name}"):
+            _, _, path = next(predictions)
+        print(f"{path}  {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def _input_cases(inputs: list[str], trained: Trained, split: str, checkpoint: Path) -> list[Case]:
+    from egcnn.data.case import Case, stem
+
+    if split not in ("all", "train", "validation"):
+        raise InputError(f"--split: {split!r}; expected all, train or validation")
+    cases: list[Case] = []
+    for text in inputs:
+        files = [Path(part.strip()) for part in text.split(",") if part.strip()]
+        if len(files) == 1 and files[0].is_dir():
+            cases.extend(_folder_cases(files[0], split, checkpoint))
+        elif files:
+            stems = [stem(file) for file in files]
+            # Characters, not path components: CASE_t1 and CASE_t2 are CASE.
+            name = os.path.commonprefix(stems).rstrip("_-. ") or stems[0]  # noqa: RUF071
+            cases.append(Case(name, tuple(files)))
+    seen: set[str] = set()
+    for case in cases:
+        if case.name in seen:
+            raise InputError(
+                f"inputs: two cases are named {case.name!r}; expected different names, since each "
+                "prediction is written under its case's"
+            )
+        seen.add(case.name)
+        if len(case.images) not in (1, len(trained.modalities)):
+            raise InputError(
+                f"{','.join(map(str, case.images))}: {len(case.images)} files; this network takes "
+                f"{len(trained.modalities)} modalities ({', '.join(trained.modalities)})"
+            )
+    return cases
+
+
+def _folder_cases(folder: Path, split: str, checkpoint: Path) -> list[Case]:
+    from egcnn.data import read_cases
+
+    cases = list(read_cases(folder))
+    if split == "all":
+        return cases
+    from egcnn.training import CONFIG, read_config
+
+    if not (checkpoint.parent / CONFIG).is_file():
+        raise InputError(
+            f"--split {split}: {checkpoint.parent} has no {CONFIG}; expected a checkpoint in the "
+            "folder of its run"
+        )
+    names = read_config(checkpoint.parent).split[split]
+    known = {case.name: case for case in cases}
+    absent = [name for name in names if name not in known]
+    if absent:
+        raise InputError(
+            f"--split {split}: {folder} lacks {len(absent)} of the run's {len(names)} cases, such "
+            f"as {absent[0]!r}; expected the dataset that it was trained on"
+        )
+    return [known[name] for name in names]
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder with NAME.nii.gz per case.")],
+    data: Annotated[Path, typer.Argument(help="Dataset folder that holds the truth.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json."),
+    ] = None,
+) -> None:
+    """Compare predictions with the truth: tables, metrics.csv and metrics.json.
+
+    Where predict --edges wrote edge probabilities, they are scored as well.
+    """
+    from rich.console import Console
+
+    from egcnn import evaluation
+    from egcnn.data import open_dataset
+    from egcnn.report import edge_table, evaluation_table
+    from egcnn.terminal import show
+
+    found = evaluation.evaluate(predictions, open_dataset(data))
+    console = Console()
+    show(evaluation_table(found))
+    show(edge_table(found))
+    if found.missing:
+        count, all_ = len(found.missing), len(found.missing) + len(found.cases)
+        shown = ", ".join(found.missing[:3]) + (", ..." if count > 3 else "")
+        console.print(
+            f"{count} of {all_} labelled cases have no prediction and are not counted: {shown}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for path in evaluation.write_evaluation(found, predictions if output is None else output):
+        print(path)

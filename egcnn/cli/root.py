@@ -1,0 +1,74 @@
+"""The application itself: its options, and what it makes of errors."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Annotated
+
+import typer
+
+import egcnn
+from egcnn.errors import InputError
+from egcnn.machine import prepare_cpu
+
+app = typer.Typer(
+    name="egcnn",
+    help="Edge-Gated CNNs for volumetric semantic segmentation of medical images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; bad input is one line on stderr and exit code 1."""
+    prepare_cpu()
+    try:
+        app(args=arguments)
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _sentence(error: BaseException | None) -> str | None:
+    """What to tell a person about an error; ``None`` where only a traceback helps."""
+    link = error
+    while link is not None:
+        if isinstance(link, InputError):
+            return _from_worker(str(link)) or str(link)
+        link = link.__cause__ or link.__context__
+    if error is None:
+        return None
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the GPU's memory is full; a smaller --patch, --batch-size or --filters needs less"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return _from_worker(str(error))
+
+
+def _from_worker(text: str) -> str | None:
+    # A worker process hands over its traceback as text.
+    found = re.findall(r"^egcnn\.errors\.InputError: (.*)$", text, re.MULTILINE)
+    return found[-1] if found else None
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"egcnn {egcnn.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass

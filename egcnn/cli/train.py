@@ -1,0 +1,176 @@
+"""Commands that train."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from egcnn.cli.options import DEVICE, SET, choices, triple
+from egcnn.cli.root import app
+from egcnn.errors import InputError
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is found by looking.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
+    edge: Annotated[
+        bool | None, typer.Option("--edge/--no-edge", help="With the edge stream (default) or not.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="paper: the equations to the letter, not what works best.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Encoder-decoder, such as unet.")] = None,
+    filters: Annotated[int | None, typer.Option(help="Channels at full resolution.")] = None,
+    patch: Annotated[str | None, typer.Option(help="Patch in voxels, as D,H,W.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training cases.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patches per step, all devices.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Initial learning rate.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of weights, order, augmentation and noise.")
+    ] = None,
+    settings: Annotated[list[str] | None, SET] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    devices: Annotated[int | None, typer.Option(help="How many devices share a batch.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed; the device decides.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in OUTPUT.")
+    ] = False,
+) -> None:
+    """Train on a dataset. What is not given is chosen for its volumes; see OUTPUT/config.json."""
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite: both given; expected one of them")
+    from rich.console import Console
+
+    from egcnn.data import open_dataset
+    from egcnn.inference import choose_device
+    from egcnn.report import training_table
+    from egcnn.terminal import show
+    from egcnn.training import CONFIG, Existing, fit, plan, read_config
+
+    options: dict[str, Any] = {
+        "network.edge": edge,
+        "network.backbone.name": backbone,
+        "network.backbone.filters": filters,
+        "preprocessing.patch": None if patch is None else triple("--patch", patch),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "devices": devices,
+        "precision": precision,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    dataset = open_dataset(data)
+    where = choose_device(device)
+    if resume and not (output / CONFIG).is_file():
+        raise InputError(f"--resume: {output} holds no run ({CONFIG} is not there)")
+    config = read_config(output).config if resume else plan(dataset, where)
+    changes = config.read(settings or [])
+    if not resume and "preprocessing.spacing" in changes:
+        # The patch depends on it.
+        config = plan(replace(dataset, spacing=changes["preprocessing.spacing"]), where)
+    if preset is not None:
+        config = config.preset(preset)
+    config = config.change({**given, **changes})
+    # Lightning starts this command once more for each further device.
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    console = Console(quiet=not first)
+    labelled = sum(case.label is not None for case in dataset.cases)
+    network = config.network
+    console.print(
+        f"{data}: {dataset.layout} layout, {labelled} labelled cases, "
+        f"{'edge-gated ' if network.edge else ''}{network.backbone.name} with "
+        f"{network.backbone.filters} filters, "
+        f"patch {'x'.join(map(str, config.preprocessing.patch))}, {config.epochs} epochs, batch "
+        f"{config.batch_size}, {config.devices} x {where.type} ({config.precision})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    existing: Existing = "resume" if resume else "overwrite" if overwrite else "error"
+    run = fit(config, dataset, output, existing=existing, device=device)
+    if not first:
+        return
+    names = [dataset.regions.names[channel] for channel in dataset.regions.foreground]
+    show(training_table(run.history, names, run.seconds))
+    console.print(
+        f"best epoch: {run.best}\nlast epoch: {run.last}", highlight=False, soft_wrap=True
+    )
+
+
+@app.command()
+def compare(
+    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is found by looking.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all runs.")],
+    backbones: Annotated[
+        str | None, typer.Option(help="Some of all (default), separated by commas.")
+    ] = None,
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Of none (backbone alone), larger (alone, with EG-CNN's parameters), consistency "
+            "(alone, with the consistency loss), egcnn and paper (EG-CNN with the preset paper, "
+            "whatever --set says), separated by commas."
+        ),
+    ] = "none,egcnn",
+    seeds: Annotated[int, typer.Option(help="Runs of each, with seeds from 0.")] = 3,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE, or several in quotes: also EG-CNN with these settings changed. May "
+            "be given repeatedly."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training cases.")] = None,
+    settings: Annotated[list[str] | None, SET] = None,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Train backbones with and without the edge stream: the paper's table, mean ± deviation.
+
+    Started again with the same OUTPUT, it goes on where it was interrupted.
+    """
+    from rich.console import Console
+
+    from egcnn import comparison
+    from egcnn.data import open_dataset
+    from egcnn.inference import choose_device
+    from egcnn.nn import BACKBONES
+    from egcnn.terminal import show
+    from egcnn.training import plan
+
+    chosen = choices(
+        "--backbones", ",".join(BACKBONES) if backbones is None else backbones, tuple(BACKBONES)
+    )
+    kinds = choices("--arms", arms, tuple(comparison.KINDS))
+    dataset = open_dataset(data)
+    config = plan(dataset, choose_device(device))
+    if epochs is not None:
+        config = config.change({"epochs": epochs})
+    config = config.parse(settings or [])
+    compared = [comparison.Arm(b, kind) for kind in kinds for b in chosen]  # type: ignore[arg-type]
+    for setting in (re.sub(r"\s*=\s*", "=", text) for text in vary or []):
+        fixed = {"network.backbone.name", "network.edge", "seed"}
+        if taken := fixed.intersection(config.read(setting.split())):
+            raise InputError(
+                f"--vary {setting}: {taken.pop()} is not varied here; --backbones, --arms and "
+                "--seeds are for that"
+            )
+        compared += [comparison.Arm(b, "egcnn", setting) for b in chosen]
+    console = Console(soft_wrap=True)
+    found = comparison.compare(
+        dataset, config, output, arms=compared, seeds=seeds, device=device, console=console
+    )
+    show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(found)))
+    show(comparison.as_table("Edges", comparison.edge_rows(found)))
+    if lines := comparison.difference_rows(found):
+        show(comparison.as_table("What changes, paired by seed", lines))
+    for path in comparison.write_comparison(found, output):
+        print(path)

@@ -1,0 +1,37 @@
+"""Backbones with and without the edge stream, over several seeds: the paper's Tables 1 and 2."""
+
+from egcnn.comparison.arms import KINDS, Arm, Kind
+from egcnn.comparison.differences import COMPARED, Comparison, Difference, Result
+from egcnn.comparison.runs import EVALUATION, compare
+from egcnn.comparison.sizes import larger_filters, networks, parameters
+from egcnn.comparison.tables import (
+    EDGES_SHOWN,
+    as_table,
+    difference_rows,
+    edge_rows,
+    markdown,
+    rows,
+    write_comparison,
+)
+
+__all__ = [
+    "COMPARED",
+    "EDGES_SHOWN",
+    "EVALUATION",
+    "KINDS",
+    "Arm",
+    "Comparison",
+    "Difference",
+    "Kind",
+    "Result",
+    "as_table",
+    "compare",
+    "difference_rows",
+    "edge_rows",
+    "larger_filters",
+    "markdown",
+    "networks",
+    "parameters",
+    "rows",
+    "write_comparison",
+]

@@ -1,0 +1,111 @@
+"""Finished runs of a comparison, and their paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from scipy.stats import t as student
+
+from egcnn.comparison.arms import KINDS, Arm, Kind
+
+#: What is compared, and the digits that its means are shown with; the mean over regions counts.
+COMPARED = {"dice": 4, "surface_dice": 4, "hd95": 2}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run.
+
+    Args:
+        arm: what was trained.
+        seed: of weights, order, augmentation and noise.
+        parameters: of the network.
+        step_seconds: median time of a training step.
+        regions: per region, and for their ``"mean"``, the mean of each metric over held-out cases.
+    """
+
+    arm: Arm
+    seed: int
+    parameters: int
+    step_seconds: float
+    regions: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One arm minus another, paired by seed.
+
+    Args:
+        backbone: or ``"all"``.
+        what: such as ``"EG-CNN - none"``.
+        metric: of :data:`COMPARED`.
+        mean: of the differences.
+        low: lower end of the 95 % confidence interval of the mean (Student's t), or None for a
+            single pair.
+        high: its upper end.
+        pairs: how many there are.
+    """
+
+    backbone: str
+    what: str
+    metric: str
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All finished runs of a comparison."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """What was compared, in the order of the table."""
+        return tuple(dict.fromkeys(result.arm for result in self.results))
+
+    def of(self, arm: Arm) -> list[Result]:
+        """An arm's runs."""
+        return [result for result in self.results if result.arm == arm]
+
+    def differences(self) -> list[Difference]:
+        """Each arm minus the simpler ones, and each setting minus the same arm without it."""
+        backbones = list(dict.fromkeys(arm.backbone for arm in self.arms))
+        variants = list(dict.fromkeys((arm.kind, arm.setting) for arm in self.arms))
+        simpler: list[Kind] = ["none", "consistency", "larger", "paper"]
+        pairs: list[tuple[tuple[Kind, str], tuple[Kind, str]]] = [
+            *((("egcnn", ""), (kind, "")) for kind in simpler),
+            *(((kind, ""), ("none", "")) for kind in simpler[1:]),
+            *(((kind, setting), (kind, "")) for kind, setting in variants if setting),
+        ]
+        found = []
+        for one, other in pairs:
+            if one not in variants or other not in variants:
+                continue
+            what = f"{one[1] or KINDS[one[0]]} - {KINDS[other[0]]}"
+            for group in [*backbones, *(["all"] if len(backbones) > 1 else [])]:
+                members = backbones if group == "all" else [group]
+                runs = [pair for b in members for pair in self._pairs(Arm(b, *one), Arm(b, *other))]
+                for metric in COMPARED if runs else ():
+                    values = [
+                        a.regions["mean"][metric] - b.regions["mean"][metric] for a, b in runs
+                    ]
+                    found.append(_difference(group, what, metric, values))
+        return found
+
+    def _pairs(self, arm: Arm, other: Arm) -> list[tuple[Result, Result]]:
+        """Runs of both with the same seed."""
+        others = {result.seed: result for result in self.of(other)}
+        return [(run, others[run.seed]) for run in self.of(arm) if run.seed in others]
+
+
+def _difference(backbone: str, what: str, metric: str, values: Sequence[float]) -> Difference:
+    centre, count = mean(values), len(values)
+    if count < 2:
+        return Difference(backbone, what, metric, centre, None, None, count)
+    half = float(student.ppf(0.975, count - 1)) * stdev(values) / count**0.5
+    return Difference(backbone, what, metric, centre, centre - half, centre + half, count)

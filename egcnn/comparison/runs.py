@@ -1,0 +1,113 @@
+"""The runs of a comparison: what is missing is trained, what is finished is read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from math import nan
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+from egcnn.checkpoint import load
+from egcnn.comparison.arms import Arm
+from egcnn.comparison.differences import Comparison, Result
+from egcnn.comparison.sizes import parameters
+from egcnn.data.case import Dataset
+from egcnn.errors import InputError
+from egcnn.evaluation import SUMMARY, predict_and_evaluate
+from egcnn.terminal import duration
+from egcnn.training import (
+    LAST,
+    Existing,
+    TrainingConfig,
+    differences,
+    fit,
+    read_config,
+    read_history,
+)
+
+#: Written last: a run that has it is finished.
+EVALUATION = Path("predictions", SUMMARY)
+
+
+def compare(
+    dataset: Dataset,
+    config: TrainingConfig,
+    output: str | Path,
+    *,
+    arms: Sequence[Arm],
+    seeds: int,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Comparison:
+    """Train and evaluate what is missing in ``output``; what is finished there is not repeated.
+
+    Each run is evaluated with its last checkpoint, which no held-out case had a part in choosing,
+    and written to ``OUTPUT/ARM-seedN``. Interrupted ones go on from their last epoch.
+
+    Args:
+        dataset: where the cases are.
+        config: hyperparameters of all runs; backbone, edge stream and seed are set here.
+        output: the comparison's folder.
+        arms: what is compared.
+        seeds: runs of each, with the seeds from 0. All share the split.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        console: where progress is told; None is silent.
+
+    Raises:
+        InputError: as :func:`egcnn.training.fit`; or a run there was made with other settings.
+    """
+    if seeds < 1:
+        raise InputError(f"seeds: {seeds}; expected at least 1")
+    if not arms:
+        raise InputError("arms: none; expected at least one backbone")
+    say = (console or Console(quiet=True)).print
+    # All at once, so that a bad setting ends it before the first run and not after hours.
+    todo = [(arm, arm.config(config, dataset, seed)) for seed in range(seeds) for arm in arms]
+    results = []
+    for number, (arm, settings) in enumerate(todo, 1):
+        run = Path(output) / f"{arm.name}-seed{settings.seed}"
+        title = f"run {number} of {len(todo)}, {run.name}"
+        if (run / EVALUATION).is_file():
+            say(f"{title}: finished before", highlight=False)
+            _check_same(run, settings)
+        else:
+            say(f"{title}: training", highlight=False)
+            started = time.perf_counter()
+            _train(dataset, settings, run, device)
+            say(f"{title}: done in {duration(time.perf_counter() - started)}", highlight=False)
+        results.append(_result(dataset, settings, run, arm))
+    return Comparison(tuple(results))
+
+
+def _check_same(run: Path, config: TrainingConfig) -> None:
+    for name, before, now in differences(read_config(run).config, config):
+        raise InputError(
+            f"{run}: finished with {name} {before}, now {now}; expected the same settings or "
+            "another folder"
+        )
+
+
+def _train(dataset: Dataset, config: TrainingConfig, run: Path, device: str) -> None:
+    """Train and evaluate; a run that was interrupted goes on."""
+    existing: Existing = "resume" if (run / LAST).is_file() else "overwrite"
+    done = fit(config, dataset, run, existing=existing, device=device, quiet=True)
+    predict_and_evaluate(load(run / LAST), done.validation, dataset, (run / EVALUATION).parent)
+
+
+def _result(dataset: Dataset, config: TrainingConfig, run: Path, arm: Arm) -> Result:
+    """What a finished run's folder says."""
+    summary = json.loads((run / EVALUATION).read_text(encoding="utf-8"))["summary"]
+    regions = {
+        region: {
+            metric: nan if values["mean"] is None else values["mean"]
+            for metric, values in row.items()
+        }
+        for region, row in summary.items()
+    }
+    steps = [row["step_seconds"] for row in read_history(run)]
+    size = parameters(config.network, len(dataset.modalities), len(dataset.regions))
+    return Result(arm, config.seed, size, median(steps), regions)

@@ -1,0 +1,52 @@
+"""A network as settings describe it: an encoder-decoder, with the edge stream or without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from egcnn.nn.backbone import BackboneSettings
+from egcnn.nn.backbones import build_backbone
+from egcnn.nn.edge_stream import EdgeStreamSettings
+from egcnn.nn.egcnn import EGCNN
+from egcnn.settings import Settings
+
+
+@dataclass(frozen=True)
+class NetworkSettings(Settings):
+    """A whole network.
+
+    Args:
+        backbone: the main stream.
+        edge: with the edge stream around it.
+        edge_stream: its form.
+    """
+
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    edge: bool = True
+    edge_stream: EdgeStreamSettings = field(default_factory=EdgeStreamSettings)
+
+
+def build_network(
+    settings: NetworkSettings, in_channels: int, out_channels: int, *, exclusive: bool = False
+) -> nn.Module:
+    """Build the network that the settings describe, with fresh weights.
+
+    Args:
+        settings: the network's.
+        in_channels: image channels (modalities).
+        out_channels: channels of the logits (regions).
+        exclusive: see :class:`egcnn.nn.EGCNN`.
+
+    Returns:
+        an :class:`egcnn.nn.EGCNN` (its output is a ``Segmentation``), or with ``edge=False`` the
+        backbone alone (its output is the logits ``(B, R, D, H, W)``).
+
+    Raises:
+        InputError: the backbone is unknown, or a count is not positive.
+    """
+    backbone = build_backbone(settings.backbone, in_channels, out_channels)
+    if not settings.edge:
+        return backbone
+    return EGCNN(backbone, settings.edge_stream, exclusive=exclusive)

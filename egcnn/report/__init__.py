@@ -1,0 +1,6 @@
+"""What a person looks at: tables on the terminal, and pictures."""
+
+from egcnn.report.pictures import View, write_picture
+from egcnn.report.tables import edge_table, evaluation_table, training_table
+
+__all__ = ["View", "edge_table", "evaluation_table", "training_table", "write_picture"]

@@ -1,0 +1,76 @@
+"""Evaluations and trainings as tables for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.table import Table
+
+from egcnn.evaluation import Evaluation
+from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES, METRICS, VOXEL_METRICS
+from egcnn.terminal import duration
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """The segmentation: regions down, metrics across, mean ± standard deviation over cases."""
+    table = Table(title=_title("Segmentation", evaluation))
+    table.add_column("Region")
+    for metric in VOXEL_METRICS:
+        table.add_column(METRICS[metric].title, justify="right")
+    for region, row in evaluation.summary().items():
+        if region == "mean":
+            table.add_section()
+        table.add_row(region, *(_cell(row[metric], metric) for metric in VOXEL_METRICS))
+    return table
+
+
+def edge_table(evaluation: Evaluation) -> Table:
+    """The edges: per region those of the edge head, if there is one, and of the segmentation.
+
+    See ``egcnn.metrics.edge_scores`` for the metrics.
+    """
+    table = Table(title=_title("Edges", evaluation))
+    table.add_column("Region")
+    table.add_column("Edges of")
+    for metric in EDGE_METRICS:
+        table.add_column(METRICS[metric].title, justify="right")
+    for region, row in evaluation.summary().items():
+        if region == "mean":
+            table.add_section()
+        for source, name in EDGE_SOURCES.items():
+            cells = [_cell(row[f"{source}_{metric}"], metric) for metric in EDGE_METRICS]
+            if any(cells):
+                table.add_row(region, name, *cells)
+    return table
+
+
+def _title(what: str, evaluation: Evaluation) -> str:
+    count = len(evaluation.cases)
+    return f"{what}, mean ± deviation, {count} case{'s' if count != 1 else ''}"
+
+
+def _cell(value: Mapping[str, float], metric: str) -> str:
+    digits = METRICS[metric].digits
+    if math.isnan(value["mean"]):
+        return ""
+    return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
+
+
+def training_table(
+    rows: Sequence[Mapping[str, float]], names: Iterable[str], seconds: float
+) -> Table:
+    """The best and the last epoch of a training: Dice per structure; and how long it took."""
+    names = list(names)
+    table = Table(
+        title="Validation Dice", caption=f"epochs: {len(rows)}, time: {duration(seconds)}"
+    )
+    table.add_column("")
+    table.add_column("Epoch", justify="right")
+    for name in [*names, "mean"]:
+        table.add_column(name, justify="right")
+    best = max(rows, key=lambda row: row["dice"])
+    for title, row in (("best", best), ("last", rows[-1])):
+        scores = [row[f"dice_{name}"] for name in names] + [row["dice"]]
+        table.add_row(title, f"{row['epoch']:.0f}", *(f"{score:.4f}" for score in scores))
+    return table

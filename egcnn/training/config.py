@@ -1,0 +1,151 @@
+"""What a training run is told: every hyperparameter, and how they are chosen for a dataset."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from egcnn.data.case import Dataset
+from egcnn.data.layouts import LAYOUTS
+from egcnn.data.transforms import AugmentationSettings, PreprocessingSettings, prepared_shape
+from egcnn.errors import InputError
+from egcnn.inference import check_precision, choose_device, default_precision
+from egcnn.losses import LossSettings
+from egcnn.nn.backbones import find_backbone
+from egcnn.nn.network import NetworkSettings
+from egcnn.settings import Settings
+
+#: Settings by name. ``"paper"`` is Eqs. 1, 2, 5 and 6 to the letter (Eq. 6 up to its scale, see
+#: ``loss.edge.reduction``), without what the paper's text adds to them.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "network.edge_stream.activation": "relu_sigmoid",
+        "network.edge_stream.residual": "none",
+        "network.edge_stream.head": "linear",
+        "loss.edge.weight_negatives": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Settings):
+    """Every hyperparameter of a run; :func:`plan` chooses them for a dataset.
+
+    Args:
+        preprocessing: what is the same in every epoch.
+        network: what is trained.
+        augmentation: what differs from patch to patch.
+        loss: what is minimised.
+        epochs: number of passes over the training cases, Ne of Eq. 9.
+        batch_size: patches per step, over all devices.
+        lr: Adam's initial learning rate, alpha_0 of Eq. 9.
+        lr_power: the exponent of Eq. 9; 0 keeps the rate constant.
+        tau_end: temperature of Eq. 8 in the last epoch, reached by equal factors from
+            ``loss.consistency.tau`` in the first; None keeps it constant.
+        overlap: of neighbouring windows in validation.
+        fraction: share of the labelled cases that is held out.
+        split_seed: another one holds out other cases.
+        seed: of the initial weights, the order, the augmentation and the noise.
+        precision: Lightning's name, ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        devices: number of devices; each takes an equal share of the batch.
+        workers: processes that read and augment, per device; 0 does it in between.
+
+    Raises:
+        InputError: a value that is rejected.
+    """
+
+    preprocessing: PreprocessingSettings
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    epochs: int = 300
+    batch_size: int = 8
+    lr: float = 1e-4
+    lr_power: float = 0.9
+    tau_end: float | None = None
+    overlap: float = 0.5
+    fraction: float = 0.2
+    split_seed: int = 0
+    seed: int = 0
+    precision: str = "32-true"
+    devices: int = 1
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch_size", "devices"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)}; expected at least 1")
+        for name in ("seed", "split_seed", "workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)}; expected at least 0")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"lr: {self.lr}; expected a positive number")
+        if not 0 <= self.overlap < 1:
+            raise InputError(f"overlap: {self.overlap}; expected a number from 0 to below 1")
+        if self.batch_size % self.devices:
+            raise InputError(
+                f"batch_size: {self.batch_size} does not divide among {self.devices} devices; "
+                "expected a multiple"
+            )
+        if self.tau_end is not None and not self.tau_end > 0:
+            raise InputError(f"tau_end: {self.tau_end}; expected a temperature above 0")
+        check_precision(self.precision)
+
+    def temperature(self, epoch: int) -> float:
+        """The Gumbel softmax's in an epoch, counted from 0."""
+        tau = self.loss.consistency.tau
+        if self.tau_end is None or self.epochs == 1:
+            return tau
+        return tau * (self.tau_end / tau) ** (epoch / (self.epochs - 1))
+
+    def preset(self, name: str) -> TrainingConfig:
+        """This configuration with the settings of :data:`PRESETS` under ``name``.
+
+        Raises:
+            InputError: no such preset.
+        """
+        if name not in PRESETS:
+            raise InputError(f"preset: {name!r}; expected one of {', '.join(PRESETS)}")
+        return self.change(PRESETS[name])
+
+
+def plan(dataset: Dataset, device: torch.device | None = None) -> TrainingConfig:
+    """Hyperparameters for a dataset, and for where it will be trained.
+
+    Volumes larger than 64 voxels get the paper's settings (section 3.2), patches no larger than
+    the median volume. Smaller ones are taken whole, by a small network at a higher rate.
+    """
+    device = device or choose_device()
+    shape = np.median([prepared_shape(case, dataset.spacing) for case in dataset.cases], axis=0)
+    network = NetworkSettings()
+    stride = find_backbone(network.backbone.name).stride
+    patch = [math.ceil(size / stride) * stride for size in shape]
+    small = max(shape) <= 64
+    if not small:
+        largest = LAYOUTS[dataset.layout].largest_patch
+        patch = [min(size, most) for size, most in zip(patch, largest, strict=True)]
+    nested = dataset.regions.activation == "sigmoid"
+    config = TrainingConfig(
+        PreprocessingSettings(
+            (patch[0], patch[1], patch[2]), dataset.spacing, dataset.normalization
+        ),
+        network,
+        # Organs that are named one by one may differ only by where they lie; left and right of
+        # the body are the direction that most data hold both ways.
+        AugmentationSettings(flip_axes=(0, 1, 2) if nested else (0,)),
+        precision=default_precision(device),
+        workers=min(8, os.cpu_count() or 1) if device.type == "cuda" else 0,
+    )
+    if not small:
+        return config
+    # While a small structure is faint everywhere, the denominator of Eq. 4 is the background's
+    # share: what Adam learns first is to lower the structure's logit, and argmax never picks it.
+    # At a rate of 2e-3 and above, or in patches with a wide margin, its Dice stays at exactly 0
+    # for epochs; tight patches and many small steps at 1e-3 leave that at once.
+    return config.change({"network.backbone.filters": 8, "lr": 1e-3, "epochs": 30, "batch_size": 4})

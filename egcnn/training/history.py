@@ -1,0 +1,149 @@
+"""A run epoch by epoch: the losses and scores that a person follows and a program reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich import get_console
+
+from egcnn.errors import InputError
+from egcnn.files import write_text
+from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES
+
+HISTORY = "history.csv"
+LAST = "last.ckpt"
+# What the history was called before evaluations had a file of that name, too.
+_FORMER = "metrics.csv"
+_LOSSES = ("loss", "semantic", "consistency", "edge")
+
+
+class History(Callback):
+    """A row of metrics per epoch, in ``history.csv`` and as a line on the terminal."""
+
+    def __init__(self, output: Path, regions: Sequence[str], quiet: bool) -> None:
+        self.folder = output
+        self.regions = regions
+        self.quiet = quiet
+        self.rows: list[dict[str, float]] = []
+        self.started = 0.0
+        self.steps: list[float] = []
+        self.lr = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the rows of the epochs that a resumed run does not repeat."""
+        if trainer.ckpt_path is not None and _file(self.folder).is_file():
+            done = _done(trainer)
+            self.rows = [row for row in read_history(self.folder) if row["epoch"] <= done]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+        self.steps = [self.started]
+        # When the epoch ends, its scheduler has moved on already.
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Time the step."""
+        self.steps.append(time.perf_counter())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add, write and print the epoch's row."""
+        found = trainer.callback_metrics
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
+        for name in _LOSSES:
+            key = "loss_epoch" if name == "loss" else name
+            if key in found:
+                row[name] = float(found[key])
+        row["dice"] = float(found["dice"])
+        for name in self.regions:
+            row[f"dice_{name}"] = float(found[f"dice_{name}"])
+        for source in EDGE_SOURCES:
+            keys = [f"{source}_{m}_{name}" for name in self.regions for m in EDGE_METRICS]
+            row.update((key, float(found[key])) for key in keys if key in found)
+        row["lr"] = self.lr
+        steps = [after - before for before, after in pairwise(self.steps)]
+        row["step_seconds"] = round(median(steps), 4)
+        row["seconds"] = round(time.perf_counter() - self.started, 3)
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self._write()
+            if not self.quiet:
+                self._print(row, trainer.max_epochs or 0)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Say after Ctrl-C or a termination what is left."""
+        asked = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        if not asked or self.quiet or not trainer.is_global_zero:
+            return
+        kept = self.folder / LAST
+        what = f"{kept} holds epoch {len(self.rows)}; go on from there with --resume"
+        get_console().print(
+            f"stopped: {what if self.rows else 'before the end of the first epoch'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[-1]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.folder / HISTORY, text.getvalue())
+        (self.folder / _FORMER).unlink(missing_ok=True)
+
+    def _print(self, row: Mapping[str, float], epochs: int) -> None:
+        parts = ", ".join(f"{n} {row[n]:.3f}" for n in _LOSSES[1:] if n in row)
+        scores = "  ".join(f"{name} {row[f'dice_{name}']:.3f}" for name in self.regions)
+        if f"edge_f1_{self.regions[0]}" in row:
+            edge = mean(row[f"edge_f1_{name}"] for name in self.regions)
+            scores += f"  edge F1 {edge:.3f}"
+        get_console().print(
+            f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.3f} ({parts})  "
+            f"Dice {scores}  lr {row['lr']:.2g}  {row['seconds']:.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _done(trainer: L.Trainer) -> int:
+    """Epochs that the checkpoint behind a resumed trainer has seen."""
+    data = torch.load(str(trainer.ckpt_path), map_location="cpu", mmap=True, weights_only=True)
+    return int(data["epoch"]) + 1
+
+
+def _file(run: Path) -> Path:
+    """Where a run's history is; runs of earlier versions have it under another name."""
+    path, former = run / HISTORY, run / _FORMER
+    return former if former.is_file() and not path.is_file() else path
+
+
+def remove_history(run: Path) -> None:
+    """Make room for another run's."""
+    for name in (HISTORY, _FORMER):
+        (run / name).unlink(missing_ok=True)
+
+
+def read_history(run: str | Path) -> list[dict[str, float]]:
+    """Read the ``history.csv`` in a run's folder: a row per epoch.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = _file(Path(run))
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected the folder of a run")
+    with path.open(newline="", encoding="utf-8") as lines:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]

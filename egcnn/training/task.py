@@ -1,0 +1,138 @@
+"""The Lightning module: network, losses, optimizer, validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from egcnn.checkpoint import KEY, Trained
+from egcnn.data.case import Dataset
+from egcnn.errors import InputError
+from egcnn.inference import segment
+from egcnn.losses import EGCNNLoss
+from egcnn.metrics import dice, scores_of_edges
+from egcnn.nn import Segmentation
+from egcnn.nn.backbones import find_backbone
+from egcnn.nn.network import build_network
+from egcnn.training.batches import combine_seeds
+from egcnn.training.config import TrainingConfig
+
+
+class SegmentationTask(L.LightningModule):
+    """The network, its losses (Eq. 3), Adam with the polynomial rate (Eq. 9), and validation.
+
+    Args:
+        config: the run's hyperparameters.
+        dataset: gives regions and modalities.
+        provenance: goes into every checkpoint.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, dataset: Dataset, provenance: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.regions = dataset.regions
+        torch.manual_seed(config.seed)
+        network = build_network(
+            config.network,
+            len(dataset.modalities),
+            len(dataset.regions),
+            exclusive=dataset.regions.exclusive,
+        )
+        self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.trained = Trained(
+            network=self.network,
+            settings=config.network,
+            preprocessing=config.preprocessing,
+            regions=dataset.regions,
+            modalities=dataset.modalities,
+            provenance=dict(provenance or {}),
+        )
+        self.loss = EGCNNLoss(dataset.regions, config.loss)
+
+    def forward(self, image: Tensor) -> Segmentation:
+        """Images ``(B, M, D, H, W)`` to logits and edge logits."""
+        output = self.network(image.contiguous(memory_format=torch.channels_last_3d))
+        return output if isinstance(output, Segmentation) else Segmentation(output, None)
+
+    def on_train_epoch_start(self) -> None:
+        """Set the temperature of Eq. 8."""
+        self.loss.consistency.tau = self.config.temperature(self.current_epoch)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One step on ``{"image", "label"}``; the loss of Eq. 3."""
+        # All noise is seeded from the step, so a resumed run draws the same.
+        noise = combine_seeds(self.config.seed, 2, self.global_step, self.global_rank)
+        torch.manual_seed(noise)
+        seed = torch.tensor(noise, dtype=torch.int64, device=self.device)
+        losses: dict[str, Tensor] = self.loss(self(batch["image"]), batch["label"], seed)
+        if not losses["loss"].isfinite():
+            raise InputError(
+                f"training: the loss is {losses['loss'].item()} in epoch {self.current_epoch + 1}, "
+                f"step {batch_idx + 1}; a lower learning rate (it is {self.config.lr:g}) or "
+                "precision 32-true may help"
+            )
+        size = len(batch["image"])
+        self.log(
+            "loss",
+            losses["loss"],
+            on_step=True,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=size,
+            sync_dist=True,
+        )
+        parts = {name: value for name, value in losses.items() if name != "loss"}
+        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        return losses["loss"]
+
+    def validation_step(self, item: dict[str, Any], batch_idx: int) -> None:
+        """Dice and edge scores per region of one whole volume, at the training's spacing."""
+        image, label = item["image"][None], item["label"][None]
+        found, edges = segment(
+            self.network,
+            image,
+            self.regions,
+            self.config.preprocessing.patch,
+            overlap=self.config.overlap,
+            stride=find_backbone(self.config.network.backbone.name).stride,
+        )
+        labels = self.regions.decode(found).to(label.device)
+        predicted, true = (self.regions.reported(self.regions.masks(x)) for x in (labels, label))
+        if edges is not None:
+            edges = self.regions.reported(edges.to(label.device))
+        scores = {"dice": dice(predicted, true), **scores_of_edges(predicted, true, edges)}
+        for metric, values in scores.items():
+            for value, name in zip(values[0], self._reported(), strict=True):
+                self._log_score(f"{metric}_{name}", value, prog_bar=metric == "dice")
+        self._log_score("dice", scores["dice"][0].mean())
+
+    def _log_score(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
+        """Log one case's score for the mean over cases; where it is NaN, the case does not count.
+
+        The weight is a float: Lightning averages it over devices in its own type, and an integer
+        mean would be cut off where devices hold different numbers of cases.
+        """
+        weight: Any = float(not value.isnan())
+        self.log(name, value.nan_to_num(), prog_bar=prog_bar, batch_size=weight, sync_dist=True)
+
+    def _reported(self) -> list[str]:
+        return [self.regions.names[channel] for channel in self.regions.foreground]
+
+    def configure_optimizers(self) -> Any:
+        """Adam, and Eq. 9 once per epoch."""
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.lr, fused=True)
+        count, power = self.config.epochs, self.config.lr_power
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: max(0.0, 1 - epoch / count) ** power
+        )
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the entry that makes the checkpoint usable without Lightning."""
+        checkpoint[KEY] = self.trained.entry()
