@@ -70,7 +70,13 @@ def test_format_3_is_read() -> None:
     assert old.settings == NetworkSettings(
         BackboneSettings("unet", filters=2, blocks_down=(1, 1), blocks_up=(1,)),
         edge_stream=EdgeStreamSettings(
-            "voxel", "relu_sigmoid", 3, residual="conv", start="encoder", head="union"
+            "voxel",
+            "relu_sigmoid",
+            3,
+            residual="conv",
+            start="encoder",
+            head="linear",
+            edges="union",
         ),
     )
     assert old.preprocessing == PreprocessingSettings((16, 24, 8), (1.0, 1.5, 2.0))

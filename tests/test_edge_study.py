@@ -60,15 +60,6 @@ def test_another_hyperparameter_is_another_training(tmp_path: Path) -> None:
     assert len(names) == 3
 
 
-def test_rows_of_earlier_versions_are_recognised(tmp_path: Path) -> None:
-    # The digest that version 0.1.0 wrote for this training.
-    train, _ = TINY.make(tmp_path / "tiny", None)
-    config = Arm("unet", "egcnn", "gate=voxel").config(TINY.config(train), train, 3)
-    config = config.change({"loss.edge.lambda2": 2.0})
-    assert edge_study.digest(config) == "0b5a355c"
-    assert edge_study.digest(config.change({"loss.edge.eps": 1e-6})) != "0b5a355c"
-
-
 def test_unfinished_studies_have_whole_seeds() -> None:
     found = edge_study.jobs(["finalists", "candidates"], ["phantom32", "hippocampus"], 2, 1)
     assert [job.seed for job in found[:60]] == [0] * 30 + [1] * 30

@@ -203,5 +203,5 @@ def test_every_resolution_matters() -> None:
 def test_stream_rejects() -> None:
     with pytest.raises(InputError, match="main_channels is empty"):
         EdgeStream((), 4, 1)
-    with pytest.raises(InputError, match="channels: 0"):
+    with pytest.raises(InputError, match=r"channels: \(0,\)"):
         EdgeStream((4, 8), 4, 1, channels=0)

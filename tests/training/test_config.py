@@ -111,11 +111,18 @@ def test_flat_entries_of_earlier_versions_find_their_place() -> None:
     config = TrainingConfig.from_dict(former.config(FLAT))
     entries = config.entries()
     moved = {former.FLAT.get(name, name): value for name, value in FLAT.items()}
+    moved["network.edge_stream.channels"] = [5]
     assert {name: entries[name] for name in moved} == {
         name: tuple(value) if isinstance(value, list) else value for name, value in moved.items()
     }
     default = TrainingConfig(PreprocessingSettings((1, 1, 1))).entries()
     assert [name for name in moved if entries[name] == default[name]] == []
+
+
+def test_the_edge_stream_was_as_wide_as_the_main_stream() -> None:
+    flat = {**FLAT, "edge_channels": None}
+    stream = TrainingConfig.from_dict(former.config(flat)).network.edge_stream
+    assert (stream.channels, stream.head) == ((32, 16, 8, 4), "linear")
 
 
 def test_presets() -> None:
