@@ -172,9 +172,10 @@ class GumbelSampler {
   void soften(int64_t classes, int64_t n, Acc* soft, int64_t pitch) {
     const Acc inverse_tau = Acc(1 / p_.tau);
     if (!p_.softmax) {
-      const Acc* z = noisy_;
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) soft[i] = vector::sigmoid(z[i] * inverse_tau);
+      for (int64_t i = 0; i < n; i += kLanes<Acc>) {
+        const Vector<Acc> z = load_vector(noisy_ + i) * inverse_tau;
+        store_vector(soft + i, sigmoid(z, kSigmoidLowest<Acc>));
+      }
       return;
     }
     const Acc* highest = best_;

@@ -6,11 +6,10 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// The sum that all lower ones count as. With ReLU that is 0; else the sigmoid is about 1e-38 here,
-// so that its exponential needs a single scale factor.
+// The sum that all lower ones count as.
 template <class Acc>
 constexpr Acc lowest(bool relu) {
-  return relu ? 0 : sizeof(Acc) == 4 ? -87 : -1000;
+  return relu ? 0 : kSigmoidLowest<Acc>;
 }
 
 // d alpha / d sum, from alpha.

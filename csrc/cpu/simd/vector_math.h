@@ -10,17 +10,6 @@
 namespace egcnn::EGCNN_ISA {
 namespace vector {
 
-// Of |x| <= ln 2 / 2, a float or a vector of them.
-template <class V>
-static inline V exp_near_zero(V x) {
-  V p = x * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * x + 8.3334519073e-3f;
-  p = p * x + 4.1665795894e-2f;
-  p = p * x + 1.6666665459e-1f;
-  p = p * x + 5.0000001201e-1f;
-  return p * x * x + x + 1.0f;
-}
-
 static inline float exp(float x) {
   // Beyond these the result is 0 or infinite. A NaN compares false and stays.
   x = x < -104.0f ? -104.0f : x;
@@ -28,7 +17,12 @@ static inline float exp(float x) {
   // x = n ln 2 + r; adding 1.5 * 2^23 rounds to a whole number in every instruction set.
   const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  const float p = exp_near_zero(r);
+  float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
   // 2^n in two factors, since denormal and infinite results have no single one.
   const int32_t whole = int32_t(n), half = whole >> 1;
   return p * from_bits(uint32_t(half + 127) << 23) * from_bits(uint32_t(whole - half + 127) << 23);
@@ -56,18 +50,6 @@ static inline float log(float x) {
 static inline double exp(double x) { return math::exp(x); }
 static inline double log(double x) { return math::log(x); }
 
-// Below -87 the result is that at -87, about 1e-38, so that one scale factor does.
-static inline float sigmoid(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 87.0f ? 87.0f : x;
-  const float shifted = x * -1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-  const float r = (-x - n * 0.693359375f) - n * -2.12194440e-4f;
-  const float scale = from_bits((to_bits(shifted) << 23) + 0x3F800000u);
-  return 1.0f / (1.0f + exp_near_zero(r) * scale);
-}
-
-static inline double sigmoid(double x) { return math::sigmoid(x); }
-
 }  // namespace vector
 
 static inline Vector<float> reciprocal(Vector<float> x) {
@@ -80,21 +62,26 @@ static inline Vector<float> reciprocal(Vector<float> x) {
 #endif
 }
 
-// The sigmoid; sums below `low` count as that.
+// From here down the sigmoid is about 1e-38, or 0 for double. Lower arguments count as this one, so
+// that the exponential needs a single scale factor.
 template <class Acc>
-static inline Vector<Acc> sigmoid(Vector<Acc> sum, Acc low) {
-  sum = sum < low ? Vector<Acc>{} + low : sum;  // a NaN compares false and stays
+constexpr Acc kSigmoidLowest = sizeof(Acc) == 4 ? -87 : -1000;
+
+// The sigmoid; arguments below `low`, at least kSigmoidLowest, count as that.
+template <class Acc>
+static inline Vector<Acc> sigmoid(Vector<Acc> x, Acc low) {
+  x = x < low ? Vector<Acc>{} + low : x;  // a NaN compares false and stays
   if constexpr (sizeof(Acc) == 8) {
-    for (int i = 0; i < kLanes<Acc>; ++i) sum[i] = vector::sigmoid(sum[i]);
-    return sum;
+    for (int i = 0; i < kLanes<Acc>; ++i) x[i] = math::sigmoid(x[i]);
+    return x;
   } else {
-    typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
-    sum = sum > 87.0f ? Vector<float>{} + 87.0f : sum;
-    // exp(-sum) = 2^n exp(r), where adding 1.5 * 2^23 rounds to a whole n. The polynomial is fitted
+    typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
+    x = x > 87.0f ? Vector<float>{} + 87.0f : x;
+    // exp(-x) = 2^n exp(r), where adding 1.5 * 2^23 rounds to a whole n. The polynomial is fitted
     // to 9e-8 of exp(r), about what the sum with 1 leaves of it.
-    const Vector<float> shifted = sum * -1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-    const Vector<float> r = -(n * 0.693147181f) - sum;
-    const Vector<float> scale = (Vector<float>)(((Bits)shifted << 23) + 0x3F800000);
+    const Vector<float> shifted = x * -1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+    const Vector<float> r = -(n * 0.693147181f) - x;
+    const Vector<float> scale = (Vector<float>)(((Ints)shifted << 23) + 0x3F800000);
     Vector<float> p = r * 8.2902720656e-3f + 4.1898159641e-2f;
     p = p * r + 1.6667638128e-1f;
     p = p * r + 4.9999147841e-1f;
