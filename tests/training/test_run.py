@@ -100,7 +100,7 @@ def test_a_run_writes_its_folder(finished: Path, brats: Dataset, tiny: TrainingC
     ]
     for row in rows:
         assert row["loss"] == pytest.approx(
-            row["semantic"] + row["consistency"] + 0.5 * row["edge"]
+            row["semantic"] + row["consistency"] + row["edge"]
         )
         assert row["dice"] == pytest.approx(np.mean([row[f"dice_{n}"] for n in ("WT", "TC", "ET")]))
     assert any((finished / "tensorboard").glob("events.out.tfevents.*"))
@@ -223,7 +223,14 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(
     (old / HISTORY).rename(old / "metrics.csv")
     described = json.loads((old / CONFIG).read_text())
     (old / CONFIG).write_text(json.dumps({**described, "config": FLAT}))
-    config = tiny.change({"loss.edge.lambda2": 2.0})
+    config = tiny.change(
+        {
+            "loss.edge.lambda2": 2.0,
+            "loss.edge_weight": 0.5,
+            "edge_stream.channels": (32, 16, 8, 4),
+            "edge_stream.head": "linear",
+        }
+    )
     assert read_config(old).config == config
     run = fit(config, brats, old, existing="resume", quiet=True)
     assert len(run.history) == len(read_history(old)) == 4
