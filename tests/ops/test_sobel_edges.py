@@ -12,7 +12,7 @@ from egcnn import ops
 from egcnn.errors import InputError
 from egcnn.ops import reference
 
-from .tolerances import FLOATS, assert_near
+from ..tolerances import FLOATS, assert_near
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -99,9 +99,7 @@ def test_a_run_writes_its_folder(finished: Path, brats: Dataset, tiny: TrainingC
         *("lr", "step_seconds", "seconds"),
     ]
     for row in rows:
-        assert row["loss"] == pytest.approx(
-            row["semantic"] + row["consistency"] + row["edge"]
-        )
+        assert row["loss"] == pytest.approx(row["semantic"] + row["consistency"] + row["edge"])
         assert row["dice"] == pytest.approx(np.mean([row[f"dice_{n}"] for n in ("WT", "TC", "ET")]))
     assert any((finished / "tensorboard").glob("events.out.tfevents.*"))
     described = read_config(finished)

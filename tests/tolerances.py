@@ -1,4 +1,4 @@
-"""How near a result in each dtype has to come to the same computed in float64."""
+"""The one table of tolerances: how near a result has to come to what is expected."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import torch
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
+#: Relative, for float32 results against values by hand: of one voxel, and of sums over some.
+BY_HAND = 1e-6
+BY_SUM = 1e-5
+
+#: Relative, against the same computed in float64.
 # A few units in the last place; sums over many terms are made in float32 for all but float64.
 RELATIVE = {
     torch.float64: 1e-12,
