@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -214,13 +213,9 @@ FLAT = {
 
 
 def test_a_run_of_an_earlier_version_is_read_and_resumed(
-    finished: Path, brats: Dataset, tiny: TrainingConfig, tmp_path: Path
+    brats: Dataset, tiny: TrainingConfig, tmp_path: Path
 ) -> None:
     old = tmp_path / "run"
-    shutil.copytree(finished, old)
-    (old / HISTORY).rename(old / "metrics.csv")
-    described = json.loads((old / CONFIG).read_text())
-    (old / CONFIG).write_text(json.dumps({**described, "config": FLAT}))
     config = tiny.change(
         {
             "loss.edge.lambda2": 2.0,
@@ -229,6 +224,10 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(
             "edge_stream.head": "linear",
         }
     )
+    fit(config, brats, old, quiet=True)
+    (old / HISTORY).rename(old / "metrics.csv")
+    described = json.loads((old / CONFIG).read_text())
+    (old / CONFIG).write_text(json.dumps({**described, "config": FLAT}))
     assert read_config(old).config == config
     run = fit(config, brats, old, existing="resume", quiet=True)
     assert len(run.history) == len(read_history(old)) == 4
