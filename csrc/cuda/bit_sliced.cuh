@@ -20,7 +20,7 @@ constexpr int kWider = M > N ? M : N;
 
 template <int M, int N>
 __device__ __forceinline__ BitSliced<kWider<M, N> + 1> operator+(const BitSliced<M>& a,
-                                                                const BitSliced<N>& b) {
+                                                                 const BitSliced<N>& b) {
   BitSliced<kWider<M, N> + 1> sum;
   uint32_t carry = 0;
 #pragma unroll

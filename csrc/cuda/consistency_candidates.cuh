@@ -39,10 +39,10 @@ struct Changes {
       const auto shift = [](uint32_t low, uint32_t high) { return __funnelshift_r(low, high, 8); };
       uint4 own[2], other[2];
       load(0, own);
-      other[0] = {shift(own[0].x, own[0].y), shift(own[0].y, own[0].z),
-                  shift(own[0].z, own[0].w), shift(own[0].w, own[1].x)};
-      other[1] = {shift(own[1].x, own[1].y), shift(own[1].y, own[1].z),
-                  shift(own[1].z, own[1].w), shift(own[1].w, at[32])};
+      other[0] = {shift(own[0].x, own[0].y), shift(own[0].y, own[0].z), shift(own[0].z, own[0].w),
+                  shift(own[0].w, own[1].x)};
+      other[1] = {shift(own[1].x, own[1].y), shift(own[1].y, own[1].z), shift(own[1].z, own[1].w),
+                  shift(own[1].w, at[32])};
       const uint32_t next = differing(own, other);
       x[column][row] = next | next << 1 | uint32_t(at[-1] != at[0]);
       if (row % B::kPlaneRows < B::kPlaneRows - 1) {

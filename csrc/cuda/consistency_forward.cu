@@ -117,8 +117,7 @@ void consistency_launch(const Consistency& p) {
   const Plan plan = make_plan({p, nullptr, {}}, true);
   const Task& t = plan.task;
   // `totals` and `invalid` come first in the workspace, `scales` right behind them.
-  clear(p.resources, t.totals,
-        static_cast<char*>(t.scales) - reinterpret_cast<char*>(t.totals));
+  clear(p.resources, t.totals, static_cast<char*>(t.scales) - reinterpret_cast<char*>(t.totals));
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     launch_tiles("consistency's compare_kernel", plan, tile_count<ForwardBox>(p), plan.blocks,

@@ -5,7 +5,7 @@
 
 #include <cfloat>
 
-#include "../math/gumbel.h"
+#include "gumbel.cuh"
 #include "launch.cuh"
 
 namespace egcnn::cuda {

@@ -45,8 +45,7 @@ inline int fraction_bits(bool is_double, int64_t voxels) {
 template <class B>
 int64_t most_blocks(const Consistency& p, int64_t soft_bytes) {
   if (p.hard) return tile_count<B>(p);
-  return std::clamp<int64_t>((256 << 20) / soft_bytes, 1,
-                             4 * multiprocessors(p.resources.device));
+  return std::clamp<int64_t>((256 << 20) / soft_bytes, 1, 4 * multiprocessors(p.resources.device));
 }
 
 inline Plan make_plan(const ConsistencyBackward& p, bool forward) {
@@ -72,8 +71,7 @@ inline Plan make_plan(const ConsistencyBackward& p, bool forward) {
   t.grad_vectors = (p.softmax || p.grad_logits.voxel_stride == 1) && aligned(p.grad_logits) &&
                    size.width * p.grad_logits.voxel_stride * element % 16 == 0;
   const int room = Window::kBytes / int(accumulate) / t.classes;
-  t.window_rows =
-      std::clamp(room / Window::pitch(BackwardBox::kWidth), 1, BackwardBox::kCoreRows);
+  t.window_rows = std::clamp(room / Window::pitch(BackwardBox::kWidth), 1, BackwardBox::kCoreRows);
   t.window_width = std::min(BackwardBox::kWidth, room / t.window_rows - Window::pitch(0));
   t.fraction_bits = fraction_bits(is_double, t.voxels);
 

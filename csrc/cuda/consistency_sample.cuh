@@ -24,9 +24,9 @@ template <class T>
 __device__ Logits<T> logits_at(const Task& t, const Tile& tile, const int64_t* rows,
                                const Position& at) {
   const int64_t voxel = rows[at.row] + at.x;
-  return {static_cast<const T*>(t.p.logits.data) + tile.logits_offset +
-              voxel * t.p.logits.voxel_stride,
-          uint64_t(tile.first_voxel + voxel)};
+  return {
+      static_cast<const T*>(t.p.logits.data) + tile.logits_offset + voxel * t.p.logits.voxel_stride,
+      uint64_t(tile.first_voxel + voxel)};
 }
 
 // Reads the logits of four classes, from `first` on, and adds their noise; -inf past the last

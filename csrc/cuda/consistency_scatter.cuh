@@ -32,9 +32,7 @@ struct Window {
   static __host__ __device__ constexpr int pitch(int width) { return width + 4; }
   __device__ int line(int row) const { return (row - first_row) * pitch(width) + 2 - first_x; }
   __device__ int lines() const { return rows * pitch(width); }
-  __device__ bool contains(int row) const {
-    return row >= first_row && row < first_row + rows;
-  }
+  __device__ bool contains(int row) const { return row >= first_row && row < first_row + rows; }
 };
 
 // Adds slope times the term's gradient, at most 1/16, times the stencil's weights to the sums of
@@ -82,9 +80,8 @@ __device__ void fold_borders(const Window& window, const Tile& tile, int classes
 
 // Sums the gradients of all edges in reach of the window. Call with all threads of the block.
 template <class B, class Acc, class Sum>
-__device__ __forceinline__ void scatter_edges(const Task& t, const Tile& tile,
-                                              const Window& window, const uint8_t* truth,
-                                              const Samples<Acc>& samples,
+__device__ __forceinline__ void scatter_edges(const Task& t, const Tile& tile, const Window& window,
+                                              const uint8_t* truth, const Samples<Acc>& samples,
                                               const uint4* candidates, List& list, Sum* sums) {
   const int first_z = window.first_row / B::kHeight;
   const int last_z = (window.first_row + t.window_rows - 1) / B::kHeight;
@@ -99,18 +96,17 @@ __device__ __forceinline__ void scatter_edges(const Task& t, const Tile& tile,
                 row.z & bits_inside(around, 32), 0};
       },
       [&](int count) {
-        for_each_edge<B>(
-            t, truth, samples, list, count,
-            [&](const Position& at, int c, unsigned lanes, int k, const Gradients& of_truth,
-                const Gradients& of_hard) {
-              if (!(lanes >> lane_index() & 1)) return;
-              const Term<Acc> of =
-                  term<B>(of_truth, of_hard, k, samples.soft, c * B::kBytes + at.index);
-              if (!(of.magnitude > 0) || of.mismatch == 0) return;
-              const Acc sign = of.mismatch < 0 ? -1 : 1;
-              const Acc slope = divide(sign * Acc(1.0 / 256), of.magnitude);
-              scatter<B>(window, tile, at, slope, of, sums + c * window.lines());
-            });
+        for_each_edge<B>(t, truth, samples, list, count,
+                         [&](const Position& at, int c, unsigned lanes, int k,
+                             const Gradients& of_truth, const Gradients& of_hard) {
+                           if (!(lanes >> lane_index() & 1)) return;
+                           const Term<Acc> of = term<B>(of_truth, of_hard, k, samples.soft,
+                                                        c * B::kBytes + at.index);
+                           if (!(of.magnitude > 0) || of.mismatch == 0) return;
+                           const Acc sign = of.mismatch < 0 ? -1 : 1;
+                           const Acc slope = divide(sign * Acc(1.0 / 256), of.magnitude);
+                           scatter<B>(window, tile, at, slope, of, sums + c * window.lines());
+                         });
       });
   fold_borders(window, tile, t.classes, sums);
 }

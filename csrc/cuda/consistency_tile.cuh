@@ -49,8 +49,8 @@ struct Task {
   int classes;     // per volume, which is a sample or, with sigmoid, one region of a sample
   int first_code;  // of the first class, see consistency_target.cuh
   int64_t voxels;
-  int64_t row_words;        // words of candidates per row
-  int fraction_bits;        // of the fixed-point sums of mismatches
+  int64_t row_words;              // words of candidates per row
+  int fraction_bits;              // of the fixed-point sums of mismatches
   int window_rows, window_width;  // see consistency_scatter.cuh
   double inverse_tau;
   bool target_vectors;  // read the target 16 bytes at a time
@@ -78,8 +78,8 @@ __device__ __forceinline__ Range range(int64_t start, int64_t size, int length) 
 
 struct Tile {
   int64_t region;
-  int64_t pair;         // the volume's first (sample, class) pair
-  int64_t first_voxel;  // of the sample, counted through the batch
+  int64_t pair;                                       // the volume's first (sample, class) pair
+  int64_t first_voxel;                                // of the sample, counted through the batch
   int64_t target_offset, logits_offset, grad_offset;  // of the volume's first elements
   int64_t candidate_row;                              // the volume's first row of candidates
   int64_t z0, y0, x0;                                 // the core's first voxel

@@ -38,8 +38,8 @@ std::string why_not() {
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     return "this build holds code for GPU architectures " + built + "and this GPU has " +
-           std::to_string(10 * major + minor) + ", where the driver says: " +
-           cudaGetErrorString(error);
+           std::to_string(10 * major + minor) +
+           ", where the driver says: " + cudaGetErrorString(error);
   }
   return "";
 }

@@ -41,9 +41,8 @@ void edge_gate_backward_launch(const EdgeGateBackward& p) {
   if (!p.size.empty()) {
     return p.gates == 1 ? voxel_gate_backward_launch(p) : channel_gate_backward_launch(p);
   }
-  with_float(p.e.dtype, [&](auto* type) {
-    clear_gradients<std::remove_pointer_t<decltype(type)>>(p);
-  });
+  with_float(p.e.dtype,
+             [&](auto* type) { clear_gradients<std::remove_pointer_t<decltype(type)>>(p); });
 }
 
 }  // namespace egcnn::cuda

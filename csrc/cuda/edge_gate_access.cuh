@@ -112,11 +112,8 @@ struct View {
   Layout own;  // what `any` looks up
 
   View(const Tensor& t, int64_t channels, int64_t voxels)
-      : data(static_cast<T*>(t.data)),
-        batch_stride(t.batch_stride),
-        channel_step(t.channel_stride),
-        voxel_step(t.voxel_stride),
-        own(layout_of<T>(t, channels, voxels)) {}
+      : data(static_cast<T*>(t.data)), batch_stride(t.batch_stride), channel_step(t.channel_stride),
+        voxel_step(t.voxel_stride), own(layout_of<T>(t, channels, voxels)) {}
 
   __device__ __forceinline__ int64_t channel_stride() const {
     return kLayout == Layout::channels_last ? 1 : channel_step;

@@ -55,9 +55,8 @@ size_t channel_gate_workspace(const EdgeGate& p) {
 }
 
 void channel_gate_launch(const EdgeGate& p) {
-  with_float(p.e.dtype, [&](auto* type) {
-    launch_forward<std::remove_pointer_t<decltype(type)>>(p);
-  });
+  with_float(p.e.dtype,
+             [&](auto* type) { launch_forward<std::remove_pointer_t<decltype(type)>>(p); });
 }
 
 }  // namespace egcnn::cuda

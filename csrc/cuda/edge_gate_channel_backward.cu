@@ -21,8 +21,7 @@ __device__ __forceinline__ void make_slopes(const ChannelGate<T>& gate, const An
                                             const LaneVoxels& place, int64_t gates, int64_t chunk,
                                             int64_t gate_chunks, int64_t chunks, LaneValues<T>& x,
                                             LaneArray<Accumulate<T>>& slopes,
-                                            LaneArray<Accumulate<T>>& result,
-                                            Staging<T>& staging) {
+                                            LaneArray<Accumulate<T>>& result, Staging<T>& staging) {
   using Acc = Accumulate<T>;
   LaneValues<T> g;
   load(gate.e, gate.e_channels, place, gates, x);
@@ -55,12 +54,12 @@ __device__ __forceinline__ void store_chunk(const ChannelGate<T>& gate, const An
   const bool of_e = chunk < gate_chunks;
   AnyView<T> view = grad_e;
   if (!of_e) view = grad_m;
-  store(view, of_e ? gate.e_channels : gate.m_channels, place,
-        of_e ? chunk : chunk - gate_chunks, result);
+  store(view, of_e ? gate.e_channels : gate.m_channels, place, of_e ? chunk : chunk - gate_chunks,
+        result);
 }
 
 template <bool tf32, bool many, class T>
-__global__ void __launch_bounds__(kWarpSize * kBackwardWarps<T>, kChannelBackwardBlocks<many, T>)
+__global__ void __launch_bounds__(kWarpSize* kBackwardWarps<T>, kChannelBackwardBlocks<many, T>)
     channel_gate_backward_kernel(ChannelGate<T> gate, AnyView<T> grad, AnyView<T> grad_e,
                                  AnyView<T> grad_m, Accumulate<T>* partials) {
   using Acc = Accumulate<T>;
@@ -129,8 +128,7 @@ struct Plan {
   explicit Plan(const EdgeGateBackward& p)
       : many(std::is_same_v<T, double> || p.size.channels > kChunk || p.main_channels > kChunk ||
              p.main_channels == 0),
-        packed(PackedWeights<T>(p).count(true)),
-        columns(ChannelColumns<Acc>(p).count()) {
+        packed(PackedWeights<T>(p).count(true)), columns(ChannelColumns<Acc>(p).count()) {
     const int64_t resident =
         many ? kChannelBackwardBlocks<true, T> : kChannelBackwardBlocks<false, T>;
     blocks = limit_blocks<Acc>(block_count(p, kBackwardWarps<T>, resident), 1, columns);
@@ -176,9 +174,8 @@ size_t channel_gate_backward_workspace(const EdgeGateBackward& p) {
 }
 
 void channel_gate_backward_launch(const EdgeGateBackward& p) {
-  with_float(p.e.dtype, [&](auto* type) {
-    launch_backward<std::remove_pointer_t<decltype(type)>>(p);
-  });
+  with_float(p.e.dtype,
+             [&](auto* type) { launch_backward<std::remove_pointer_t<decltype(type)>>(p); });
 }
 
 }  // namespace egcnn::cuda

@@ -16,12 +16,9 @@ struct WeightGradients {
   int64_t e_channels, m_channels, gates;
 
   explicit WeightGradients(const EdgeGateBackward& p)
-      : weight_e(static_cast<Acc*>(p.grad_weight_e)),
-        weight_m(static_cast<Acc*>(p.grad_weight_m)),
-        bias(static_cast<Acc*>(p.grad_bias)),
-        e_channels(p.size.channels),
-        m_channels(p.main_channels),
-        gates(p.gates) {}
+      : weight_e(static_cast<Acc*>(p.grad_weight_e)), weight_m(static_cast<Acc*>(p.grad_weight_m)),
+        bias(static_cast<Acc*>(p.grad_bias)), e_channels(p.size.channels),
+        m_channels(p.main_channels), gates(p.gates) {}
 };
 
 // 32 columns to a block; its warps share the rows.

@@ -90,10 +90,10 @@ __device__ __forceinline__ void add_quarter(const Staging<T> (&stagings)[tiles],
         const auto b = *reinterpret_cast<const Packet<Acc, 2>*>(
             &staging.slopes[b_row + 8 * u][2 * (4 * s + pair)]);
         Acc* d = sums[s % 2][u];
-        mma_split<split, split>(d[0], d[1], d[2], d[3],
-                                {factor<split>(a[0]), factor<split>(a[1]), factor<split>(a[2]),
-                                 factor<split>(a[3])},
-                                b.x);
+        mma_split<split, split>(
+            d[0], d[1], d[2], d[3],
+            {factor<split>(a[0]), factor<split>(a[1]), factor<split>(a[2]), factor<split>(a[3])},
+            b.x);
       }
     }
   }
@@ -114,8 +114,7 @@ struct ChannelColumns : WeightGradients<Acc> {
   int64_t e_chunks, chunks, weights;
 
   explicit ChannelColumns(const EdgeGateBackward& p)
-      : WeightGradients<Acc>(p),
-        e_chunks(divide_up<int64_t>(p.size.channels, kChunk)),
+      : WeightGradients<Acc>(p), e_chunks(divide_up<int64_t>(p.size.channels, kChunk)),
         chunks(e_chunks + divide_up<int64_t>(p.main_channels, kChunk)),
         weights(e_chunks * chunks * kFragments) {}
 

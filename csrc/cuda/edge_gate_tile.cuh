@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "../math/gate.h"
 #include "edge_gate_access.cuh"
+#include "gate.cuh"
 
 namespace egcnn::cuda {
 namespace {
@@ -32,18 +32,12 @@ struct Gate {
 
   template <class Params>
   explicit Gate(const Params& p)
-      : e(p.e, p.size.channels, p.size.voxels()),
-        m(p.m, p.main_channels, p.size.voxels()),
+      : e(p.e, p.size.channels, p.size.voxels()), m(p.m, p.main_channels, p.size.voxels()),
         weight_e(static_cast<const Acc*>(p.weight_e)),
-        weight_m(static_cast<const Acc*>(p.weight_m)),
-        bias(static_cast<const Acc*>(p.bias)),
-        e_channels(p.size.channels),
-        m_channels(p.main_channels),
-        gates(p.gates),
-        voxels(p.size.voxels()),
-        volume_tiles(divide_up<int64_t>(voxels, kTile)),
-        tiles(p.size.batch * int64_t(volume_tiles)),
-        relu(p.relu) {}
+        weight_m(static_cast<const Acc*>(p.weight_m)), bias(static_cast<const Acc*>(p.bias)),
+        e_channels(p.size.channels), m_channels(p.main_channels), gates(p.gates),
+        voxels(p.size.voxels()), volume_tiles(divide_up<int64_t>(voxels, kTile)),
+        tiles(p.size.batch * int64_t(volume_tiles)), relu(p.relu) {}
 
   __host__ __device__ int64_t e_chunks() const { return divide_up<int64_t>(e_channels, kChunk); }
   __host__ __device__ int64_t m_chunks() const { return divide_up<int64_t>(m_channels, kChunk); }
@@ -79,21 +73,20 @@ __device__ __forceinline__ Acc sum_over_voxels(Acc (&x)[kLaneChannels]) {
 template <class T, class Body>
 void with_layout(const EdgeGate& p, Body&& body) {
   const int64_t e_channels = p.size.channels, voxels = p.size.voxels();
-  with_common_layout<T>({layout_of<T>(p.e, e_channels, voxels),
-                         layout_of<T>(p.m, p.main_channels, voxels),
-                         layout_of<T>(p.out, e_channels, voxels)},
-                        body);
+  with_common_layout<T>(
+      {layout_of<T>(p.e, e_channels, voxels), layout_of<T>(p.m, p.main_channels, voxels),
+       layout_of<T>(p.out, e_channels, voxels)},
+      body);
 }
 
 template <class T, class Body>
 void with_layout(const EdgeGateBackward& p, Body&& body) {
   const int64_t e_channels = p.size.channels, voxels = p.size.voxels();
-  with_common_layout<T>({layout_of<T>(p.e, e_channels, voxels),
-                         layout_of<T>(p.m, p.main_channels, voxels),
-                         layout_of<T>(p.grad, e_channels, voxels),
-                         layout_of<T>(p.grad_e, e_channels, voxels),
-                         layout_of<T>(p.grad_m, p.main_channels, voxels)},
-                        body);
+  with_common_layout<T>(
+      {layout_of<T>(p.e, e_channels, voxels), layout_of<T>(p.m, p.main_channels, voxels),
+       layout_of<T>(p.grad, e_channels, voxels), layout_of<T>(p.grad_e, e_channels, voxels),
+       layout_of<T>(p.grad_m, p.main_channels, voxels)},
+      body);
 }
 
 // Enough blocks for all tiles, but no more than are resident at a time.

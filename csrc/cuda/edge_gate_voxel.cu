@@ -58,9 +58,8 @@ void launch_forward(const EdgeGate& p) {
 }  // namespace
 
 void voxel_gate_launch(const EdgeGate& p) {
-  with_float(p.e.dtype, [&](auto* type) {
-    launch_forward<std::remove_pointer_t<decltype(type)>>(p);
-  });
+  with_float(p.e.dtype,
+             [&](auto* type) { launch_forward<std::remove_pointer_t<decltype(type)>>(p); });
 }
 
 }  // namespace egcnn::cuda

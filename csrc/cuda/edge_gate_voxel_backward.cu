@@ -188,9 +188,8 @@ size_t voxel_gate_backward_workspace(const EdgeGateBackward& p) {
 }
 
 void voxel_gate_backward_launch(const EdgeGateBackward& p) {
-  with_float(p.e.dtype, [&](auto* type) {
-    launch_backward<std::remove_pointer_t<decltype(type)>>(p);
-  });
+  with_float(p.e.dtype,
+             [&](auto* type) { launch_backward<std::remove_pointer_t<decltype(type)>>(p); });
 }
 
 }  // namespace egcnn::cuda

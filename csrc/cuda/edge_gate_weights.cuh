@@ -55,8 +55,7 @@ struct PackedWeights {
 
   template <class Params>
   explicit PackedWeights(const Params& p)
-      : data(static_cast<Acc*>(p.resources.workspace)),
-        e_channels(p.size.channels),
+      : data(static_cast<Acc*>(p.resources.workspace)), e_channels(p.size.channels),
         m_channels(p.main_channels) {}
 
   __host__ __device__ int64_t e_chunks() const { return divide_up<int64_t>(e_channels, kChunk); }

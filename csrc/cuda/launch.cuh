@@ -16,8 +16,8 @@ namespace egcnn::cuda {
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // clear it, or the next check would report it again
-  throw std::runtime_error(std::string("egcnn: ") + what + " failed on the GPU: " +
-                           cudaGetErrorString(error));
+  throw std::runtime_error(std::string("egcnn: ") + what +
+                           " failed on the GPU: " + cudaGetErrorString(error));
 }
 
 // Makes a device current while the guard lives.

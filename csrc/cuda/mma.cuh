@@ -36,8 +36,8 @@ __device__ __forceinline__ void mma_by_shuffles(Acc& d0, Acc& d1, Acc& d2, Acc& 
 __device__ __forceinline__ float to_tf32(float x) { return fmaf(-8192.0f, x, 8193.0f * x); }
 
 // One product in TF32. Ignores the bits of a and b that TF32 lacks.
-__device__ __forceinline__ void mma(float& d0, float& d1, float& d2, float& d3,
-                                    const float (&a)[4], const float (&b)[2]) {
+__device__ __forceinline__ void mma(float& d0, float& d1, float& d2, float& d3, const float (&a)[4],
+                                    const float (&b)[2]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

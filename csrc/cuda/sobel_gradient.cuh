@@ -21,8 +21,7 @@ struct Columns {
   int64_t adjacent;  // channels side by side, and so the distance to the next column along x
 
   Columns(const Size& size, const Tensor& like, const Resources& resources)
-      : size(size),
-        planes(size.depth),
+      : size(size), planes(size.depth),
         adjacent(like.voxel_stride == 1 ? 1 : equal_part(size.channels, kMostAdjacent)) {
     planes = march_length(size.depth, divide_up<int64_t>(count(), kThreads), resources);
   }
@@ -59,8 +58,8 @@ struct Window {
 
   __device__ __forceinline__ Window(const Tensor& t, const Size& size, const Column& c, int64_t y) {
     const int64_t first = clamp(y - 1, size.height), before = clamp(c.x - 1, size.width);
-    corner = static_cast<const T*>(t.data) +
-             offset(t, c.batch, c.channel, first * size.width + before);
+    corner =
+        static_cast<const T*>(t.data) + offset(t, c.batch, c.channel, first * size.width + before);
     plane_stride = size.height * size.width * t.voxel_stride;
     depth = size.depth;
 #pragma unroll

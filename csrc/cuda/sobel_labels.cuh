@@ -25,9 +25,9 @@ struct LabelEdges {
   uint8_t regions_of[256];  // bit r of a label's entry: the label is in region r
   int least;                // smallest squared gradient of an edge
   int64_t row_words;
-  int64_t columns;   // of words, eight planes deep
-  unsigned groups;   // of columns, one per block
-  unsigned parts;    // of the rows, one per lane
+  int64_t columns;  // of words, eight planes deep
+  unsigned groups;  // of columns, one per block
+  unsigned parts;   // of the rows, one per lane
   int64_t part_rows;
 };
 
@@ -79,9 +79,9 @@ __device__ __forceinline__ uint32_t find_edges(const Row& before, const Row& at,
   if constexpr (kNonZero) {
     return differs(gz, kZeroZ) | differs(gy, kZeroY) | differs(gx, kZeroX);
   } else {
-    return at_least(squared_distance(gz, kZeroZ) + squared_distance(gy, kZeroY) +
-                        squared_distance(gx, kZeroX),
-                    least);
+    return at_least(
+        squared_distance(gz, kZeroZ) + squared_distance(gy, kZeroY) + squared_distance(gx, kZeroX),
+        least);
   }
 }
 
@@ -176,7 +176,8 @@ __global__ void __launch_bounds__(kThreads) label_edges_kernel(LabelEdges p) {
   int empty_rows = 0;
   Row before{}, at{};
   for (int64_t row = y - 1; row <= end; ++row) {
-    const uint8_t* from = labels + clamp(row, size.height) * size.width * stride_of<kLayout>(p.labels);
+    const uint8_t* from =
+        labels + clamp(row, size.height) * size.width * stride_of<kLayout>(p.labels);
     uint32_t word[kPlanes + 2], any = 0, edges = 0;
 #pragma unroll
     for (int k = 0; k < kPlanes + 2; ++k) {

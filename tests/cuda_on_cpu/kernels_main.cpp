@@ -122,8 +122,8 @@ struct Volume {
       for (int64_t b = 0; b < s.batch; ++b) {
         for (int64_t c = 0; c < s.channels; ++c) {
           for (int64_t v = 0; v < s.voxels(); ++v) {
-            const int64_t i = b * tensor.batch_stride + c * tensor.channel_stride +
-                              v * tensor.voxel_stride;
+            const int64_t i =
+                b * tensor.batch_stride + c * tensor.channel_stride + v * tensor.voxel_stride;
             set(data, tensor.dtype, i,
                 value(b + c, v / s.width / s.height, v / s.width % s.height, v % s.width));
           }
@@ -349,8 +349,8 @@ void consistency(DType dtype, DType target_dtype, Size size) {
       const std::string options = std::string("; target ") + kNames[int(target_dtype)] +
                                   (softmax ? ", softmax" : ", sigmoid") + (hard ? ", hard" : "") +
                                   (p.support_both ? ", both" : "");
-      run(text("consistency", dtype, p.logits, size) + options,
-          egcnn::cuda::kernels().consistency, p, {&edges, &loss});
+      run(text("consistency", dtype, p.logits, size) + options, egcnn::cuda::kernels().consistency,
+          p, {&edges, &loss});
       const egcnn::ConsistencyBackward q{p, grad.data(), grad_logits.tensor};
       run(text("consistency_backward", dtype, p.logits, size) + options,
           egcnn::cuda::kernels().consistency_backward, q, {&grad_logits.buffer});
@@ -363,7 +363,7 @@ void consistency(DType dtype, DType target_dtype, Size size) {
 int main(int count, char** arguments) {
   if (count > 1) every = std::atoi(arguments[1]);
   // One voxel, no sample, rows shorter and longer than a warp, primes, many channels.
-  const Size sizes[] = {{1, 1, 1, 1, 1}, {0, 2, 3, 4, 5}, {2, 3, 2, 3, 5},  {1, 2, 1, 1, 67},
+  const Size sizes[] = {{1, 1, 1, 1, 1}, {0, 2, 3, 4, 5},  {2, 3, 2, 3, 5},  {1, 2, 1, 1, 67},
                         {2, 1, 7, 5, 3}, {1, 4, 3, 9, 33}, {1, 9, 2, 2, 16}, {1, 32, 2, 3, 40}};
   for (const Size& size : sizes) {
     for (const DType dtype : kFloats) {

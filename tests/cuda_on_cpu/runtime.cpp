@@ -148,9 +148,9 @@ cudaError_t active_blocks(int* blocks, const void* kernel, int threads, size_t d
   if (threads <= 0) return result(cudaErrorInvalidValue);
   const bool fits = threads <= kThreadsPerBlock && dynamic_bytes <= size_t(dynamic_limit(kernel));
   const int by_memory = int(kSharedPerMultiprocessor / (dynamic_bytes + kSharedReserved));
-  *blocks = fits ? std::min({kBlocksPerMultiprocessor, kThreadsPerMultiprocessor / threads,
-                             by_memory})
-                 : 0;
+  *blocks =
+      fits ? std::min({kBlocksPerMultiprocessor, kThreadsPerMultiprocessor / threads, by_memory})
+           : 0;
   return cudaSuccess;
 }
 

@@ -24,8 +24,7 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared, void (*kernel)(Paramete
 // --- Order and indices ---
 
 __global__ void order_kernel(int* order, int* next) {
-  const int thread =
-      int((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+  const int thread = int((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
   const int block = int((blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x);
   const int threads = int(blockDim.x * blockDim.y * blockDim.z);
   order[atomicAdd(next, 1)] = block * threads + thread;
@@ -221,8 +220,7 @@ EXPORT void run_rotate(int threads, int* values, int rounds) {
   launch(1, unsigned(threads), 0, rotate_kernel, values, rounds);
 }
 
-EXPORT void run_barrier_votes(int threads, const int* predicates, int* counts, int* any,
-                              int* all) {
+EXPORT void run_barrier_votes(int threads, const int* predicates, int* counts, int* any, int* all) {
   launch(1, unsigned(threads), 0, barrier_votes_kernel, predicates, counts, any, all);
 }
 
@@ -265,8 +263,8 @@ EXPORT const char* run_mistake(int mistake, unsigned* memory) {
 }
 
 EXPORT int run_launch(const unsigned* grid, const unsigned* block, size_t shared, int opt_in) {
-  const int before = cudaFuncSetAttribute(fill_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          opt_in);
+  const int before =
+      cudaFuncSetAttribute(fill_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, opt_in);
   if (before != cudaSuccess) return -int(cudaGetLastError());
   float value;
   const int error = launch(dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]),

@@ -19,7 +19,7 @@ inline float __bfloat162float(__nv_bfloat16 value) {
 
 inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   const unsigned bits = __float_as_uint(value);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return {0x7FFF};                         // NaN
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return {0x7FFF};                // NaN
   return {(unsigned short)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16)};  // ties to even
 }
 

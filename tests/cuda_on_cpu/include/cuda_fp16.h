@@ -24,7 +24,7 @@ inline float __half2float(__half value) {
 inline __half __float2half_rn(float value) {
   const unsigned bits = __float_as_uint(value);
   const unsigned sign = bits >> 16 & 0x8000u, rest = bits & 0x7FFFFFFFu;
-  if (rest > 0x7F800000u) return {0x7FFF};                              // NaN
+  if (rest > 0x7F800000u) return {0x7FFF};                             // NaN
   if (rest >= 0x477FF000u) return {(unsigned short)(sign | 0x7C00u)};  // too large: inf
   // Adding a power of two lets the FPU round a denormal result at the right bit.
   const unsigned denormal = __float_as_uint(__uint_as_float(rest) + 0.5f) - 0x3F000000u;

@@ -82,8 +82,8 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selectors) {
   return result;
 }
 
-#define CUDA_ON_CPU_BYTES(name, expression)                                             \
-  inline unsigned name(unsigned a, unsigned b) {                                        \
+#define CUDA_ON_CPU_BYTES(name, expression)                                                 \
+  inline unsigned name(unsigned a, unsigned b) {                                            \
     return cuda_on_cpu::for_bytes(a, b, [](unsigned x, unsigned y) { return expression; }); \
   }
 CUDA_ON_CPU_BYTES(__vadd4, x + y)
@@ -176,10 +176,10 @@ T* aligned(T* address, const Site& site) {
   inline type name(const type* from, const cuda_on_cpu::Site& site = cuda_on_cpu::here(#name)) { \
     return *cuda_on_cpu::aligned(from, site);                                                    \
   }
-#define CUDA_ON_CPU_STORE(name, type)                                     \
-  inline void name(type* to, type value,                                  \
+#define CUDA_ON_CPU_STORE(name, type)                                          \
+  inline void name(type* to, type value,                                       \
                    const cuda_on_cpu::Site& site = cuda_on_cpu::here(#name)) { \
-    *cuda_on_cpu::aligned(to, site) = value;                              \
+    *cuda_on_cpu::aligned(to, site) = value;                                   \
   }
 #define CUDA_ON_CPU_ACCESS(type)  \
   CUDA_ON_CPU_LOAD(__ldg, type)   \

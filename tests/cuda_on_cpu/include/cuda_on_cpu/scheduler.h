@@ -1,6 +1,6 @@
 // How CUDA threads run on a CPU: each is a fiber, the threads of a block take turns at barriers and
-// warp operations, and blocks run one after the other. Every operation that waits receives the place
-// of its call, so that a thread that never arrives can be named in a sentence.
+// warp operations, and blocks run one after the other. Every operation that waits receives the
+// place of its call, so that a thread that never arrives can be named in a sentence.
 #pragma once
 
 #include <cstddef>

@@ -29,8 +29,8 @@ inline void __syncwarp(unsigned mask = 0xFFFFFFFFu, CUDA_ON_CPU_SITE("__syncwarp
   cuda_on_cpu::warp_exchange(cuda_on_cpu::Exchange::ballot, mask, 0, 0, site);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, CUDA_ON_CPU_SITE("__ballot_sync")) {
-  return unsigned(cuda_on_cpu::warp_exchange(cuda_on_cpu::Exchange::ballot, mask, predicate != 0,
-                                             0, site));
+  return unsigned(
+      cuda_on_cpu::warp_exchange(cuda_on_cpu::Exchange::ballot, mask, predicate != 0, 0, site));
 }
 inline int __any_sync(unsigned mask, int predicate, CUDA_ON_CPU_SITE("__any_sync")) {
   return __ballot_sync(mask, predicate, site) != 0;
@@ -40,10 +40,10 @@ inline int __all_sync(unsigned mask, int predicate, CUDA_ON_CPU_SITE("__all_sync
 }
 
 // CUDA has these for unsigned values, and add, min and max for int as well.
-#define CUDA_ON_CPU_REDUCE(name, kind, type)                                               \
-  inline type name(unsigned mask, type value, CUDA_ON_CPU_SITE(#name)) {                   \
-    return type(cuda_on_cpu::warp_exchange(cuda_on_cpu::Exchange::kind, mask,              \
-                                           uint64_t(int64_t(value)), 0, site));            \
+#define CUDA_ON_CPU_REDUCE(name, kind, type)                                    \
+  inline type name(unsigned mask, type value, CUDA_ON_CPU_SITE(#name)) {        \
+    return type(cuda_on_cpu::warp_exchange(cuda_on_cpu::Exchange::kind, mask,   \
+                                           uint64_t(int64_t(value)), 0, site)); \
   }
 CUDA_ON_CPU_REDUCE(__reduce_add_sync, add, unsigned)
 CUDA_ON_CPU_REDUCE(__reduce_min_sync, min, unsigned)
@@ -85,15 +85,15 @@ inline unsigned xor_lane(int bits, int width) {
 
 }  // namespace cuda_on_cpu
 
-#define CUDA_ON_CPU_SHUFFLE(name, type, operand, source_lane)                                \
-  inline type name(unsigned mask, type value, operand by, int width = 32,                    \
-                   CUDA_ON_CPU_SITE(#name)) {                                                \
-    return cuda_on_cpu::shuffle(mask, value, cuda_on_cpu::source_lane(by, width), site);     \
+#define CUDA_ON_CPU_SHUFFLE(name, type, operand, source_lane)                            \
+  inline type name(unsigned mask, type value, operand by, int width = 32,                \
+                   CUDA_ON_CPU_SITE(#name)) {                                            \
+    return cuda_on_cpu::shuffle(mask, value, cuda_on_cpu::source_lane(by, width), site); \
   }
-#define CUDA_ON_CPU_SHUFFLES(type)                                    \
-  CUDA_ON_CPU_SHUFFLE(__shfl_sync, type, int, indexed_lane)           \
-  CUDA_ON_CPU_SHUFFLE(__shfl_up_sync, type, unsigned, upper_lane)     \
-  CUDA_ON_CPU_SHUFFLE(__shfl_down_sync, type, unsigned, lower_lane)   \
+#define CUDA_ON_CPU_SHUFFLES(type)                                  \
+  CUDA_ON_CPU_SHUFFLE(__shfl_sync, type, int, indexed_lane)         \
+  CUDA_ON_CPU_SHUFFLE(__shfl_up_sync, type, unsigned, upper_lane)   \
+  CUDA_ON_CPU_SHUFFLE(__shfl_down_sync, type, unsigned, lower_lane) \
   CUDA_ON_CPU_SHUFFLE(__shfl_xor_sync, type, int, xor_lane)
 CUDA_ON_CPU_SHUFFLES(int)
 CUDA_ON_CPU_SHUFFLES(unsigned)
@@ -113,40 +113,39 @@ inline void __threadfence_block() { __asm__ volatile("" ::: "memory"); }
 inline void __threadfence() { __asm__ volatile("" ::: "memory"); }
 
 // Relaxed, as in CUDA: an atomic orders no other access, and ThreadSanitizer is told so.
-#define CUDA_ON_CPU_ATOMICS(type)                                                           \
-  inline type atomicAdd(type* at, type value) {                                             \
-    return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);                                 \
-  }                                                                                         \
-  inline type atomicAnd(type* at, type value) {                                             \
-    return __atomic_fetch_and(at, value, __ATOMIC_RELAXED);                                 \
-  }                                                                                         \
-  inline type atomicOr(type* at, type value) {                                              \
-    return __atomic_fetch_or(at, value, __ATOMIC_RELAXED);                                  \
-  }                                                                                         \
-  inline type atomicXor(type* at, type value) {                                             \
-    return __atomic_fetch_xor(at, value, __ATOMIC_RELAXED);                                 \
-  }                                                                                         \
-  inline type atomicExch(type* at, type value) {                                            \
-    return __atomic_exchange_n(at, value, __ATOMIC_RELAXED);                                \
-  }                                                                                         \
-  inline type atomicCAS(type* at, type expected, type value) {                              \
-    __atomic_compare_exchange_n(at, &expected, value, false, __ATOMIC_RELAXED,              \
-                                __ATOMIC_RELAXED);                                          \
-    return expected;                                                                        \
-  }                                                                                         \
-  inline type atomicMax(type* at, type value) {                                             \
-    type before = __atomic_load_n(at, __ATOMIC_RELAXED);                                    \
-    while (before < value && !__atomic_compare_exchange_n(at, &before, value, false,        \
-                                                          __ATOMIC_RELAXED, __ATOMIC_RELAXED)) { \
-    }                                                                                       \
-    return before;                                                                          \
-  }                                                                                         \
-  inline type atomicMin(type* at, type value) {                                             \
-    type before = __atomic_load_n(at, __ATOMIC_RELAXED);                                    \
-    while (value < before && !__atomic_compare_exchange_n(at, &before, value, false,        \
-                                                          __ATOMIC_RELAXED, __ATOMIC_RELAXED)) { \
-    }                                                                                       \
-    return before;                                                                          \
+#define CUDA_ON_CPU_ATOMICS(type)                                                                 \
+  inline type atomicAdd(type* at, type value) {                                                   \
+    return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);                                       \
+  }                                                                                               \
+  inline type atomicAnd(type* at, type value) {                                                   \
+    return __atomic_fetch_and(at, value, __ATOMIC_RELAXED);                                       \
+  }                                                                                               \
+  inline type atomicOr(type* at, type value) {                                                    \
+    return __atomic_fetch_or(at, value, __ATOMIC_RELAXED);                                        \
+  }                                                                                               \
+  inline type atomicXor(type* at, type value) {                                                   \
+    return __atomic_fetch_xor(at, value, __ATOMIC_RELAXED);                                       \
+  }                                                                                               \
+  inline type atomicExch(type* at, type value) {                                                  \
+    return __atomic_exchange_n(at, value, __ATOMIC_RELAXED);                                      \
+  }                                                                                               \
+  inline type atomicCAS(type* at, type expected, type value) {                                    \
+    __atomic_compare_exchange_n(at, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED); \
+    return expected;                                                                              \
+  }                                                                                               \
+  inline type atomicMax(type* at, type value) {                                                   \
+    type before = __atomic_load_n(at, __ATOMIC_RELAXED);                                          \
+    while (before < value && !__atomic_compare_exchange_n(at, &before, value, false,              \
+                                                          __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {  \
+    }                                                                                             \
+    return before;                                                                                \
+  }                                                                                               \
+  inline type atomicMin(type* at, type value) {                                                   \
+    type before = __atomic_load_n(at, __ATOMIC_RELAXED);                                          \
+    while (value < before && !__atomic_compare_exchange_n(at, &before, value, false,              \
+                                                          __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {  \
+    }                                                                                             \
+    return before;                                                                                \
   }
 CUDA_ON_CPU_ATOMICS(int)
 CUDA_ON_CPU_ATOMICS(unsigned)

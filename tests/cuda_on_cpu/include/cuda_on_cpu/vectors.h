@@ -1,22 +1,14 @@
 // CUDA's built-in vector types, aligned as in CUDA.
 #pragma once
 
-#define CUDA_ON_CPU_VECTORS(name, type)                                                          \
-  struct name##1 {                                                                               \
-    type x;                                                                                      \
-  };                                                                                             \
-  struct alignas(2 * sizeof(type)) name##2 {                                                     \
-    type x, y;                                                                                   \
-  };                                                                                             \
-  struct name##3 {                                                                               \
-    type x, y, z;                                                                                \
-  };                                                                                             \
-  struct alignas(4 * sizeof(type) < 16 ? 4 * sizeof(type) : 16) name##4 {                        \
-    type x, y, z, w;                                                                             \
-  };                                                                                             \
-  static inline name##1 make_##name##1(type x) { return {x}; }                                   \
-  static inline name##2 make_##name##2(type x, type y) { return {x, y}; }                        \
-  static inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }             \
+#define CUDA_ON_CPU_VECTORS(name, type)                                                       \
+  struct name##1 { type x; };                                                                 \
+  struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                    \
+  struct name##3 { type x, y, z; };                                                           \
+  struct alignas(4 * sizeof(type) < 16 ? 4 * sizeof(type) : 16) name##4 { type x, y, z, w; }; \
+  static inline name##1 make_##name##1(type x) { return {x}; }                                \
+  static inline name##2 make_##name##2(type x, type y) { return {x, y}; }                     \
+  static inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }          \
   static inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 
 CUDA_ON_CPU_VECTORS(char, signed char)

@@ -1,8 +1,8 @@
 // Gumbel-softmax at one voxel (Eq. 8; Jang et al., 2016).
 #pragma once
 
-#include "common.h"
-#include "philox.h"
+#include "../math/common.h"
+#include "../math/philox.h"
 
 namespace egcnn::math {
 

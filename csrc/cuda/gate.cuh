@@ -1,7 +1,7 @@
 // The edge gate at one voxel (Eqs. 1 and 2).
 #pragma once
 
-#include "common.h"
+#include "../math/common.h"
 
 namespace egcnn::math {
 
