@@ -59,6 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_train_predict_evaluate(
     brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_train_predict_evaluate(
     assert "holds no run" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_preset_gives_way_to_options(
     brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +149,7 @@ def test_a_backbone_with_the_consistency_loss_alone(brats: Path, tmp_path: Path)
     assert "edge_f1_WT" not in header
 
 
+@pytest.mark.slow
 def test_compare_knows_its_arms(
     brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +258,7 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.glob("out/*.nii.gz"))
 
 
+@pytest.mark.slow
 def test_a_label_that_training_cannot_use(
     brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,6 +294,7 @@ def test_an_error_from_a_worker_process_is_unpacked() -> None:
     assert _sentence(caught.value) == "/nowhere/at/all: No such file or directory"
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "demo"
     arguments = ["-o", output, "--cases", "3", "--shape", "16,18,20", "--epochs", "1"]

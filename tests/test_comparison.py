@@ -46,6 +46,7 @@ def config(dataset: Dataset) -> TrainingConfig:
     return plan(dataset, torch.device("cpu")).change(small)
 
 
+@pytest.mark.slow
 def test_runs_what_is_missing(
     dataset: Dataset, config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def rows(backbone: str, kind: str, seed: int, dice: float, **changes: Any) -> li
     return [{**about, **measured, **dict.fromkeys(COLUMNS, dice), **changes}]
 
 
+@pytest.mark.slow
 def test_a_training_becomes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(edge_study.DATA, "tiny", TINY)
     job = Job("tiny", Arm("unet", "egcnn", "gate=voxel"), 3)

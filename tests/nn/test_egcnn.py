@@ -164,6 +164,7 @@ def test_channels_last_is_kept_and_gives_the_same() -> None:
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", [SegNet, UNet, VNet])
 def test_compiles_whole(backbone: type[Backbone]) -> None:
     net = small(backbone=backbone)

@@ -160,6 +160,7 @@ class _Stop(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_resuming_ends_where_an_unbroken_run_ends(
     finished: Path,
@@ -307,6 +308,7 @@ def test_one_seed_gives_one_network(brats: Dataset, tiny: TrainingConfig) -> Non
     assert not torch.equal(one[name], other[name])
 
 
+@pytest.mark.slow
 def test_two_devices_find_the_scores_of_one(tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_brats(data, 6, shape=(16, 18, 17), seed=1)
