@@ -73,13 +73,14 @@ class Candidates {
     next_marked_ = next_loaded_ = from(z - 1);
   }
 
-  // Finds the candidates up to plane z.
-  void advance(int64_t z) {
+  // Finds the candidates up to plane z. Calls between_rows() now and then.
+  template <class BetweenRows>
+  void advance(int64_t z, BetweenRows&& between_rows) {
     for (; next_ <= z; ++next_) {
       for (; next_marked_ <= strip_.above_by(next_, 1); ++next_marked_) {
         const int64_t behind = strip_.above_by(next_marked_, 1);
         for (; next_loaded_ <= behind; ++next_loaded_) load(next_loaded_);
-        mark_changes(next_marked_, behind);
+        mark_changes(next_marked_, behind, between_rows);
       }
       mark_candidates(next_);
     }
@@ -130,18 +131,22 @@ class Candidates {
 
   // Marks where the target changes within plane z and to the plane behind, and where the drawn
   // sample does.
-  void mark_changes(int64_t z, int64_t behind) {
+  template <class BetweenRows>
+  void mark_changes(int64_t z, int64_t behind, BetweenRows&& between_rows) {
     for (uint64_t* sets : {across_, along_}) {
       std::fill_n(word(sets, z, strip_.base), strip_.kept() * plan_.words, 0);
     }
-    mark_changes_of(planes_[z % kEarlyRing], planes_[behind % kEarlyRing], z);
-    if (drawn_ != nullptr) mark_changes_of(drawn(z), drawn(behind), z);
+    mark_changes_of(planes_[z % kEarlyRing], planes_[behind % kEarlyRing], z, between_rows);
+    if (drawn_ != nullptr) mark_changes_of(drawn(z), drawn(behind), z, between_rows);
   }
 
-  void mark_changes_of(const uint8_t* at, const uint8_t* behind, int64_t z) {
+  template <class BetweenRows>
+  void mark_changes_of(const uint8_t* at, const uint8_t* behind, int64_t z,
+                       BetweenRows&& between_rows) {
     const int64_t rows = strip_.kept(), width = strip_.width, words = plan_.words;
     uint64_t *across = word(across_, z, strip_.base), *along = word(along_, z, strip_.base);
     for (int64_t y = 0; y < rows; ++y, across += words, along += words) {
+      between_rows();
       const bool first = y == 0, last = y + 1 == rows;
       const uint8_t* row = at + y * width;
       mark_row_changes(row, last ? row : row + width, behind + y * width, width,

@@ -30,20 +30,17 @@ class LogitGradient {
     return !p.softmax && p.grad_logits.voxel_stride > 1;
   }
 
-  // Sets the strip's plane z to 0.
-  void clear(int64_t z) const {
+  // The fill of the strip's plane with zeros.
+  ZeroFill zeros(int64_t z) const {
     const Tensor& out = p_.grad_logits;
     const int64_t element = float_bytes(out.dtype), rows = strip_.end - strip_.begin;
     const bool interleaved = out.voxel_stride > 1;
-    if (interleaved && strip_.channel > 0) return;  // cleared with the first channel
+    if (interleaved && strip_.channel > 0) return ZeroFill();  // filled with the first channel
     const int64_t first = (z * strip_.height + strip_.begin) * strip_.width;
-    const int64_t bytes = rows * strip_.width * out.voxel_stride * element;
-    auto* to =
-        static_cast<uint8_t*>(out.data) + out.offset(strip_.batch, strip_.channel, first) * element;
-    for (int64_t channels = interleaved ? 1 : plan_.classes; channels > 0; --channels) {
-      zero_fill(to, bytes, grad_bytes(p_) > kStreamed);
-      to += out.channel_stride * element;
-    }
+    return ZeroFill(
+        static_cast<uint8_t*>(out.data) + out.offset(strip_.batch, strip_.channel, first) * element,
+        rows * strip_.width * out.voxel_stride * element, interleaved ? 1 : plan_.classes,
+        out.channel_stride * element, rows, grad_bytes(p_) > kStreamed);
   }
 
   // Writes the band of the strip's plane z, which is all zeros, from the gradient of the sample.

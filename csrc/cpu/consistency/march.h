@@ -62,20 +62,21 @@ class March {
       begin(z - reach_);
     }
     last_plane_ = plane;
+    if (backward_ && !gradient_.zeros_first(p_)) zeros_ = gradient_.zeros(z);
     for (; next_compared_ <= strip_.above_by(z, reach_); ++next_compared_) {
       advance_samples(strip_.above_by(next_compared_, 1));
       const int64_t at = plane * plan_.classes;
       terms_.compare(next_compared_, reach_, shared_.sums + at, shared_.counts + at);
     }
     if (!backward_) return;
-    if (!gradient_.zeros_first(p_)) gradient_.clear(z);
+    zeros_.fill_rest();
     gradient_.write(z);
   }
 
   // Sets the gradient of one of all strips' planes to 0.
   void clear(int64_t plane) {
     strip_.enter(p_, plan_, plane);
-    gradient_.clear(strip_.z_of(plane));
+    gradient_.zeros(strip_.z_of(plane)).fill_rest();
   }
 
  private:
@@ -92,6 +93,7 @@ class March {
   Samples<Acc> samples_;
   Terms<Acc> terms_;
   LogitGradient<Acc> gradient_;
+  ZeroFill zeros_;
 
   int64_t last_plane_ = -2;
   int64_t next_sampled_, next_compared_;  // the next plane of these stages
@@ -105,7 +107,7 @@ class March {
 
   void advance_samples(int64_t z) {
     for (; next_sampled_ <= z; ++next_sampled_) {
-      candidates_.advance(strip_.above_by(next_sampled_, 1));
+      candidates_.advance(strip_.above_by(next_sampled_, 1), [&] { zeros_.fill_part(); });
       band_.list(next_sampled_, candidates_);
       sample(next_sampled_);
     }

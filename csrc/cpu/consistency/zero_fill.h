@@ -1,6 +1,8 @@
-// Sets memory to 0, past the caches where it is large.
+// Sets the gradient to 0 a part at a time, between other work: memory does the one while the core
+// does the other.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -8,17 +10,50 @@
 
 namespace egcnn::EGCNN_ISA {
 
-static inline void zero_fill(uint8_t* from, int64_t bytes, bool stream) {
-  alignas(kLine) static constexpr uint8_t kZeros[kLine] = {};
-  if (bytes == 0) return;
-  if (!stream) {
-    std::memset(from, 0, bytes);
-    return;
+// `count` arrays of `bytes` lie `pitch` bytes apart.
+class ZeroFill {
+ public:
+  ZeroFill() = default;
+  ZeroFill(uint8_t* first, int64_t bytes, int64_t count, int64_t pitch, int64_t parts, bool stream)
+      : first_(first), bytes_(bytes), count_(count), pitch_(pitch),
+        part_((bytes / parts + kLine - 1) / kLine * kLine), stream_(stream) {}
+
+  void fill_part() {
+    if (done_ == bytes_) return;
+    const int64_t next = std::min(done_ + part_, bytes_);
+    for (int64_t i = 0; i < count_; ++i) fill(cut(i, done_), cut(i, next));
+    done_ = next;
   }
-  LineWriter lines(from, true);
-  int64_t left = lines.begin() + bytes;
-  for (; left >= kLine; left -= kLine) lines.write(kZeros);
-  if (left > lines.begin()) lines.write_until(kZeros, left);
-}
+
+  void fill_rest() {
+    while (done_ < bytes_) fill_part();
+  }
+
+ private:
+  uint8_t* first_ = nullptr;
+  int64_t bytes_ = 0, count_ = 0, pitch_ = 0, part_ = 0, done_ = 0;
+  bool stream_ = false;
+
+  // Where a part of array i ends and the next begins: at the start of a line, since to write half a
+  // line costs its fetch.
+  uint8_t* cut(int64_t i, int64_t done) const {
+    uint8_t* const at = first_ + i * pitch_ + done;
+    const bool end = done == 0 || done == bytes_;
+    return end ? at : at - reinterpret_cast<uintptr_t>(at) % kLine;
+  }
+
+  void fill(uint8_t* from, uint8_t* to) const {
+    alignas(kLine) static constexpr uint8_t kZeros[kLine] = {};
+    if (from >= to) return;
+    if (!stream_) {
+      std::memset(from, 0, to - from);
+      return;
+    }
+    LineWriter lines(from, true);
+    int64_t left = lines.begin() + (to - from);
+    for (; left >= kLine; left -= kLine) lines.write(kZeros);
+    if (left > lines.begin()) lines.write_until(kZeros, left);
+  }
+};
 
 }  // namespace egcnn::EGCNN_ISA
