@@ -38,7 +38,7 @@ class Prediction:
         labels: label map ``(D, H, W)``, int16.
         probabilities: per region, ``(R, D, H, W)`` float32.
         edges: probability that a voxel is an edge, ``(F, D, H, W)`` float32 for the F reported
-            regions, or ``(1, D, H, W)`` for their union (``head="union"``); ``None`` for a
+            regions, or ``(1, D, H, W)`` for their union (``edges="union"``); ``None`` for a
             network without edge stream.
         affine: ``(4, 4)`` from voxels to mm, the input's.
     """
@@ -120,7 +120,7 @@ def segment(
 
     Returns:
         probabilities ``(B, R, D, H, W)``, and edge probabilities of the same shape, or
-        ``(B, 1, D, H, W)`` for ``head="union"``, or ``None``; float32.
+        ``(B, 1, D, H, W)`` for ``edges="union"``, or ``None``; float32.
     """
     has_edges = False
 

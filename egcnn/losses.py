@@ -324,7 +324,7 @@ class EGCNNLoss(nn.Module):
         weights = self.settings.weights(edge_logits is not None)
         terms = {"semantic": self.semantic(logits, masks)}
         if weights["consistency"] != 0:
-            softmax = self.regions.activation == "softmax"
+            softmax = self.regions.exclusive
             target = self.regions.classes(labels) if softmax else masks
             terms["consistency"] = self.consistency(logits, target, seed)
         if edge_logits is not None and weights["edge"] != 0:

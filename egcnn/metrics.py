@@ -117,7 +117,7 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
 
     Args:
         probabilities: ``(B, R, D, H, W)`` in [0, 1]; 0 and 1 for binary edges. One channel is
-            that of any region's edge (``head="union"``) and compared with their union.
+            that of any region's edge (``edges="union"``) and compared with their union.
         masks: the true binary regions, ``(B, R, D, H, W)``.
 
     Returns:
@@ -256,9 +256,9 @@ def case_metrics(
         )
     if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
         raise InputError(f"spacing is {tuple(spacing)}; expected three positive numbers of mm")
-    chosen = list(regions.foreground)
-    predicted = regions.masks(predicted_labels)[:, chosen]
-    true = regions.masks(true_labels)[:, chosen]
+    chosen = regions.foreground
+    predicted = regions.reported(regions.masks(predicted_labels))
+    true = regions.reported(regions.masks(true_labels))
     both, predicted_size, true_size = _counts(predicted, true)
     voxels = float(predicted[0, 0].numel())
     outside = voxels - true_size

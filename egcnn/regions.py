@@ -74,7 +74,7 @@ class Regions:
     @property
     def foreground(self) -> tuple[int, ...]:
         """The channels that are reported: all but the background of a softmax."""
-        return tuple(range(1 if self.activation == "softmax" else 0, len(self)))
+        return tuple(range(1 if self.exclusive else 0, len(self)))
 
     def reported(self, channels: Tensor) -> Tensor:
         """The channels of ``(B, R, D, H, W)`` that are reported; one for all regions stays."""
@@ -94,7 +94,7 @@ class Regions:
 
     def classes(self, labels: Tensor) -> Tensor:
         """Label map ``(B, 1, D, H, W)`` to the channel of each voxel's class, int64 (softmax)."""
-        if self.activation != "softmax":
+        if not self.exclusive:
             raise InputError(
                 "regions: classes() expects exclusive classes; these are sigmoid regions"
             )
@@ -105,7 +105,7 @@ class Regions:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits ``(B, R, D, H, W)`` to probabilities, by softmax over channels or by sigmoid."""
-        return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+        return logits.softmax(1) if self.exclusive else logits.sigmoid()
 
     def decode(self, probabilities: Tensor) -> Tensor:
         """Probabilities ``(B, R, D, H, W)`` to the label map ``(B, 1, D, H, W)``, int16.
@@ -116,7 +116,7 @@ class Regions:
         """
         shape = (probabilities.shape[0], 1, *probabilities.shape[2:])
         labels = torch.zeros(shape, dtype=torch.int16, device=probabilities.device)
-        if self.activation == "softmax":
+        if self.exclusive:
             best = probabilities.argmax(1, keepdim=True)
             for channel, (value,) in enumerate(self.labels):
                 labels.masked_fill_(best == channel, value)

@@ -18,7 +18,7 @@ class Features(NamedTuple):
     Attributes:
         encoder: the last feature at each encoder resolution, fine to coarse, each
             ``(B, encoder_channels[i], D_i, H_i, W_i)``.
-        decoder: the first up-sampled decoder feature, ``(B, decoder_channels, D_j, H_j, W_j)``.
+        decoder: the first upsampled decoder feature, ``(B, decoder_channels, D_j, H_j, W_j)``.
         logits: ``(B, out_channels, D, H, W)``.
     """
 
@@ -32,7 +32,7 @@ class Backbone(nn.Module):
 
     Attributes:
         encoder_channels: channels at each encoder resolution, fine to coarse.
-        decoder_channels: channels of the first up-sampled decoder feature.
+        decoder_channels: channels of the first upsampled decoder feature.
         out_channels: channels of the logits, one per region.
     """
 

@@ -20,7 +20,7 @@ class Taps(NamedTuple):
 
     Attributes:
         encoder: the last feature at each encoder resolution, fine to coarse.
-        decoder: the first up-sampled decoder feature.
+        decoder: the first upsampled decoder feature.
     """
 
     encoder: tuple[str, ...]
@@ -221,7 +221,7 @@ def _find(calls: list[_Call]) -> Taps:
         encoder.append(call)
     rest = volumes[bottom:]
     after = next((i for i, call in enumerate(rest) if call.voxels > coarsest), len(rest))
-    # What an up-sampling module does first, such as narrowing, is the decoder's already.
+    # What an upsampling module does first, such as narrowing, is the decoder's already.
     ups = [f"{call.name}." for call in rest if call.up_samples]
     encoder.append([c for c in rest[:after] if not any(c.name.startswith(u) for u in ups)][-1])
     growing = [call for call in rest[after:] if call.voxels > coarsest]

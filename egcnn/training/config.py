@@ -130,7 +130,6 @@ def plan(dataset: Dataset, device: torch.device | None = None) -> TrainingConfig
     if not small:
         largest = LAYOUTS[dataset.layout].largest_patch
         patch = [min(size, most) for size, most in zip(patch, largest, strict=True)]
-    nested = dataset.regions.activation == "sigmoid"
     config = TrainingConfig(
         PreprocessingSettings(
             (patch[0], patch[1], patch[2]), dataset.spacing, dataset.normalization
@@ -138,7 +137,7 @@ def plan(dataset: Dataset, device: torch.device | None = None) -> TrainingConfig
         network,
         # Organs that are named one by one may differ only by where they lie; left and right of
         # the body are the direction that most data hold both ways.
-        AugmentationSettings(flip_axes=(0, 1, 2) if nested else (0,)),
+        AugmentationSettings(flip_axes=(0,) if dataset.regions.exclusive else (0, 1, 2)),
         precision=default_precision(device),
         workers=min(8, os.cpu_count() or 1) if device.type == "cuda" else 0,
     )
