@@ -12,7 +12,8 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike
 
 from egcnn.checkpoint import Trained
-from egcnn.data.case import SUFFIXES, Case, Dataset, read_edges, read_label, stem
+from egcnn.data.case import Case, Dataset, read_edges, read_label
+from egcnn.data.nifti import SUFFIXES, stem
 from egcnn.errors import InputError
 from egcnn.files import without_nan, write_json, write_text
 from egcnn.inference import EDGES, predict_cases

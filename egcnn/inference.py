@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from egcnn.checkpoint import Trained
-from egcnn.data.case import Case, read_image, write_volume
+from egcnn.data.case import Case, read_image
+from egcnn.data.nifti import write_volume
 from egcnn.data.transforms import RAS, preprocessing
 from egcnn.errors import InputError
 from egcnn.nn.backbones import find_backbone

@@ -70,7 +70,8 @@ def predict(
 
 
 def _input_cases(inputs: list[str], trained: Trained, split: str, checkpoint: Path) -> list[Case]:
-    from egcnn.data.case import Case, stem
+    from egcnn.data.case import Case
+    from egcnn.data.nifti import stem
 
     if split not in ("all", "train", "validation"):
         raise InputError(f"--split: {split!r}; expected all, train or validation")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from egcnn.data.case import Case, Dataset, read_image, read_label, write_volume
+from egcnn.data.case import Case, Dataset, read_image, read_label
 from egcnn.data.layouts import LAYOUTS, open_dataset, read_cases, split
+from egcnn.data.nifti import write_volume
 
 __all__ = [
     "LAYOUTS",

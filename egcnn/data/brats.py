@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from egcnn.data.case import SUFFIXES, Case, Dataset, Layout
+from egcnn.data.case import Case, Dataset, Layout
+from egcnn.data.nifti import SUFFIXES
 from egcnn.errors import InputError
 from egcnn.regions import BRATS
 

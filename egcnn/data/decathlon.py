@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from egcnn.data.case import Case, Dataset, Layout, stem
+from egcnn.data.case import Case, Dataset, Layout
+from egcnn.data.nifti import stem
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from egcnn.data.brats import MODALITIES, brats_case
-from egcnn.data.case import Case, write_volume
+from egcnn.data.case import Case
+from egcnn.data.nifti import write_volume
 from egcnn.errors import InputError
 
 Field = NDArray[np.floating[Any]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,8 +13,9 @@ from monai.transforms.compose import Compose
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from egcnn.data.cache import cache_cases
 from egcnn.data.case import Case, Dataset
-from egcnn.data.transforms import ReadCase, augmentation, prepared_shape, preprocessing
+from egcnn.data.transforms import augmentation
 from egcnn.machine import free_memory
 from egcnn.training.config import TrainingConfig
 
@@ -110,14 +110,8 @@ class CaseData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.config = config
-        self.prepare = Compose(
-            [
-                ReadCase(dataset.regions, len(dataset.modalities)),
-                preprocessing(config.preprocessing, dataset.regions),
-            ]
-        )
+        self.dataset = dataset
         self.augment = augmentation(config.preprocessing.patch, config.augmentation)
-        self.modalities = len(dataset.modalities)
         self.train_cases = train
         self.validation_cases = validation
         self.cached: dict[str, CacheDataset] = {}
@@ -127,24 +121,13 @@ class CaseData(L.LightningDataModule):
         if self.cached:
             return
         shares = self.trainer.world_size if self.trainer is not None else 1
-        room = 0.5 * free_memory() / shares
-        # Validation first: its volumes are used whole, as often as the others.
-        for name, cases in (("validation", self.validation_cases), ("train", self.train_cases)):
-            count = 0
-            for case in cases:
-                voxels = math.prod(prepared_shape(case, self.config.preprocessing.spacing))
-                room -= voxels * (4 * self.modalities + 1)
-                if room < 0:
-                    break
-                count += 1
-            # Filled here and not by CacheDataset's own thread: after an error that one reads on,
-            # and aborts the process when the interpreter ends under it.
-            cached = CacheDataset(
-                list(cases), self.prepare, cache_num=count, progress=False, runtime_cache=True
-            )
-            for index in range(count):
-                cached[index]
-            self.cached[name] = cached
+        self.cached = cache_cases(
+            # Validation first: its volumes are used whole, as often as the others.
+            {"validation": self.validation_cases, "train": self.train_cases},
+            self.dataset,
+            self.config.preprocessing,
+            room=0.5 * free_memory() / shares,
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of augmented patches."""
