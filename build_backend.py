@@ -46,10 +46,10 @@ def find_nvcc() -> str | None:
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """The compiler's packages, where the CUDA part is wanted and there is no nvcc."""
+    """The compiler's packages, where the CUDA part is built and there is no nvcc."""
     choice = os.environ.get("EGCNN_CUDA", "auto")
-    wanted = choice == "1" or (choice == "auto" and driver_version() >= COMPILER_VERSION)
-    return [COMPILER_PACKAGES] if wanted and not find_nvcc() else []
+    needed = choice == "1" or (choice == "auto" and driver_version() >= COMPILER_VERSION)
+    return [COMPILER_PACKAGES] if needed and not find_nvcc() else []
 
 
 get_requires_for_build_editable = get_requires_for_build_wheel

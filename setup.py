@@ -43,11 +43,11 @@ def stop(message: str) -> None:
 
 def find_compiler() -> str:
     """The C++ compiler, from CXX or PATH."""
-    wanted = os.environ.get("CXX", "")
-    for name in [wanted] if wanted else ["c++", "g++", "clang++"]:
+    chosen = os.environ.get("CXX", "")
+    for name in [chosen] if chosen else ["c++", "g++", "clang++"]:
         if found := shutil.which(name):
             return found
-    looked = f"CXX is {wanted!r}, which is not there" if wanted else "none of c++, g++, clang++"
+    looked = f"CXX is {chosen!r}, which is not there" if chosen else "none of c++, g++, clang++"
     stop(
         f"no C++ compiler was found on PATH ({looked}); install one, for example with "
         "'apt install g++', 'dnf install gcc-c++' or 'conda install gxx', and try again"
@@ -74,7 +74,7 @@ def find_cuda() -> Cuda:
     """nvcc, unless EGCNN_CUDA forbids it, and the architectures to compile for."""
     choice = os.environ.get("EGCNN_CUDA", "auto")
     if choice not in ("auto", "0", "1"):
-        stop(f"EGCNN_CUDA is {choice!r}; wanted auto, 0 or 1")
+        stop(f"EGCNN_CUDA is {choice!r}; expected auto, 0 or 1")
     if choice == "0":
         return Cuda(note="skipped: EGCNN_CUDA=0")
     nvcc = find_nvcc()
@@ -102,17 +102,17 @@ def find_cuda() -> Cuda:
         for line in ask("--list-gpu-code").split()
         if line.removeprefix("sm_").isdigit()
     }
-    wanted = os.environ.get("EGCNN_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split()
-    if not wanted:
+    named = os.environ.get("EGCNN_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split()
+    if not named:
         architectures = tuple(a for a in CUDA_ARCHITECTURES if a in supported)
         return Cuda(nvcc, architectures, toolkit)
-    for name in wanted:
+    for name in named:
         if not name.isdigit() or int(name) not in supported:
             stop(
                 f"EGCNN_CUDA_ARCHS names {name!r}; nvcc {toolkit} supports "
                 + " ".join(map(str, sorted(supported)))
             )
-    return Cuda(nvcc, tuple(sorted({int(name) for name in wanted})), toolkit)
+    return Cuda(nvcc, tuple(sorted({int(name) for name in named})), toolkit)
 
 
 def write_build_info(folder: Path, compiler: str, cuda: Cuda) -> None:

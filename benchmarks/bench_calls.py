@@ -17,7 +17,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     labels = partial(cube, SIZE[0], device)
 
     def classes() -> Tensor:
-        return labels().long()  # as torch's own loss wants them
+        return labels().long()  # as torch's own loss expects them
 
     call = {"group": "call", "dtype": torch.float32}
     return [

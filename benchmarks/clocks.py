@@ -107,7 +107,7 @@ class WallClock:
         self.device = torch.device("cpu")
         self.seconds = seconds
         if memory == "large pages" and os.environ.get("THP_MEM_ALLOC_ENABLE") != "1":
-            raise ValueError("large pages want THP_MEM_ALLOC_ENABLE=1 in the environment")
+            raise ValueError("large pages need THP_MEM_ALLOC_ENABLE=1 in the environment")
         self.reused = memory == "reused"
         self._library = ctypes.CDLL(None)
         if hasattr(self._library, "mallopt"):  # glibc's

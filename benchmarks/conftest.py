@@ -87,7 +87,7 @@ class Suite:
         """Of torch.compile."""
         return "eager" if self.quick else "inductor"
 
-    def wants(self, case: Case, peer: Peer, what: str) -> bool:
+    def measures(self, case: Case, peer: Peer, what: str) -> bool:
         """Of memory that is not reused, the main cases alone, and neither every peer nor part."""
         if self.memory == "reused":
             return True
@@ -120,7 +120,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for case in metafunc.module.cases(suite.device, suite.quick)
         for peer in providers(case, suite.device)
         for what in parts(case, peer)
-        if suite.wants(case, peer, what)
+        if suite.measures(case, peer, what)
     ]
     metafunc.parametrize("measurement", measurements)
 

@@ -123,7 +123,7 @@ def make(title: str, rows: Iterable[Row], *columns: Column) -> list[Table]:
 
 
 def tables(data: dict[str, Any]) -> list[Table]:
-    """What a reader wants to know of one run, the most telling first."""
+    """What to know of one run, the most telling first."""
     rows = data["rows"]
     ours = [row for row in rows if row["provider"] == OURS]
     reused = [row for row in ours if row.get("memory", "reused") == "reused"]

@@ -25,6 +25,8 @@ from egcnn.inference import (
 from egcnn.nn import BackboneSettings, NetworkSettings, Segmentation, build_network
 from egcnn.regions import Regions
 
+from .tolerances import BY_SUM, HEADER, REORDERED
+
 CLASSES = Regions(("background", "organ"), ((0,), (3,)), "softmax")
 #: Axes permuted and mirrored, anisotropic, and far from the origin.
 TURNED = np.array([[0, 0, 2.0, -30], [-0.7, 0, 0, 11], [0, 1.3, 0, 5], [0, 0, 0, 1]])
@@ -85,13 +87,13 @@ def test_prediction_lies_on_the_inputs_grid(
     found = predict_case(threshold(spacing), tmp_path / "ball.nii.gz", precision="32-true")
     assert found.labels.shape == shape
     assert found.labels.dtype == np.int16
-    np.testing.assert_allclose(found.affine, affine, atol=1e-6)
+    np.testing.assert_allclose(found.affine, affine, atol=HEADER)
     assert set(np.unique(found.labels)) == {0, 3}
     inside = found.labels == 3
     dice = 2 * (inside & truth).sum() / (inside.sum() + truth.sum())
     assert dice >= least
     assert found.probabilities.shape == (2, *shape)
-    np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
+    np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=BY_SUM)
     assert found.edges is not None
     # The background's edge channel is the mirror image of the organ's and must not count.
     assert found.edges.shape == (1, *shape)
@@ -150,7 +152,9 @@ def test_grid_back_of_a_ramp_is_exact() -> None:
         return torch.as_tensor(points @ [1.0, -2.0, 0.5], dtype=torch.float32)[None]
 
     moved = to_grid(ramp(fine), fine, coarse, shape)
-    torch.testing.assert_close(moved[:, :4, :5, :4], ramp(coarse)[:, :4, :5, :4], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        moved[:, :4, :5, :4], ramp(coarse)[:, :4, :5, :4], atol=REORDERED, rtol=0
+    )
 
 
 @pytest.mark.parametrize(

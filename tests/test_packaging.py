@@ -79,10 +79,10 @@ def test_source_distribution_holds_the_kernels(tmp_path: Path) -> None:
     (archive,) = tmp_path.glob("egcnn-*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
-    for wanted in ("csrc/ops.h", "csrc/cpu/edge_gate/edge_gate.cpp", "csrc/math/philox.h"):
-        assert wanted in names
-    for wanted in ("build_backend.py", "setup.py", "csrc/cuda/device.cu", "csrc/operators.inc"):
-        assert wanted in names
+    for name in ("csrc/ops.h", "csrc/cpu/edge_gate/edge_gate.cpp", "csrc/math/philox.h"):
+        assert name in names
+    for name in ("build_backend.py", "setup.py", "csrc/cuda/device.cu", "csrc/operators.inc"):
+        assert name in names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
@@ -90,7 +90,7 @@ def test_source_distribution_holds_the_kernels(tmp_path: Path) -> None:
     ("environment", "sentence"),
     [
         ({"CXX": "no-such-compiler"}, "no C++ compiler was found on PATH"),
-        ({"EGCNN_CUDA": "2"}, "EGCNN_CUDA is '2'; wanted auto, 0 or 1"),
+        ({"EGCNN_CUDA": "2"}, "EGCNN_CUDA is '2'; expected auto, 0 or 1"),
         pytest.param(
             {"EGCNN_CUDA": "1", "CUDA_HOME": "/nowhere", "PATH": "/nowhere", "CXX": sys.executable},
             "EGCNN_CUDA=1 and no nvcc was found",

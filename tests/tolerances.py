@@ -9,6 +9,12 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 #: Relative, for float32 results against values by hand: of one voxel, and of sums over some.
 BY_HAND = 1e-6
 BY_SUM = 1e-5
+#: Of a float32 network computed in another order, or by a compiler: layers add up roundings.
+REORDERED = 1e-4
+#: Of affines and voxel sizes after a NIfTI header, which holds float32.
+HEADER = 1e-5
+#: Absolute, of a score that was computed on another grid or read from a table.
+WRITTEN = 1e-3
 
 #: Relative, against the same computed in float64.
 # A few units in the last place; sums over many terms are made in float32 for all but float64.
@@ -18,6 +24,9 @@ RELATIVE = {
     torch.float16: 1.5e-3,
     torch.bfloat16: 1.2e-2,
 }
+
+#: Relative to the largest value, of a layer with normalisation or convolution.
+LAYER = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def assert_near(result: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:

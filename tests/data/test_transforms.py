@@ -23,6 +23,8 @@ from egcnn.data.transforms import (
 from egcnn.errors import InputError
 from egcnn.regions import BRATS, Regions
 
+from ..tolerances import BY_HAND, BY_SUM, HEADER
+
 CLASSES = Regions(("background", "a", "b"), ((0,), (1,), (2,)), "softmax")
 
 
@@ -80,7 +82,7 @@ def test_zscore_of_large_offsets_is_precise() -> None:
 def test_ct_by_hand() -> None:
     image = meta([[[[-3000.0, -1000, -500, 0, 250, 1000, 3071]]]])
     scaled = prepare(None, "ct", None)({"image": image})["image"]
-    assert scaled.flatten().tolist() == pytest.approx([-1, -1, -0.5, 0, 0.25, 1, 1], abs=1e-6)
+    assert scaled.flatten().tolist() == pytest.approx([-1, -1, -0.5, 0, 0.25, 1, 1], abs=BY_HAND)
 
 
 def test_orientation_becomes_ras() -> None:
@@ -109,7 +111,7 @@ def test_orientation_becomes_ras() -> None:
 def test_matching_spacing_is_not_resampled(affine: np.ndarray) -> None:
     values = torch.rand(1, 5, 7, 3, generator=torch.Generator().manual_seed(0)) * 900
     out = prepare((1, 1, 1), "ct", None)({"image": meta(values, affine)})["image"]
-    torch.testing.assert_close(out.as_tensor(), values / 1000, rtol=0, atol=2e-7)
+    torch.testing.assert_close(out.as_tensor(), values / 1000, rtol=0, atol=BY_HAND)
     np.testing.assert_array_equal(out.affine.numpy(), affine)
 
 
@@ -122,14 +124,14 @@ def test_resampling_keeps_world_coordinates(spacing: tuple[float, float, float])
     source = meta(torch.einsum("i,idhw->dhw", ramp, world(source))[None].float(), affine)
     out = prepare(spacing, "ct", None)({"image": source})["image"]
     found = np.linalg.norm(out.affine[:3, :3].numpy(), axis=0)
-    np.testing.assert_allclose(found, spacing, rtol=1e-6)
+    np.testing.assert_allclose(found, spacing, rtol=HEADER)
     points = world(out)
     low = world(source).flatten(1).min(1).values[:, None, None, None]
     high = world(source).flatten(1).max(1).values[:, None, None, None]
     inside = ((points >= low) & (points <= high)).all(0)
     assert inside.double().mean() > 0.8
     expected = torch.einsum("i,idhw->dhw", ramp, points) / 1000
-    torch.testing.assert_close(out[0][inside].double(), expected[inside], rtol=0, atol=2e-6)
+    torch.testing.assert_close(out[0][inside].double(), expected[inside], rtol=0, atol=BY_SUM)
     extent = np.array(out.shape[1:]) * np.array(spacing)
     np.testing.assert_allclose(extent, [17 * 2, 31 * 0.5, 13 * 1.7], atol=2.6)
 
@@ -142,7 +144,7 @@ def test_label_is_resampled_to_nearest_values() -> None:
     assert out["label"].dtype == torch.uint8
     assert out["label"].flatten().tolist() == [0, 0, 2, 2, 2, 0, 0]
     assert out["image"].flatten().tolist() == pytest.approx(
-        [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07], abs=1e-6
+        [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07], abs=BY_HAND
     )
 
 
@@ -250,7 +252,7 @@ def test_intensities_change_per_channel_within_their_ranges() -> None:
             x, y = before.flatten(), channel.flatten()
             scale = (y[-1] - y[0]) / (x[-1] - x[0])
             shift = y[0] - scale * x[0]
-            torch.testing.assert_close(y, scale * x + shift, atol=1e-5, rtol=0)
+            torch.testing.assert_close(y, scale * x + shift, atol=BY_SUM, rtol=0)
             found.append((scale.item(), shift.item()))
     scales, shifts = np.array(found).T
     assert scales.min() < 0.92 < 1.08 < scales.max()
@@ -358,7 +360,7 @@ def test_kits_masks_keep_volume_and_place(shared_data: Path) -> None:
     label = source["label"]
     before = (label > 0).sum() * abs(np.linalg.det(label.affine[:3, :3].numpy()))
     assert (out > 0).sum() * 2**3 / before == pytest.approx(1, abs=0.01)
-    np.testing.assert_allclose(out.affine[:3, :3].numpy(), 2 * np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(out.affine[:3, :3].numpy(), 2 * np.eye(3), atol=HEADER)
     centres = []
     for tensor in (label, out):
         inside = (tensor.as_tensor()[0] > 0).nonzero().double().mean(0)

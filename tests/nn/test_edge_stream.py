@@ -12,6 +12,8 @@ from egcnn import ops
 from egcnn.errors import InputError
 from egcnn.nn import EdgeGate, EdgeStream, SobelHead
 
+from ..tolerances import BY_HAND
+
 
 def set_gate(gate: EdgeGate, weight_e: list, weight_m: list, bias: list) -> None:
     for parameter, value in (
@@ -35,7 +37,7 @@ def test_channel_gate_by_hand() -> None:
     set_gate(gate, [[1.0, 0.5], [0.0, -1.0]], [[2.0], [1.0]], [0.5, 0.25])
     # e = (1, 2), m = 3: the sums are 1 + 1 + 6 + 0.5 = 8.5 and -2 + 3 + 0.25 = 1.25.
     out = gate(voxel(1.0, 2.0), voxel(3.0)).flatten().tolist()
-    assert out == pytest.approx([1 + sigmoid(8.5), 2 + 2 * sigmoid(1.25)], rel=1e-6)
+    assert out == pytest.approx([1 + sigmoid(8.5), 2 + 2 * sigmoid(1.25)], rel=BY_HAND)
 
 
 def test_relu_holds_alpha_at_one_half_and_sigmoid_does_not() -> None:
@@ -43,7 +45,7 @@ def test_relu_holds_alpha_at_one_half_and_sigmoid_does_not() -> None:
         gate = EdgeGate(1, 1, activation=activation)  # type: ignore[arg-type]
         set_gate(gate, [[1.0]], [[-1.0]], [0.0])
         out = gate(voxel(2.0), voxel(6.0)).item()
-        assert out == pytest.approx(2 + 2 * alpha, rel=1e-6)
+        assert out == pytest.approx(2 + 2 * alpha, rel=BY_HAND)
 
 
 def test_voxel_gate_by_hand() -> None:
@@ -52,7 +54,7 @@ def test_voxel_gate_by_hand() -> None:
     # One attention value, sigmoid(1 - 2 + 3 + 0.5), for both channels.
     out = gate(voxel(1.0, 2.0), voxel(3.0)).flatten().tolist()
     alpha = sigmoid(2.5)
-    assert out == pytest.approx([1 + alpha, 2 + 2 * alpha], rel=1e-6)
+    assert out == pytest.approx([1 + alpha, 2 + 2 * alpha], rel=BY_HAND)
 
 
 def test_gate_rejects_unknown_options() -> None:

@@ -9,6 +9,8 @@ from torch import Tensor
 from egcnn.nn import NormReLU
 from egcnn.nn.norm import group_count
 
+from ..tolerances import LAYER
+
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
 
 
@@ -33,13 +35,8 @@ def test_group_count(channels: int, groups: int) -> None:
 @pytest.mark.parametrize(
     "shape", [(2, 8, 3, 5, 7), (1, 12, 4, 1, 5), (3, 6, 1, 1, 2), (1, 64, 3, 2, 3)]
 )
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)],
-)
-def test_values_and_gradients(
-    shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, layout: str
-) -> None:
+@pytest.mark.parametrize("dtype", LAYER)
+def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> None:
     torch.manual_seed(0)
     norm = NormReLU(shape[1]).to(torch.float64 if dtype == torch.float64 else torch.float32)
     torch.nn.init.normal_(norm.weight)
@@ -48,9 +45,9 @@ def test_values_and_gradients(
     upstream = torch.randn(shape).to(dtype)
 
     exact = x.double().requires_grad_()
-    wanted = definition(exact, norm)
-    wanted_gradients = torch.autograd.grad(
-        wanted, (exact, norm.weight, norm.bias), upstream.double()
+    expected = definition(exact, norm)
+    expected_gradients = torch.autograd.grad(
+        expected, (exact, norm.weight, norm.bias), upstream.double()
     )
     x.requires_grad_()
     y = norm(x)
@@ -58,9 +55,9 @@ def test_values_and_gradients(
 
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=FORMATS[layout])
-    for got, want in zip((y, *gradients), (wanted, *wanted_gradients), strict=True):
-        error = (got.double() - want.double()).abs().max() / want.double().abs().max()
-        assert error < tolerance
+    for got, other in zip((y, *gradients), (expected, *expected_gradients), strict=True):
+        error = (got.double() - other.double()).abs().max() / other.double().abs().max()
+        assert error < LAYER[dtype]
 
 
 def test_gradcheck_channels_last() -> None:
