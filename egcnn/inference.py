@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, read_image
-from egcnn.data.nifti import write_volume
+from egcnn.data.nifti import Header, write_volume
 from egcnn.data.transforms import RAS, preprocessing
 from egcnn.errors import InputError
 from egcnn.nn.backbones import find_backbone
@@ -42,12 +42,15 @@ class Prediction:
             regions, or ``(1, D, H, W)`` for their union (``edges="union"``); ``None`` for a
             network without edge stream.
         affine: ``(4, 4)`` from voxels to mm, the input's.
+        header: the input file's, whose place in space the written files have; None for an image
+            that came from no file.
     """
 
     labels: NDArray[np.int16]
     probabilities: NDArray[np.float32]
     edges: NDArray[np.float32] | None
     affine: NDArray[np.float64]
+    header: Header | None = None
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -188,7 +191,7 @@ def predict_case(
         image = read_image(image, expected)
     device = torch.device(device or next(trained.network.parameters()).device)
     trained.network.to(device).eval()
-    affine, shape = image.affine.clone(), tuple(image.shape[1:])
+    affine, shape, header = image.affine.clone(), tuple(image.shape[1:]), image.meta.get("header")
 
     prepare = preprocessing(trained.preprocessing, trained.regions)
     prepared = prepare({"image": image})["image"]
@@ -214,6 +217,7 @@ def predict_case(
         probabilities=found.numpy(),
         edges=None if edges is None else edges.numpy(),
         affine=affine.numpy().astype(np.float64),
+        header=header,
     )
 
 
@@ -260,11 +264,11 @@ def write_prediction(
         the label map's path.
     """
     path = Path(folder) / f"{name}.nii.gz"
-    write_volume(found.labels, found.affine, path)
+    write_volume(found.labels, found.affine, path, found.header)
     beside = path.with_name(f"{name}{EDGES}.nii.gz")
     if edges and found.edges is not None:
         channels = found.edges[0] if len(found.edges) == 1 else np.moveaxis(found.edges, 0, 3)
-        write_volume(channels, found.affine, beside)
+        write_volume(channels, found.affine, beside, found.header)
     else:
         # An earlier prediction's edges would pass for this one's.
         beside.unlink(missing_ok=True)

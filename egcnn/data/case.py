@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from nibabel.spatialimages import SpatialImage
+from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from torch import Tensor
 
-from egcnn.data.nifti import check_grid, open_volume, read_array
+from egcnn.data.nifti import affine, check_grid, open_volume, read_array
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
@@ -46,7 +46,7 @@ class Case:
         """
         volume = open_volume(self.images[0])
         depth, height, width = volume.shape[:3]
-        return (depth, height, width), volume.affine
+        return (depth, height, width), affine(volume)
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None
         modalities: number of channels expected; None takes what is there.
 
     Returns:
-        ``(M, D, H, W)`` float32 with the affine of the first file. D, H, W are the axes of the
-        array on disk, in its order.
+        ``(M, D, H, W)`` float32 with the affine of the first file, in mm, and its header as
+        ``meta["header"]``. D, H, W are the axes of the array on disk, in its order.
 
     Raises:
         InputError: a file is missing, truncated or no NIfTI; is not 3D (4D with the channel last);
@@ -132,7 +132,7 @@ def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None
             f"expected {modalities}, one per modality"
         )
     data = channels[0][None] if len(channels) == 1 else np.stack(channels)
-    return _with_affine(torch.from_numpy(data), first, paths[0])
+    return _on_grid(torch.from_numpy(data), first, paths[0])
 
 
 def read_label(case: Case, regions: Regions) -> MetaTensor:
@@ -182,7 +182,7 @@ def read_label(case: Case, regions: Regions) -> MetaTensor:
         )
     data = np.ascontiguousarray(array, dtype=label_dtype(regions))
     # The image's own affine, so that both are resampled to the very same grid.
-    return _with_affine(torch.from_numpy(data)[None], image, path)
+    return _on_grid(torch.from_numpy(data)[None], image, path)
 
 
 def read_edges(case: Case, path: Path, regions: Regions) -> Tensor:
@@ -224,7 +224,7 @@ def label_dtype(regions: Regions) -> type[np.uint8] | type[np.int16]:
     return np.uint8 if max(regions.values) <= 255 else np.int16
 
 
-def _read_channels(path: Path, image: SpatialImage) -> list[NDArray[np.float32]]:
+def _read_channels(path: Path, image: Nifti1Image) -> list[NDArray[np.float32]]:
     """The channels of one file, each ``(D, H, W)``, checked."""
     if len(image.shape) > 4:
         raise InputError(
@@ -252,9 +252,9 @@ def _read_channels(path: Path, image: SpatialImage) -> list[NDArray[np.float32]]
     return channels
 
 
-def _with_affine(data: Tensor, image: SpatialImage, path: Path) -> MetaTensor:
-    affine = torch.as_tensor(np.asarray(image.affine, dtype=np.float64))
-    return MetaTensor(data, affine=affine, meta={"filename_or_obj": str(path)})
+def _on_grid(data: Tensor, image: Nifti1Image, path: Path) -> MetaTensor:
+    meta = {"filename_or_obj": str(path), "header": image.header}
+    return MetaTensor(data, affine=torch.from_numpy(affine(image)), meta=meta)
 
 
 def _listed(values: Sequence[int] | NDArray[Any]) -> str:

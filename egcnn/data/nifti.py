@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import nibabel as nib
 import numpy as np
 import torch
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 from torch import Tensor
 
 from egcnn.errors import InputError
 from egcnn.files import replacing
+from egcnn.machine import free_memory
 
 #: File names that are read and written; nibabel chooses by them whether to decompress.
 SUFFIXES = (".nii.gz", ".nii")
 
 # Headers of one grid differ by the rounding of 32-bit affines and quaternions, never by this much.
 _GRID_TOLERANCE_VOXELS = 0.1
+# Bytes before and after the voxels, such as extensions and padding; more is not read.
+_MOST_BESIDE = 16 << 20
+# DEFLATE makes at most 1032 bytes of one.
+_LARGEST_RATIO = 1032
+# Bytes that a voxel takes while it is read: as it is stored, as float32, and once more for checks.
+_BYTES_A_VOXEL = 12
+# Millimetres by the header's code of the unit: metres and microns; all else is taken for mm.
+_UNITS = {1: 1000.0, 3: 0.001}
+# What places the voxels: both affines, their codes, and the units.
+_PLACE = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+Header: TypeAlias = Nifti1Header  # of which NIfTI-2's is a subclass
 
 
 def stem(path: Path) -> str:
@@ -34,35 +51,47 @@ def stem(path: Path) -> str:
     return path.name
 
 
-def open_volume(path: Path) -> SpatialImage:
+def open_volume(path: Path) -> nib.Nifti1Image:
     """Read the header of a NIfTI file and check that the grid is usable; voxels come later.
 
     Raises:
-        InputError: the file is missing, empty, truncated or no NIfTI, has fewer than three axes or
-            an affine without inverse.
+        InputError: the file is missing, empty, truncated or no NIfTI, claims more voxels than it
+            can hold or memory has room for, has fewer than three axes or an affine without
+            inverse.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a NIfTI volume")
     try:
-        image = nib.load(path)
-    except (OSError, EOFError, ValueError, zlib.error, HeaderDataError, ImageFileError) as error:
+        # Not by nibabel.load, which reads as many bytes of extensions as the file claims to have.
+        header = _read_header(path)
+        _check_claims(path, header)
+        header.check_fix()
+        kind = nib.Nifti2Image if isinstance(header, Nifti2Header) else nib.Nifti1Image
+        with np.errstate(all="ignore"):
+            image = kind(ArrayProxy(path, header), header.get_best_affine(), header)
+            determinant = abs(np.linalg.det(affine(image)[:3, :3]))
+    except InputError:
+        raise
+    except Exception as error:  # whatever nibabel stumbles over, the file is at fault
         raise _unreadable(path, error) from error
-    if not isinstance(image, SpatialImage):
-        raise InputError(f"{path}: a {type(image).__name__}; expected a NIfTI volume")
-    affine = image.affine
-    if (
-        affine is None
-        or not np.isfinite(affine).all()
-        or abs(np.linalg.det(affine[:3, :3])) < 1e-12
-    ):
+    if not 1e-12 <= determinant < np.inf:
         raise InputError(f"{path}: the affine has no inverse; expected three independent axes")
-    if len(image.shape) < 3 or 0 in image.shape:
-        raise InputError(f"{path}: shape {image.shape}; expected three axes of at least one voxel")
     return image
 
 
-def read_array(path: Path, image: SpatialImage) -> NDArray[Any]:
-    """The voxels as numbers in the machine's byte order."""
+def affine(image: nib.Nifti1Image) -> NDArray[np.float64]:
+    """``(4, 4)`` from voxels to mm, in whatever units the file has it."""
+    matrix = np.array(image.affine, dtype=np.float64)
+    matrix[:3] *= _UNITS.get(int(image.header["xyzt_units"]) & 7, 1.0)
+    return matrix
+
+
+def read_array(path: Path, image: nib.Nifti1Image) -> NDArray[Any]:
+    """The voxels as numbers in the machine's byte order.
+
+    Raises:
+        InputError: the file is truncated or damaged, or its voxels are no real numbers.
+    """
     try:
         if path.name.endswith(".gz"):
             # Bytes damaged on the way may still decode; only the checksum at the end tells, and
@@ -71,26 +100,90 @@ def read_array(path: Path, image: SpatialImage) -> NDArray[Any]:
             layout = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
             with gzip.open(path) as stream:
                 array = np.asanyarray(ArrayProxy(stream, layout))
-                while stream.read(1 << 20):
-                    pass
+                beside = 0
+                while part := stream.read(1 << 20):
+                    beside += len(part)
+                    if beside > _MOST_BESIDE:
+                        raise InputError(
+                            f"{path}: more than {_MOST_BESIDE >> 20} MB follow the voxels; "
+                            "expected the end of the file"
+                        )
         else:
             array = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise _unreadable(path, error) from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"{path}: voxels of type {array.dtype}; expected real numbers")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def check_grid(path: Path, image: SpatialImage, other_path: Path, other: SpatialImage) -> None:
-    """Both files cover the same voxels of the same space."""
+def _read_header(path: Path) -> Header:
+    """The header alone, unchecked.
+
+    Raises:
+        Exception: of many types, where the file is damaged or no NIfTI.
+    """
+    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
+        block = stream.read(Nifti2Header.sizeof_hdr)
+    second = Nifti2Header.sizeof_hdr in (
+        int.from_bytes(block[:4], "little"),
+        int.from_bytes(block[:4], "big"),
+    )
+    kind = Nifti2Header if second else Nifti1Header
+    if len(block) < kind.sizeof_hdr:
+        raise EOFError(f"{len(block)} bytes of a header of {kind.sizeof_hdr}")
+    header = kind(block[: kind.sizeof_hdr], check=False)
+    if not bytes(header["magic"]).startswith(b"n"):
+        raise ValueError("no NIfTI header")
+    return header
+
+
+def _check_claims(path: Path, header: Header) -> None:
+    """Compare the bytes that a header claims with the file's and the machine's, before any is read.
+
+    Raises:
+        InputError: they are more; or there are fewer than three axes.
+    """
+    shape = tuple(int(size) for size in header.get_data_shape())
+    if len(shape) < 3 or min(shape) < 1:
+        raise InputError(f"{path}: shape {shape}; expected three axes of at least one voxel")
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= _MOST_BESIDE:
+        raise InputError(
+            f"{path}: its voxels begin at byte {offset:g}; expected one from 0 to {_MOST_BESIDE}"
+        )
+    voxels = math.prod(shape)
+    claimed = voxels * header.get_data_dtype().itemsize
+    stored = path.stat().st_size * (_LARGEST_RATIO if path.name.endswith(".gz") else 1)
+    if offset + claimed > stored:
+        raise InputError(
+            f"{path}: truncated: shape {shape} takes {claimed} bytes; expected no more than the "
+            f"{stored} that the file can hold"
+        )
+    needed = voxels * _BYTES_A_VOXEL
+    if needed > (room := free_memory()):
+        raise InputError(
+            f"{path}: shape {shape} takes {needed / 1e9:.3g} GB in memory; expected no more than "
+            f"the {room / 1e9:.3g} GB that are free"
+        )
+
+
+def check_grid(
+    path: Path, image: nib.Nifti1Image, other_path: Path, other: nib.Nifti1Image
+) -> None:
+    """Check that two files cover the same voxels of the same space.
+
+    Raises:
+        InputError: their shapes or affines differ.
+    """
     shape, other_shape = image.shape[:3], other.shape[:3]
     if shape != other_shape:
         raise InputError(f"{path}: shape {shape}; expected {other_shape} as {other_path} has")
     # Distances at the volume's corners weigh rotation, scale and shift alike, in voxels.
     corners = np.stack(np.meshgrid(*((-0.5, n - 0.5) for n in shape), [1.0]), -1).reshape(-1, 4)
-    gap = np.linalg.norm((corners @ (image.affine - other.affine).T)[:, :3], axis=1).max()
-    voxel = np.linalg.norm(other.affine[:3, :3], axis=0).min()
+    with np.errstate(over="ignore"):
+        gap = np.linalg.norm((corners @ (affine(image) - affine(other)).T)[:, :3], axis=1).max()
+        voxel = np.linalg.norm(affine(other)[:3, :3], axis=0).min()
     if gap > _GRID_TOLERANCE_VOXELS * voxel:
         raise InputError(
             f"{path}: its affine places it up to {gap:.3g} mm away from {other_path}; "
@@ -98,7 +191,12 @@ def check_grid(path: Path, image: SpatialImage, other_path: Path, other: Spatial
         )
 
 
-def write_volume(array: NDArray[Any] | Tensor, affine: NDArray[Any] | Tensor, path: Path) -> None:
+def write_volume(
+    array: NDArray[Any] | Tensor,
+    affine: NDArray[Any] | Tensor,
+    path: Path,
+    header: Header | None = None,
+) -> None:
     """Write a volume as NIfTI; the file appears under its name only when it is complete.
 
     Args:
@@ -106,6 +204,8 @@ def write_volume(array: NDArray[Any] | Tensor, affine: NDArray[Any] | Tensor, pa
             uint8, 64-bit integers as the smallest type that holds them, floats as float32.
         affine: ``(4, 4)`` from voxels to mm.
         path: ends in ``.nii`` or ``.nii.gz``; its folder is made. Replaces what is there.
+        header: of a file on the same grid, whose qform and sform, their codes and units are taken
+            over instead of the affine: readers differ in which of them they prefer.
 
     Raises:
         InputError: another ending or rank, or the file cannot be written (a full disk, say).
@@ -117,13 +217,19 @@ def write_volume(array: NDArray[Any] | Tensor, affine: NDArray[Any] | Tensor, pa
     matrix = torch.as_tensor(affine).detach().cpu().numpy().astype(np.float64)
     if data.ndim not in (3, 4):
         raise InputError(f"{path}: array of shape {data.shape}; expected (D, H, W) or (D, H, W, C)")
-    image = nib.Nifti1Image(data, matrix)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(matrix, code=1)
-    # A quaternion cannot hold shear. Readers that prefer it must not see another grid.
-    image.set_qform(matrix, code=1)
-    if not np.allclose(image.get_qform(), matrix, atol=1e-4):
-        image.set_qform(None, code=0)
+    # Without an affine of its own the image has what its header says.
+    image = nib.Nifti1Image(data, matrix if header is None else None)
+    if header is None:
+        image.header.set_xyzt_units("mm")
+        image.set_sform(matrix, code=1)
+        # A quaternion cannot hold shear. Readers that prefer it must not see another grid.
+        image.set_qform(matrix, code=1)
+        if not np.allclose(image.get_qform(), matrix, atol=1e-4):
+            image.set_qform(None, code=0)
+    else:
+        for name in _PLACE:
+            image.header[name] = header[name]
+        image.header["pixdim"][:4] = header["pixdim"][:4]
 
     with replacing(path) as temporary:
         nib.save(image, temporary)
