@@ -1,7 +1,7 @@
 """A trained network as one file: weights, configuration, provenance.
 
-Training writes Lightning's checkpoint with one more entry, ``"egcnn"``, of plain data; everything
-else reads that entry and the weights, and needs no Lightning.
+Training writes Lightning's checkpoint with an additional entry, ``"egcnn"``, of plain data. Only
+that entry and the weights are read back, which does not need Lightning.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ import torch
 from torch import nn
 
 import egcnn
-from egcnn import former
+from egcnn import legacy
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError
-from egcnn.files import replacing
+from egcnn.files import atomic_write
 from egcnn.machine import versions
 from egcnn.nn.network import NetworkSettings, build_network
 from egcnn.regions import Regions
 
-#: Raised whenever a reader of the former layout could no longer understand the entry.
+#: Bumped whenever older readers could no longer understand the entry.
 FORMAT = 4
-#: What is read.
+#: Formats that :func:`load` reads.
 READABLE = (3, 4)
 KEY = "egcnn"
-#: What the network's weights are called inside Lightning's ``state_dict``.
+#: Prefix of the network's weights in Lightning's ``state_dict``.
 PREFIX = "network."
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network and all that is needed to use it on a volume.
+    """A network and everything needed to apply it to a volume.
 
     Args:
         network: the network, see :func:`egcnn.nn.build_network`.
         settings: what it was built from.
-        preprocessing: what its volumes go through.
+        preprocessing: how its input volumes are prepared.
         regions: what its output channels mean.
         modalities: the input channels' names, in order.
-        provenance: who, when, with which versions; free plain data.
+        provenance: where it comes from (date, versions); any plain data.
     """
 
     network: nn.Module
@@ -70,22 +70,22 @@ class Trained:
 
 
 def write(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint dictionary; ``path`` holds the whole of it or what it held before.
+    """Write a checkpoint dictionary atomically: ``path`` never holds a partial file.
 
     Raises:
         InputError: it cannot be written.
     """
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             torch.save(dict(checkpoint), temporary)
-        except RuntimeError as error:  # how torch's writer reports that bytes did not go through
+        except RuntimeError as error:  # torch's writer reports a failed write this way
             raise InputError(
                 f"{path}: writing stopped half-way; is there room left on the disk?"
             ) from error
 
 
 def save(path: str | Path, trained: Trained) -> None:
-    """Write a network that no Trainer holds in the same format that training writes."""
+    """Write a network in the format that training writes, without a Trainer."""
     weights = {PREFIX + name: value for name, value in trained.network.state_dict().items()}
     write(path, {KEY: trained.entry(), "state_dict": weights})
 
@@ -95,14 +95,14 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
 
     Args:
         path: the ``.ckpt`` file. Only tensors and plain data are unpickled from it.
-        device: where the network goes.
+        device: where the network is placed.
 
     Returns:
         the network in evaluation mode, and its description.
 
     Raises:
-        InputError: no such file, not a checkpoint, truncated, not one of ours, of another format
-            version, or weights that do not fit the description.
+        InputError: no such file, not a checkpoint, truncated, not written by egcnn, of an
+            unsupported format version, or with weights that do not fit the description.
     """
     path = Path(path)
     if not path.is_file():
@@ -111,7 +111,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
             f"checkpoint: {path} {what}; expected a .ckpt file written by 'egcnn train'"
         )
     try:
-        # Mapped, so that the optimizer's state (two thirds of the file) is never read.
+        # Memory-mapped, so that the optimizer's state (two thirds of the file) is never read.
         data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
         raise InputError(
@@ -131,12 +131,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
         )
     try:
         if entry["format"] == 3:
-            entry = former.checkpoint(entry)
+            entry = legacy.checkpoint(entry)
         return _restore(entry, data["state_dict"], device)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"checkpoint: {path} is damaged, its weights and its description do not fit each other "
+            f"checkpoint: {path} is damaged: its weights and its description do not fit each other "
             f"({type(error).__name__}: {reason})"
         ) from error
 

@@ -1,4 +1,4 @@
-"""``egcnn demo``: from nothing to a trained network, its predictions, scores and a picture."""
+"""``egcnn demo``: synthetic data, a trained network, its predictions, scores and a picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from egcnn.training import fit, plan
 
 _PARTS = ("data", "run", "predictions", "evaluation")
 _PICTURE = "demo.png"
-_MOST_ROWS = 3
+_MAX_ROWS = 3
 
 
 def run_demo(
@@ -32,14 +32,14 @@ def run_demo(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Write synthetic BraTS cases, train EG-CNN on most of them, predict and evaluate the others.
+    """Write synthetic BraTS cases, train EG-CNN on most of them, predict and evaluate the rest.
 
     Args:
         output: folder that receives data, run, predictions, evaluation and ``demo.png``.
         cases: how many cases; about a quarter is held out.
         shape: their size in voxels.
-        epochs: of the training.
-        seed: of cases and training.
+        epochs: number of training epochs.
+        seed: for the cases and the training.
         overwrite: replace an earlier demo in ``output``.
 
     Raises:
@@ -61,14 +61,14 @@ def run_demo(
     data, run_folder, predictions, scores = (output / part for part in _PARTS)
     write_brats(data, cases, shape=shape, seed=seed)
     dataset = open_dataset(data)
-    # So few cases make more steps worth more than larger batches.
+    # With so few cases, more steps help more than larger batches.
     few = {"fraction": 0.25, "batch_size": 1, "network.backbone.filters": 8, "lr": 1e-3}
     config = plan(dataset).change({"epochs": epochs, "seed": seed, **few})
     console.print(f"1. {cases} synthetic cases of {'x'.join(map(str, shape))} voxels: {data}")
     console.print(f"2. training, {epochs} epochs")
     run = fit(config, dataset, run_folder)
     console.print(f"3. {len(run.validation)} unseen cases")
-    # The last epoch, since the best was chosen by these very cases.
+    # The last epoch, since the best one was chosen on these very cases.
     trained = checkpoint.load(run.last)
     views, scored = [], {}
     for case, found, _ in predict_cases(trained, run.validation, predictions, edges=True):
@@ -86,7 +86,7 @@ def run_demo(
     evaluation = Evaluation(scored)
     written = write_evaluation(evaluation, scores)
     picture = write_picture(
-        views[:_MOST_ROWS],
+        views[:_MAX_ROWS],
         dataset.regions,
         output / _PICTURE,
         modality="image (FLAIR)",

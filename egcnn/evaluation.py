@@ -1,4 +1,4 @@
-"""Predictions and truth in, scores out."""
+"""Score predictions against the ground truth, and write the scores."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Evaluation:
 
     Args:
         cases: per case name and region, the metrics of ``egcnn.metrics.case_metrics``.
-        missing: names of the labelled cases without prediction.
+        missing: names of the labelled cases that have no prediction.
     """
 
     cases: Mapping[str, Scores]
     missing: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Per region, and for the mean over regions, each metric's mean and standard deviation.
+        """Each metric's mean and standard deviation, per region and for the mean over regions.
 
-        The deviation is the sample's over cases; of a single case it is 0. Both are NaN for a
-        metric that no case has.
+        This is the sample deviation over cases, 0 for a single case. Both are NaN for a metric that
+        is NaN in every case.
         """
         rows = [
             {
@@ -60,17 +60,16 @@ class Evaluation:
 
 
 def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
-    """Compare the label maps in a folder, and the edges beside them, with a dataset's.
+    """Score the label maps in a folder, and any edge probabilities there, against a dataset.
 
     Args:
-        predictions: folder with ``NAME.nii.gz`` (or ``.nii``) per case, and where there are edge
-            probabilities, ``NAME_edges.nii.gz`` as :func:`egcnn.inference.write_prediction` writes
-            them.
-        dataset: says what regions the labels mean, and holds the truth.
+        predictions: folder with ``NAME.nii.gz`` (or ``.nii``) per case, and optionally
+            ``NAME_edges.nii.gz`` as :func:`egcnn.inference.write_prediction` writes them.
+        dataset: defines the regions and holds the truth.
 
     Raises:
-        InputError: no folder, no prediction in it, one that belongs to no labelled case, or one
-            that is on another grid than its case or holds foreign values.
+        InputError: no such folder, no prediction in it, a prediction that belongs to no labelled
+            case, is on another grid than its case, or holds values that are not the dataset's.
     """
     folder = Path(predictions)
     if not folder.is_dir():
@@ -109,12 +108,12 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
 def score(
     case: Case, labels: ArrayLike, dataset: Dataset, edges: ArrayLike | None = None
 ) -> Scores:
-    """Compare one case's label map, and its edge probabilities, with the truth.
+    """Score one case's label map, and its edge probabilities, against the truth.
 
     Args:
-        case: gives the truth.
+        case: holds the truth.
         labels: ``(D, H, W)`` on the case's own grid.
-        dataset: says what regions the labels mean.
+        dataset: defines the regions.
         edges: see :func:`egcnn.metrics.case_metrics`.
     """
     truth = read_label(case, dataset.regions)
@@ -137,9 +136,10 @@ def predict_and_evaluate(
 
 
 def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, Path]:
-    """Write :data:`TABLE`, a row per case and region, and :data:`SUMMARY`, these and their means.
+    """Write :data:`TABLE` (a row per case and region) and :data:`SUMMARY` (the same and their
+    means).
 
-    What is NaN stands as an empty field in the one and as null in the other.
+    NaN is an empty field in the table and null in the summary.
 
     Returns:
         the paths of the two files.

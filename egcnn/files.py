@@ -1,4 +1,4 @@
-"""Writing files so that a final name never holds half a file."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from egcnn.errors import InputError
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` that takes its name when the block ends well.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary file next to ``path`` that replaces it when the block succeeds.
 
-    The content is on disk before the name changes. When the block raises (a full disk, Ctrl-C) the
-    temporary file goes and whatever ``path`` held before stays; a kill leaves a ``.part`` file.
-    The temporary name ends as ``path`` does, since many writers choose their format by it.
+    The content is flushed to disk before the rename. If the block raises (a full disk, Ctrl-C), the
+    temporary file is deleted and ``path`` stays as it was; a killed process leaves a ``.part``
+    file. The temporary name has the suffix of ``path``, from which many writers choose the format.
 
     Raises:
-        InputError: ``path`` cannot be written, the disk is full for example.
+        InputError: ``path`` cannot be written, for example because the disk is full.
     """
     path = Path(path)
     try:
@@ -37,7 +37,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        # mkstemp makes private files; a result is as readable as anything else the user writes.
+        # mkstemp makes private files; give the result the user's usual permissions.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -49,18 +49,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text through :func:`replacing`."""
-    with replacing(path) as temporary:
+    """Write UTF-8 text through :func:`atomic_write`."""
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    """Write plain data as JSON, by :func:`write_text`; NaN, which JSON does not know, as null."""
+    """Write plain data as JSON through :func:`atomic_write`; NaN becomes null."""
     write_text(path, json.dumps(without_nan(data), indent=1) + "\n")
 
 
 def without_nan(data: Any, missing: str | None = None) -> Any:
-    """The same mappings, lists and values with ``missing`` in place of NaN."""
+    """A copy of nested plain data with NaN replaced by ``missing``."""
     if isinstance(data, Mapping):
         return {key: without_nan(value, missing) for key, value in data.items()}
     if isinstance(data, (list, tuple)):

@@ -1,4 +1,4 @@
-"""A trained network and a volume in, a segmentation on the volume's own grid out."""
+"""Sliding-window prediction, written on each input's own grid."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from egcnn.errors import InputError
 from egcnn.nn.backbones import find_backbone
 from egcnn.regions import Regions
 
-#: Ending of a file name that marks edge probabilities, before ``.nii.gz``.
+#: Suffix of the names of edge probability files, before ``.nii.gz``.
 EDGES = "_edges"
-#: Above this many bytes of output, windows are gathered in the host's memory.
+#: Above this many bytes of output, windows are gathered in host memory.
 _LARGE_OUTPUT = 2 << 30
 
 
@@ -41,9 +41,9 @@ class Prediction:
         edges: probability that a voxel is an edge, ``(F, D, H, W)`` float32 for the F reported
             regions, or ``(1, D, H, W)`` for their union (``edges="union"``); ``None`` for a
             network without edge stream.
-        affine: ``(4, 4)`` from voxels to mm, the input's.
-        header: the input file's, whose place in space the written files have; None for an image
-            that came from no file.
+        affine: the input's ``(4, 4)`` matrix from voxels to mm.
+        header: header of the input file, whose geometry the written files copy; None for an image
+            that was not read from a file.
     """
 
     labels: NDArray[np.int16]
@@ -54,10 +54,10 @@ class Prediction:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Turn ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"`` into a device that is there.
+    """Turn ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"`` into an available device.
 
     Raises:
-        InputError: no such device here.
+        InputError: an unknown name, or a device that this machine lacks.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,7 +69,7 @@ def choose_device(name: str = "auto") -> torch.device:
         raise InputError(f"device: {name!r} is unknown; expected auto, cpu, cuda or cuda:NUMBER")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise InputError(f"device: {name!r} asked for, but torch sees {count} CUDA devices here")
+        raise InputError(f"device: {name!r} is not available; torch sees {count} CUDA devices here")
     return device
 
 
@@ -79,7 +79,7 @@ def default_precision(device: torch.device) -> str:
         return (
             "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
         )
-    # These two have no public name yet; without them the answer is the safe one.
+    # Neither check is public yet; without them assume no hardware support.
     checks = (
         getattr(torch.cpu, "_is_avx512_bf16_supported", None),
         getattr(torch.cpu, "_is_amx_tile_supported", None),
@@ -88,13 +88,13 @@ def default_precision(device: torch.device) -> str:
 
 
 def window_size(shape: Sequence[int], patch: Sequence[int], stride: int = 8) -> tuple[int, ...]:
-    """The sliding window for a volume: the training patch, or the whole of a volume little larger.
+    """The sliding window for a volume: the training patch, or the whole volume if little larger.
 
     One window over a volume of at most twice the patch costs less than the overlapping windows
     that would cover it, and has no seams.
 
     Args:
-        shape: the volume's.
+        shape: shape of the volume.
         patch: the training patch.
         stride: see ``egcnn.nn.backbones.BackboneEntry``.
     """
@@ -112,14 +112,14 @@ def segment(
     overlap: float = 0.5,
     stride: int = 8,
 ) -> tuple[Tensor, Tensor | None]:
-    """Slide a window over preprocessed volumes and blend what overlaps with Gaussian weights.
+    """Slide a window over preprocessed volumes and blend overlaps with Gaussian weights.
 
     Args:
         network: returns logits ``(B, R, ...)`` or a ``Segmentation``.
         image: ``(B, M, D, H, W)``.
         regions: how logits become probabilities.
         patch: the window's size, see :func:`window_size`.
-        overlap: of neighbouring windows, as a share of their size.
+        overlap: overlap of neighbouring windows as a fraction of their size.
         stride: see :func:`window_size`.
 
     Returns:
@@ -140,7 +140,7 @@ def segment(
         return torch.cat(parts, 1)
 
     gathered = 2 * len(regions) * image[:, 0].numel() * 4
-    both = sliding_window_inference(
+    outputs = sliding_window_inference(
         image,
         window_size(image.shape[2:], patch, stride),
         sw_batch_size=1,
@@ -150,11 +150,11 @@ def segment(
         sw_device=image.device,
         device="cpu" if gathered > _LARGE_OUTPUT else image.device,
     )
-    assert isinstance(both, Tensor)
-    # Weighted means of probabilities leave [0, 1] by a rounding error.
-    both = both.clamp_(0, 1)
+    assert isinstance(outputs, Tensor)
+    # Rounding can push weighted means of probabilities outside [0, 1].
+    outputs = outputs.clamp_(0, 1)
     count = len(regions)
-    return both[:, :count], both[:, count:] if has_edges else None
+    return outputs[:, :count], outputs[:, count:] if has_edges else None
 
 
 def predict_case(
@@ -170,13 +170,13 @@ def predict_case(
     Args:
         trained: the network and how it was trained.
         image: the case, its files in the order of the modalities, or the image ``(M, D, H, W)`` as
-            :func:`egcnn.data.read_image` gives it.
-        overlap: of neighbouring windows, as a share of their size, in [0, 1).
-        device: where to compute; by default where the network is. The network stays there.
-        precision: ``"32-true"`` or ``"bf16-mixed"``; by default what suits the device.
+            :func:`egcnn.data.read_image` returns it.
+        overlap: overlap of neighbouring windows as a fraction of their size, in [0, 1).
+        device: where to compute, by default the network's device. The network is moved there.
+        precision: one of :data:`PRECISIONS`; chosen for the device by default.
 
     Raises:
-        InputError: the image is unusable or has another number of modalities than the network.
+        InputError: the image is unusable, or its number of modalities is not the network's.
     """
     if not 0 <= overlap < 1:
         raise InputError(f"overlap: {overlap}; expected a number from 0 to below 1")
@@ -205,13 +205,13 @@ def predict_case(
             stride=find_backbone(trained.settings.backbone.name).stride,
         )
 
-    def back(volume: Tensor) -> Tensor:
+    def to_input_grid(volume: Tensor) -> Tensor:
         return to_grid(volume[0].float().cpu(), prepared.affine, affine, shape)
 
-    found = back(probabilities)
+    found = to_input_grid(probabilities)
     if edges is not None:
-        # Interpolation leaves [0, 1] by a rounding error.
-        edges = trained.regions.reported(back(edges).clamp(0, 1)[None])[0]
+        # Rounding can push interpolated probabilities outside [0, 1].
+        edges = trained.regions.reported(to_input_grid(edges).clamp(0, 1)[None])[0]
     return Prediction(
         labels=trained.regions.decode(found[None])[0, 0].numpy().astype(np.int16, copy=False),
         probabilities=found.numpy(),
@@ -230,18 +230,18 @@ def predict_cases(
     overlap: float = 0.5,
     precision: str | None = None,
 ) -> Iterator[tuple[Case, Prediction, Path]]:
-    """Segment cases one after the other, and write each as soon as it is there.
+    """Segment cases one after the other, and write each prediction at once.
 
     Args:
         trained: the network and how it was trained.
-        cases: what is segmented.
+        cases: cases to segment.
         folder: see :func:`write_prediction`.
         edges: see :func:`write_prediction`.
         overlap: see :func:`predict_case`.
         precision: see :func:`predict_case`.
 
     Yields:
-        the case, its prediction, and the label map's path.
+        the case, its prediction and the path of its label map.
     """
     for case in cases:
         found = predict_case(trained, case, overlap=overlap, precision=precision)
@@ -254,9 +254,9 @@ def write_prediction(
     """Write ``NAME.nii.gz``, the label map, on the input's own grid.
 
     Args:
-        found: what :func:`predict_case` returned.
-        folder: made where it is missing.
-        name: the case's.
+        found: a prediction of :func:`predict_case`.
+        folder: created if missing.
+        name: name of the case.
         edges: write ``NAME_edges.nii.gz`` too, the edge probabilities ``(D, H, W, F)``, or
             ``(D, H, W)`` where there is one channel.
 
@@ -270,13 +270,13 @@ def write_prediction(
         channels = found.edges[0] if len(found.edges) == 1 else np.moveaxis(found.edges, 0, 3)
         write_volume(channels, found.affine, beside, found.header)
     else:
-        # An earlier prediction's edges would pass for this one's.
+        # An earlier prediction's edges would be mistaken for this one's.
         beside.unlink(missing_ok=True)
     return path
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """The autocast context of a precision's name.
+    """The autocast context for a precision.
 
     Raises:
         InputError: the name is not one of ``PRECISIONS``.
@@ -288,21 +288,21 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype)
 
 
-#: Lightning's names of the precisions that make sense here.
+#: Supported precisions, by Lightning's names.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def check_precision(precision: str) -> None:
-    """Raise InputError where ``precision`` is not one of :data:`PRECISIONS`."""
+    """Raise InputError if ``precision`` is not one of :data:`PRECISIONS`."""
     if precision not in PRECISIONS:
         raise InputError(f"precision: {precision!r}; expected one of {', '.join(PRECISIONS)}")
 
 
 def to_grid(volume: Tensor, source: Tensor, target: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Bring ``(C, D, H, W)`` from the grid of one affine to another's.
+    """Resample ``(C, D, H, W)`` from the grid of one affine to that of another.
 
-    Turned and mirrored axes are copied exactly; other grids are interpolated trilinearly, and
-    voxels outside of the source take its nearest ones.
+    Permuted and flipped axes are copied exactly; other grids are interpolated trilinearly, and
+    voxels outside the source take the nearest value.
     """
     turned = MetaTensor(volume, affine=source)
     codes = "".join(aff2axcodes(target.numpy()))

@@ -26,7 +26,7 @@ class DiceSettings(Settings):
 
     Args:
         include_background: count channel 0 of a softmax as a region like the others.
-        eps: keeps the denominator from 0.
+        eps: added to the denominator, which could be 0.
     """
 
     include_background: bool = True
@@ -46,7 +46,7 @@ class EdgeLossSettings(Settings):
             0. ``"sum"`` is Eq. (6) itself, ``"mean"`` Eq. (6) over the number of voxels.
         weight_negatives: False gives non-edge voxels the weight 1 instead of 1 - beta (the
             sentence after Eq. 6).
-        eps: of the Dice loss.
+        eps: ``eps`` of the Dice loss.
     """
 
     lambda1: float = 1.0
@@ -63,7 +63,7 @@ class ConsistencySettings(Settings):
     Args:
         tau: temperature of the Gumbel-softmax.
         hard: straight-through sample (forward argmax, backward Eq. 8) instead of the soft one.
-        support: voxels that count: the true edges (``"gt"``) or the predicted ones too
+        support: voxels that count: the true edges (``"gt"``), or the true and the predicted edges
             (``"both"``).
 
     Raises:
@@ -85,10 +85,12 @@ class LossSettings(Settings):
     """The total loss, Eq. (3).
 
     Args:
-        semantic_weight: of the Dice loss on the logits.
-        consistency_weight: of the consistency loss; None is 1 with an edge stream and 0 without.
-        edge_weight: of the edge loss.
-        edge_threshold: Sobel magnitude above which a voxel is an edge of the edge loss.
+        semantic_weight: weight of the Dice loss on the logits.
+        consistency_weight: weight of the consistency loss; None means 1 with an edge stream and 0
+            without.
+        edge_weight: weight of the edge loss.
+        edge_threshold: Sobel magnitude above which a voxel is an edge in the target of the edge
+            loss.
         dice: the Dice loss on the logits.
         consistency: the consistency loss.
         edge: the edge loss.
@@ -106,7 +108,7 @@ class LossSettings(Settings):
         """The weight of each term.
 
         Args:
-            edge_stream: whether the network has one.
+            edge_stream: whether the network has an edge stream.
         """
         consistency = self.consistency_weight
         return {
@@ -129,8 +131,8 @@ def _check(name: str, logits: Tensor, target: Tensor) -> None:
         )
 
 
-def _accurate(logits: Tensor) -> Tensor:
-    # Sums over a volume overflow float16 and stall in bfloat16.
+def _to_float32(logits: Tensor) -> Tensor:
+    # Sums over a volume overflow in float16 and stop growing in bfloat16.
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -144,8 +146,7 @@ def _dice_loss(probabilities: Tensor, target: Tensor, eps: float) -> Tensor:
 class DiceLoss(nn.Module):
     """Dice loss with squared denominator, Eq. (4), per sample and region, then the mean.
 
-    A region absent from a sample has loss 1 whatever is predicted, as Eq. (4) says, and no
-    gradient.
+    As in Eq. (4), a region absent from a sample has loss 1 and no gradient, whatever is predicted.
 
     Args:
         activation: turns logits into probabilities: ``"softmax"`` over channels or ``"sigmoid"``.
@@ -153,8 +154,7 @@ class DiceLoss(nn.Module):
         options: fields of :class:`DiceSettings` by keyword.
 
     Raises:
-        InputError: unknown activation, settings that are rejected, shapes or dtypes that do not
-            fit.
+        InputError: unknown activation, invalid settings, or shapes or dtypes that do not fit.
     """
 
     def __init__(
@@ -166,14 +166,14 @@ class DiceLoss(nn.Module):
                 f"DiceLoss: activation is {activation!r}; expected 'softmax' or 'sigmoid'"
             )
         self.activation = activation
-        settings = DiceSettings.given(settings, options)
+        settings = DiceSettings.resolve(settings, options)
         self.eps = settings.eps
         self.first = 1 if activation == "softmax" and not settings.include_background else 0
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Logits and binary regions, both ``(B, R, D, H, W)``, to a scalar."""
+        """The loss of logits and binary regions, both ``(B, R, D, H, W)``, as a scalar."""
         _check("DiceLoss", logits, target)
-        z = _accurate(logits)
+        z = _to_float32(logits)
         p = z.softmax(1) if self.activation == "softmax" else z.sigmoid()
         return _dice_loss(p[:, self.first :], target[:, self.first :].to(p.dtype), self.eps).mean()
 
@@ -189,17 +189,17 @@ class EdgeLoss(nn.Module):
         options: fields of :class:`EdgeLossSettings` by keyword.
 
     Raises:
-        InputError: settings that are rejected; shapes or dtypes that do not fit.
+        InputError: invalid settings, or shapes or dtypes that do not fit.
     """
 
     def __init__(self, settings: EdgeLossSettings | None = None, **options: Any) -> None:
         super().__init__()
-        self.settings = EdgeLossSettings.given(settings, options)
+        self.settings = EdgeLossSettings.resolve(settings, options)
 
     def forward(self, edge_logits: Tensor, edges: Tensor) -> Tensor:
-        """Edge logits and binary edges, both ``(B, R, D, H, W)``, to a scalar."""
+        """The loss of edge logits and binary edges, both ``(B, R, D, H, W)``, as a scalar."""
         _check("EdgeLoss", edge_logits, edges)
-        z = _accurate(edge_logits)
+        z = _to_float32(edge_logits)
         truth = edges.to(z.dtype)
         dice = _dice_loss(z.sigmoid(), truth, self.settings.eps).mean()
         positive, negative = self._weights(truth)
@@ -209,13 +209,14 @@ class EdgeLoss(nn.Module):
         return self.settings.lambda1 * dice + self.settings.lambda2 * entropy
 
     def _weights(self, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of edge and of other voxels, each ``(B, R, 1, 1, 1)``."""
+        """The weights of edge voxels and of the other voxels, each ``(B, R, 1, 1, 1)``."""
         reduction, weight_negatives = self.settings.reduction, self.settings.weight_negatives
         voxels = truth[0, 0].numel()
         edge_voxels = truth.sum(_VOXELS, keepdim=True)
         other_voxels = voxels - edge_voxels
         if reduction == "balanced" and weight_negatives:
-            # Eq. (6)'s ratio, written so that an empty set takes nothing from the other one.
+            # Eq. (6)'s ratio, written so that an empty set does not change the weight of the other
+            # set.
             return 0.5 / edge_voxels.clamp(min=1), 0.5 / other_voxels.clamp(min=1)
         positive = other_voxels / voxels
         negative = 1 - positive if weight_negatives else torch.ones_like(positive)
@@ -236,10 +237,10 @@ class ConsistencyLoss(nn.Module):
         options: fields of :class:`ConsistencySettings` by keyword.
 
     Attributes:
-        tau: the temperature; a training may change it from epoch to epoch.
+        tau: the temperature; it may be annealed during training.
 
     Raises:
-        InputError: settings, a shape or a dtype that are rejected.
+        InputError: invalid settings, or shapes or dtypes that do not fit.
     """
 
     def __init__(
@@ -250,18 +251,18 @@ class ConsistencyLoss(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.settings = ConsistencySettings.given(settings, options)
+        self.settings = ConsistencySettings.resolve(settings, options)
         self.activation = activation
         self.tau = self.settings.tau
 
     def forward(self, logits: Tensor, target: Tensor, seed: Tensor | int | None = None) -> Tensor:
-        """Logits ``(B, R, D, H, W)`` and truth to a scalar.
+        """The loss of logits and truth, as a scalar.
 
         Args:
             logits: ``(B, R, D, H, W)``.
             target: class indices ``(B, 1, D, H, W)`` for softmax, binary regions
                 ``(B, R, D, H, W)`` for sigmoid.
-            seed: of the noise; None draws one from torch's generator.
+            seed: seed of the noise; None draws one from torch's generator.
         """
         return ops.gumbel_consistency(
             logits,
@@ -283,7 +284,7 @@ class EGCNNLoss(nn.Module):
         options: fields of :class:`LossSettings` by keyword.
 
     Raises:
-        InputError: settings that are rejected; logits and labels that do not fit.
+        InputError: invalid settings, or logits and labels that do not fit.
     """
 
     def __init__(
@@ -291,7 +292,7 @@ class EGCNNLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.regions = regions
-        self.settings = settings = LossSettings.given(settings, options)
+        self.settings = settings = LossSettings.resolve(settings, options)
         self.semantic = DiceLoss(settings.dice, activation=regions.activation)
         self.consistency = ConsistencyLoss(settings.consistency, activation=regions.activation)
         self.edge = EdgeLoss(settings.edge)
@@ -302,17 +303,17 @@ class EGCNNLoss(nn.Module):
         labels: Tensor,
         seed: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted sum as ``"loss"`` beside its unweighted terms.
+        """The weighted sum as ``"loss"``, along with its unweighted terms.
 
         Args:
             segmentation: logits and edge logits, each ``(B, R, D, H, W)``, as
-                :class:`egcnn.nn.Segmentation` holds them; edge logits ``(B, 1, D, H, W)`` are
-                those of any region's edge; None (no edge stream) leaves the edge term out.
+                :class:`egcnn.nn.Segmentation` holds them; edge logits ``(B, 1, D, H, W)`` stand for
+                the edges of any region; None (no edge stream) omits the edge term.
             labels: integer label map ``(B, 1, D, H, W)``.
-            seed: of the consistency loss's noise; None draws one.
+            seed: seed of the consistency loss's noise; None draws one.
 
         Returns:
-            Scalars ``"loss"``, ``"semantic"`` and, where they count, ``"consistency"``, ``"edge"``.
+            Scalars ``"loss"``, ``"semantic"`` and, if weighted, ``"consistency"``, ``"edge"``.
         """
         logits, edge_logits = segmentation
         if labels.ndim != 5 or labels.shape[1] != 1 or labels.is_floating_point():

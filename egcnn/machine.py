@@ -1,4 +1,4 @@
-"""What this machine and installation offer: cores, memory, versions."""
+"""Cores, free memory and library versions of this machine, and CPU settings for torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import egcnn
 
 
 def prepare_cpu() -> None:
-    """Set what makes torch fast on a CPU; best called before torch is imported.
+    """Configure torch for speed on a CPU; call it before torch is imported if possible.
 
-    The command line and :func:`egcnn.training.fit` call it. What the user has set stays.
+    The command line and :func:`egcnn.training.fit` call it. Environment variables that the user has
+    set are kept.
 
-    Large pages make the allocation of feature maps cheaper (torch asks the kernel for them), and
-    a thread per core that this process may use avoids oversubscribing a container's share. Threads
-    wait briefly at a barrier before they sleep: sleeping at once makes the steps of a small network
-    half as long again, and spinning for long slows them several times where something else runs.
+    Huge pages, which torch requests from the kernel, make allocating feature maps cheaper. One
+    thread per available core avoids oversubscribing a container. Threads spin briefly at a barrier
+    before they sleep: sleeping at once makes the steps of a small network 1.5 times as long, and
+    spinning for long slows them several times when other processes run.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -27,14 +28,14 @@ def prepare_cpu() -> None:
         return
     cores = usable_cores()
     os.environ["OMP_NUM_THREADS"] = str(cores)
-    # Too late for the variable where torch is there already; processes that are started obey it.
+    # If torch is already imported, the variable only affects child processes.
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() > cores:
         torch.set_num_threads(cores)
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may use, by its affinity and its cgroup's quota."""
+    """Number of physical cores that affinity and cgroup quota leave to this process."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     if allowed is None:
         return os.cpu_count() or 1
@@ -46,14 +47,14 @@ def usable_cores() -> int:
 
 
 def _cgroups() -> list[Path]:
-    """The folders of this process's cgroup (version 2) and of all around it."""
+    """The folders of this process's cgroup (version 2) and of its ancestors."""
     group = next((g[3:] for g in _read(Path("/proc/self/cgroup")).split() if g[:3] == "0::"), "/")
     folder = Path("/sys/fs/cgroup" + group)
     return [folder, *folder.parents]
 
 
 def _quota() -> int:
-    """Whole CPUs that the cgroup (version 2, or 1) grants; a large number where it sets none."""
+    """The cgroup's quota (version 2 or 1) in whole CPUs; a large number without one."""
     granted = [sys.maxsize]
     for folder in _cgroups():
         fields = _read(folder / "cpu.max").split()
@@ -74,7 +75,7 @@ def _read(path: Path) -> str:
 
 
 def free_memory() -> float:
-    """Bytes that may still be taken: what the system has, and the cgroup (version 2) leaves."""
+    """Free memory in bytes, within the cgroup's limit (version 2)."""
     try:
         free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
@@ -87,7 +88,7 @@ def free_memory() -> float:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, egcnn and the libraries that shape a result, without importing them."""
+    """Versions of Python, egcnn and the libraries that affect results, without importing them."""
     found = {"python": platform.python_version(), "egcnn": egcnn.__version__}
     for name in ("torch", "monai", "lightning", "nibabel", "numpy"):
         try:

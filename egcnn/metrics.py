@@ -1,4 +1,4 @@
-"""How good a segmentation and its edges are, per region."""
+"""Metrics of a segmentation and its edges, per region."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from egcnn import ops
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
-#: HD95 in mm where exactly one of prediction and truth is empty: BraTS's, the diagonal of its
-#: 240 x 240 x 155 volumes.
+#: HD95 in mm if exactly one of prediction and truth is empty: the diagonal of a 240 x 240 x 155
+#: volume, as in BraTS.
 WORST_HD95 = 373.13
 
 
@@ -28,9 +28,9 @@ class Metric:
     """A column of a table.
 
     Args:
-        title: for people.
-        digits: after the point.
-        of: what it scores: a region's ``"voxels"`` or its ``"edges"``.
+        title: display name.
+        digits: decimals shown.
+        of: what it scores, a region's ``"voxels"`` or its ``"edges"``.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Metric:
     of: Literal["voxels", "edges"] = "voxels"
 
 
-#: By name, in the order of a table; see :func:`case_metrics` and :func:`edge_scores`.
+#: All metrics by name, in table order; see :func:`case_metrics` and :func:`edge_scores`.
 METRICS = {
     "dice": Metric("Dice"),
     "sensitivity": Metric("Sensitivity"),
@@ -54,7 +54,7 @@ METRICS = {
 VOXEL_METRICS = tuple(name for name, metric in METRICS.items() if metric.of == "voxels")
 EDGE_METRICS = tuple(name for name, metric in METRICS.items() if metric.of == "edges")
 
-#: Whose edges are scored, and its title: the edge head's, and beside them the Sobel edges of the
+#: Titles of the edge sources that are scored: the edge head, and the Sobel edges of the
 #: segmentation. Their columns are ``edge_f1``, ``sobel_f1`` and so on.
 EDGE_SOURCES = {"edge": "edge head", "sobel": "Sobel of segmentation"}
 
@@ -64,17 +64,17 @@ COLUMNS = (
     *(f"{source}_{name}" for source in EDGE_SOURCES for name in EDGE_METRICS),
 )
 
-# Thresholds at which edge probabilities are scored: multiples of 1/1000.
+# Edge probabilities are scored at thresholds that are multiples of 1/1000.
 _LEVELS = 1000
 
 
-def _share(part: Tensor, whole: Tensor, other: Tensor) -> Tensor:
-    """``part / whole``; where ``whole`` is 0, 1 if ``other`` is 0 too and else 0."""
+def _ratio(part: Tensor, whole: Tensor, other: Tensor) -> Tensor:
+    """``part / whole``; if ``whole`` is 0, then 1 if ``other`` is 0 too, else 0."""
     return torch.where(whole > 0, part / whole.clamp(min=1), (other == 0).to(part.dtype))
 
 
 def _counts(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Voxels in both, in the prediction and in the truth, each ``(B, R)`` float64."""
+    """Voxel counts of the intersection, the prediction and the truth, each ``(B, R)`` float64."""
     if prediction.shape != truth.shape or prediction.ndim != 5:
         raise InputError(
             f"metrics: prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)}; "
@@ -94,34 +94,34 @@ def dice(prediction: Tensor, truth: Tensor) -> Tensor:
         truth: likewise.
 
     Returns:
-        ``(B, R)`` float64; 1 where both are empty, 0 where one is.
+        ``(B, R)`` float64; 1 if both are empty, 0 if one is.
 
     Raises:
         InputError: shapes that differ or are not five-dimensional.
     """
     both, predicted, true = _counts(prediction, truth)
     total = predicted + true
-    return _share(2 * both, total, total)
+    return _ratio(2 * both, total, total)
 
 
 def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """How well edge probabilities find the Sobel edges of true regions.
+    """Score edge probabilities against the Sobel edges of the true regions.
 
     ``f1`` at the threshold 0.5 and ``best_f1`` at the best one; ``average_precision``, the area
     under precision over recall in steps; ``thickness``, the number of predicted edge voxels over
     that of true ones; ``interior``, the share of the region's voxels off its edges that are
     predicted as edges. The thresholds are the multiples of 1/1000.
 
-    Where a region has no edge, ``f1`` is 1 if none is predicted and else 0; what is a share of
-    nothing is NaN.
+    If a region has no edge, ``f1`` is 1 if none is predicted, else 0; other ratios with denominator
+    0 are NaN.
 
     Args:
-        probabilities: ``(B, R, D, H, W)`` in [0, 1]; 0 and 1 for binary edges. One channel is
-            that of any region's edge (``edges="union"``) and compared with their union.
+        probabilities: ``(B, R, D, H, W)`` in [0, 1]; 0 and 1 for binary edges. A single channel
+            (``edges="union"``) is compared with the union of all regions' edges.
         masks: the true binary regions, ``(B, R, D, H, W)``.
 
     Returns:
-        The names in :data:`EDGE_METRICS` to ``(B, R)`` float64.
+        By name in :data:`EDGE_METRICS`, ``(B, R)`` float64.
 
     Raises:
         InputError: shapes that differ or are not five-dimensional.
@@ -135,7 +135,7 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
     edges = probabilities >= 0.5
     both, predicted, true = _counts(edges, truth)
     found = {
-        "f1": _share(2 * both, predicted + true, predicted + true),
+        "f1": _ratio(2 * both, predicted + true, predicted + true),
         "best_f1": torch.full_like(both, torch.nan),
         "average_precision": torch.full_like(both, torch.nan),
         "thickness": predicted / true,
@@ -144,7 +144,7 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
     found["thickness"][true == 0] = torch.nan
     for b, r in (true > 0).nonzero().tolist():
         level = (probabilities[b, r] * _LEVELS).to(torch.int16).clamp_(0, _LEVELS - 1)
-        # Voxels at or above each threshold, from the highest to the lowest.
+        # Number of voxels at or above each threshold, from the highest to the lowest.
         hits, all_ = (
             torch.bincount(levels, minlength=_LEVELS).flip(0).cumsum(0).double()
             for levels in (level[truth[b, r]], level.flatten())
@@ -156,16 +156,19 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
     return {name: values.expand(-1, regions) for name, values in found.items()}
 
 
-def scores_of_edges(predicted: Tensor, true: Tensor, edges: Tensor | None) -> dict[str, Tensor]:
+def edge_scores_by_source(
+    predicted: Tensor, true: Tensor, edges: Tensor | None
+) -> dict[str, Tensor]:
     """:func:`edge_scores` of every source.
 
     Args:
-        predicted: the predicted binary regions that are reported, ``(B, F, D, H, W)``.
-        true: the true ones.
-        edges: the edge head's probabilities, of as many channels or one for all; None without.
+        predicted: the predicted binary regions, reported ones only, ``(B, F, D, H, W)``.
+        true: likewise, the true regions.
+        edges: the edge head's probabilities, with a channel per region or one for all; None without
+            an edge stream.
 
     Returns:
-        ``edge_f1``, ``sobel_f1`` and so on to ``(B, F)`` float64.
+        By column name (``edge_f1``, ``sobel_f1`` and so on), ``(B, F)`` float64.
     """
     sources = {"sobel": ops.sobel_edges(predicted).float()}
     if edges is not None:
@@ -186,7 +189,7 @@ def _surface(
     if not prediction.any() or not truth.any():
         return WORST_HD95, 0.0
     with warnings.catch_warnings():
-        # MONAI 1.6 warns of a deprecated argument that it passes to itself.
+        # MONAI 1.6 warns about a deprecated argument that it passes itself.
         warnings.filterwarnings("ignore", "monai.metrics.utils", FutureWarning)
         _, distances, _ = get_edge_surface_distance(
             torch.from_numpy(prediction),
@@ -228,25 +231,25 @@ def case_metrics(
     on score the edge head's probabilities (:func:`edge_scores`; NaN without them), ``sobel_f1``
     and so on the Sobel edges of the prediction.
 
-    Where prediction and truth are both empty, those of :data:`VOXEL_METRICS` are 1 and HD95 is 0;
-    where one is, all but specificity are 0 and HD95 is :data:`WORST_HD95`. A truth without outside
-    has specificity 1 if the prediction has none either, else 0.
+    If prediction and truth are both empty, HD95 is 0 and the other :data:`VOXEL_METRICS` are 1; if
+    one is, HD95 is :data:`WORST_HD95` and the others except specificity are 0. If the truth fills
+    the volume, specificity is 1 if the prediction does too, else 0.
 
     Args:
         prediction: integer label map ``(D, H, W)``.
         truth: likewise, on the same grid.
-        regions: what is reported: all but the background of a softmax.
+        regions: the regions; all but the background of a softmax are reported.
         spacing: size of a voxel along each axis in mm.
         edges: the edge head's probabilities, ``(F, D, H, W)`` for the F reported regions or
-            ``(1, D, H, W)`` for their union, whose scores stand under every region.
-        tolerance: of ``surface_dice``, in mm.
+            ``(1, D, H, W)`` for their union, whose scores are repeated for every region.
+        tolerance: tolerance of ``surface_dice`` in mm.
 
     Returns:
-        The names in :data:`COLUMNS` to their values, by the region's name.
+        By region name, the value of each of :data:`COLUMNS`.
 
     Raises:
-        InputError: shapes that differ, no integers, or a spacing that is not three positive
-            numbers.
+        InputError: shapes that differ, label maps that are not integer, or a spacing that is not
+            three positive numbers.
     """
     predicted_labels, true_labels = _labels("prediction", prediction), _labels("truth", truth)
     if predicted_labels.shape != true_labels.shape:
@@ -264,8 +267,8 @@ def case_metrics(
     outside = voxels - true_size
     rows = {
         "dice": dice(predicted, true),
-        "sensitivity": _share(both, true_size, predicted_size),
-        "specificity": _share(outside - (predicted_size - both), outside, voxels - predicted_size),
+        "sensitivity": _ratio(both, true_size, predicted_size),
+        "specificity": _ratio(outside - (predicted_size - both), outside, voxels - predicted_size),
     }
     edge_head = None if edges is None else torch.as_tensor(edges).cpu()[None]
     if edge_head is not None:
@@ -275,7 +278,7 @@ def case_metrics(
                 f"edges have shape {channels}; expected {(len(chosen), *true.shape[2:])}, or one "
                 "channel for the edges of any region"
             )
-    rows |= scores_of_edges(predicted, true, edge_head)
+    rows |= edge_scores_by_source(predicted, true, edge_head)
     result: dict[str, dict[str, float]] = {}
     for index, channel in enumerate(chosen):
         values = {name: float(row[0, index]) for name, row in rows.items()}
@@ -289,9 +292,9 @@ def case_metrics(
 def summary(
     rows: Sequence[dict[str, dict[str, float]]],
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Mean and sample standard deviation over cases of what :func:`case_metrics` returned.
+    """Mean and sample standard deviation over cases of the metrics of :func:`case_metrics`.
 
-    Cases where a metric is NaN do not count for it; where it is NaN in all, so are both.
+    NaN values are ignored; if a metric is NaN in every case, both are NaN.
 
     Args:
         rows: one entry per case, all with the same regions and metrics.
@@ -313,7 +316,7 @@ def summary(
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation of the values that are not NaN; of a single one, 0."""
+    """Mean and sample standard deviation of the values that are not NaN; 0 for a single value."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return math.nan, math.nan

@@ -1,4 +1,4 @@
-"""What the output channels of a network mean: regions of a label map."""
+"""The regions of a label map that a network's output channels stand for."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Regions:
 
     @property
     def exclusive(self) -> bool:
-        """Whether a voxel has one class, rather than any number of regions."""
+        """Whether each voxel belongs to exactly one class (softmax)."""
         return self.activation == "softmax"
 
     def __len__(self) -> int:
@@ -68,20 +68,20 @@ class Regions:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """Every value that a label map may hold: the background's 0 and all that is listed."""
+        """Every value that a label map may hold: 0 (background) and all values in ``labels``."""
         return tuple(sorted({0}.union(*self.labels)))
 
     @property
     def foreground(self) -> tuple[int, ...]:
-        """The channels that are reported: all but the background of a softmax."""
+        """The indices of the channels that are reported: all but the background of a softmax."""
         return tuple(range(1 if self.exclusive else 0, len(self)))
 
     def reported(self, channels: Tensor) -> Tensor:
-        """The channels of ``(B, R, D, H, W)`` that are reported; one for all regions stays."""
+        """Select the reported channels of ``(B, R, D, H, W)``; a single channel is kept."""
         return channels if channels.shape[1] == 1 else channels[:, list(self.foreground)]
 
     def masks(self, labels: Tensor) -> Tensor:
-        """Label map ``(B, 1, D, H, W)`` to binary regions ``(B, R, D, H, W)``, uint8."""
+        """Convert a label map ``(B, 1, D, H, W)`` to binary regions ``(B, R, D, H, W)``, uint8."""
         masks = torch.empty(
             (labels.shape[0], len(self), *labels.shape[2:]), dtype=torch.uint8, device=labels.device
         )
@@ -93,7 +93,7 @@ class Regions:
         return masks
 
     def classes(self, labels: Tensor) -> Tensor:
-        """Label map ``(B, 1, D, H, W)`` to the channel of each voxel's class, int64 (softmax)."""
+        """Convert a label map ``(B, 1, D, H, W)`` to class indices, int64 (softmax only)."""
         if not self.exclusive:
             raise InputError(
                 "regions: classes() expects exclusive classes; these are sigmoid regions"
@@ -104,15 +104,15 @@ class Regions:
         return classes
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits ``(B, R, D, H, W)`` to probabilities, by softmax over channels or by sigmoid."""
+        """Convert logits ``(B, R, D, H, W)`` to probabilities, by softmax or sigmoid."""
         return logits.softmax(1) if self.exclusive else logits.sigmoid()
 
     def decode(self, probabilities: Tensor) -> Tensor:
-        """Probabilities ``(B, R, D, H, W)`` to the label map ``(B, 1, D, H, W)``, int16.
+        """Convert probabilities ``(B, R, D, H, W)`` to a label map ``(B, 1, D, H, W)``, int16.
 
-        Exclusive classes take the most probable. Other regions are painted from the largest set of
-        values to the smallest wherever they are more probable than not, each with a value that no
-        region inside it has, so that ``masks(decode(p))`` is nested as the regions are.
+        For exclusive classes, the most probable one. Other regions are painted wherever their
+        probability is above 0.5, from the largest set of values to the smallest, each with a value
+        that no region inside it has, so that ``masks(decode(p))`` has the regions' nesting.
         """
         shape = (probabilities.shape[0], 1, *probabilities.shape[2:])
         labels = torch.zeros(shape, dtype=torch.int16, device=probabilities.device)
@@ -129,7 +129,7 @@ class Regions:
         return labels
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint or a JSON file; the inverse of :meth:`from_dict`."""
+        """Return plain data for a checkpoint or a JSON file; the inverse of :meth:`from_dict`."""
         return {
             "names": list(self.names),
             "labels": [list(values) for values in self.labels],

@@ -14,9 +14,9 @@ S = TypeVar("S", bound="Settings")
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of all settings. A field is a value or again settings.
+    """Base of all settings. A field is a value or nested settings.
 
-    Where a dotted name is asked for, parts may be left out as long as the rest names one entry:
+    Parts of a dotted name may be omitted as long as the rest is unambiguous:
     ``network.gate`` and ``gate`` are ``network.edge_stream.gate``.
 
     Raises:
@@ -30,7 +30,7 @@ class Settings:
                 raise InputError(f"{name}: {value!r}; expected {_kind(hint, repr)}")
 
     def entries(self) -> dict[str, Any]:
-        """Every value by its dotted name, in the order of definition."""
+        """All values by dotted name, in the order of definition."""
         found: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -42,10 +42,10 @@ class Settings:
         return found
 
     def change(self: S, changes: Mapping[str, Any]) -> S:
-        """A copy with other values, by dotted name.
+        """Return a copy with other values, by dotted name.
 
         Raises:
-            InputError: a name that is no entry's or several entries', or a value that is rejected.
+            InputError: an unknown or ambiguous name, or an invalid value.
         """
         names = list(self.entries())
         return self._replace({_find(name, names): value for name, value in changes.items()})
@@ -63,12 +63,12 @@ class Settings:
         return replace(self, **values, **parts)
 
     def read(self, texts: Sequence[str]) -> dict[str, Any]:
-        """What ``NAME=VALUE`` texts change: typed values by full dotted name.
+        """Parse ``NAME=VALUE`` texts into typed values by full dotted name.
 
         Values are written as in JSON, text without quotes, lists with or without brackets.
 
         Raises:
-            InputError: a name that is no entry's or several entries', or a value of another type.
+            InputError: an unknown or ambiguous name, or a value of the wrong type.
         """
         hints = _leaves(type(self))
         changes: dict[str, Any] = {}
@@ -85,11 +85,11 @@ class Settings:
         return changes
 
     def parse(self: S, texts: Sequence[str]) -> S:
-        """A copy changed by ``NAME=VALUE`` texts; see :meth:`read`."""
+        """Return a copy changed by ``NAME=VALUE`` texts; see :meth:`read`."""
         return self.change(self.read(texts))
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain data for JSON; the inverse of :meth:`from_dict`."""
+        """Return nested plain data for JSON; the inverse of :meth:`from_dict`."""
         found: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -101,10 +101,10 @@ class Settings:
 
     @classmethod
     def from_dict(cls: type[S], data: Mapping[str, Any]) -> S:
-        """Read what :meth:`to_dict` wrote; what is missing has its default.
+        """Read what :meth:`to_dict` wrote; missing entries take their defaults.
 
         Raises:
-            InputError: an entry that is unknown, such as one of a later version.
+            InputError: an unknown entry, such as one of a later version.
         """
         hints = _hints(cls)
         if unknown := sorted(set(data) - set(hints)):
@@ -122,11 +122,12 @@ class Settings:
         return cls(**values)
 
     @classmethod
-    def given(cls: type[S], settings: S | None, options: Mapping[str, Any]) -> S:
-        """What a constructor was given: settings, or their defaults, with some fields by keyword.
+    def resolve(cls: type[S], settings: S | None, options: Mapping[str, Any]) -> S:
+        """Resolve a constructor's arguments: settings (by default the defaults), overridden by
+        keywords.
 
         Raises:
-            InputError: a keyword that is no field, or a value that is rejected.
+            InputError: a keyword that is not a field, or an invalid value.
         """
         known = _hints(cls)
         for name in options:
@@ -142,7 +143,7 @@ def _hints(cls: type[Settings]) -> dict[str, Any]:
 
 
 def _leaves(cls: type[Settings]) -> dict[str, Any]:
-    """The entries' types by dotted name."""
+    """The types of all entries by dotted name."""
     found: dict[str, Any] = {}
     for name, hint in _hints(cls).items():
         if isinstance(hint, type) and issubclass(hint, Settings):
@@ -166,13 +167,13 @@ def _find(name: str, names: Sequence[str]) -> str:
 
 
 def _shortens(parts: Sequence[str], full: Sequence[str]) -> bool:
-    """Whether ``parts`` are those of ``full`` in order, some left out, the last one kept."""
+    """Whether ``parts`` is ``full`` with some parts omitted, but not the last."""
     rest = iter(full)
     return parts[-1] == full[-1] and all(part in rest for part in parts)
 
 
 def _optional(hint: Any) -> tuple[Any, bool]:
-    """A type without its ``None``, and whether it had one."""
+    """A type without ``None``, and whether ``None`` was allowed."""
     if get_origin(hint) in (Union, types.UnionType):
         (inner,) = (part for part in get_args(hint) if part is not type(None))
         return inner, True
@@ -180,7 +181,7 @@ def _optional(hint: Any) -> tuple[Any, bool]:
 
 
 def _kind(hint: Any, show: Callable[[Any], str] = str) -> str:
-    """What a type expects, in words."""
+    """A description of the values of a type, for messages."""
     inner, optional = _optional(hint)
     if get_origin(inner) is Literal:
         kind = f"one of {', '.join(map(show, get_args(inner)))}"
@@ -196,10 +197,10 @@ def _kind(hint: Any, show: Callable[[Any], str] = str) -> str:
 
 
 def _typed(text: str, hint: Any) -> Any:
-    """A text as a value of a type.
+    """Parse a text as a value of a type.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not one.
     """
     inner, optional = _optional(hint)
     if optional and text == "null":

@@ -1,4 +1,4 @@
-"""Tables and times on the terminal."""
+"""Tables and durations on the terminal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _PIPE_WIDTH = 120
 
 
 def show(table: Table) -> None:
-    """Print a table; into a file or pipe as wide as it needs."""
+    """Print a table; 120 columns wide when the output is redirected."""
     console = Console()
     (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(table)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``"42 s"``, ``"3 min 07 s"``, ``"2 h 05 min"``."""
+    """Format seconds: ``"42 s"``, ``"3 min 07 s"``, ``"2 h 05 min"``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

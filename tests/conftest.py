@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real cases beside the project; tests that need it skip where it is absent."""
+    """The folder of real cases next to the project; tests that need it are skipped without it."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the real cases are not here (no {folder.parent.name}/{folder.name})")
@@ -19,5 +19,5 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test draws the same numbers, alone or in company."""
+    """Seed the random numbers of every test."""
     torch.manual_seed(0)

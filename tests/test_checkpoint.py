@@ -84,7 +84,7 @@ def test_format_3_is_read() -> None:
     assert old.preprocessing == PreprocessingSettings((16, 24, 8), (1.0, 1.5, 2.0))
     assert (old.modalities, old.regions) == (("t1", "flair"), BRATS)
     assert old.provenance["layout"] == "brats"
-    # What that version computed.
+    # Outputs of that version.
     image = torch.linspace(-1, 1, 2 * 6 * 5 * 4).reshape(1, 2, 6, 5, 4)
     with torch.no_grad():
         logits, edge_logits = old.network(image)

@@ -109,7 +109,7 @@ def test_train_predict_evaluate(
     assert set(summary) == {"WT", "TC", "ET", "mean"}
     assert (scores / "metrics.csv").read_text().startswith("case,region,dice,")
 
-    # A second run into the folder needs a word on what to do with the first.
+    # A second run into the folder needs --resume or --overwrite.
     assert run("train", brats, "-o", folder) == 1
     assert "holds a run already" in capfd.readouterr().err
     assert run("train", brats, "-o", folder, "--resume", "--lr", "7") == 1
@@ -192,7 +192,7 @@ def test_every_kind_of_input(brats: Path, model: Path, tmp_path: Path) -> None:
 
 
 def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
-    """Arguments, and what the one line on stderr must say."""
+    """Arguments, and text that the line on stderr must contain."""
     case = open_dataset(brats).cases[0]
     empty, short = tmp / "empty.nii.gz", tmp / "short.nii.gz"
     empty.touch()
@@ -264,7 +264,7 @@ def test_bad_input_is_one_line(
 def test_a_label_that_training_cannot_use(
     brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # Found only while Lightning and MONAI are at work, each with an exception of its own around.
+    # Raised inside Lightning and MONAI, which wrap it in exceptions of their own.
     for workers in ("0", "1"):
         root = tmp_path / f"data{workers}"
         (case, *_) = write_brats(root, 3, shape=SHAPE, seed=2)
@@ -282,18 +282,18 @@ def test_a_label_that_training_cannot_use(
 
 
 def test_an_error_from_a_worker_process_is_unpacked() -> None:
-    from egcnn.cli.root import _sentence
+    from egcnn.cli.root import _message
 
     text = (
         "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent "
         'call last):\n  File "x.py", line 1\negcnn.errors.InputError: a.nii.gz: no good\n\n'
         "The above exception was the direct cause of the following exception:\nRuntimeError: x"
     )
-    assert _sentence(RuntimeError(text)) == "a.nii.gz: no good"
-    assert _sentence(RuntimeError("a defect of ours")) is None
+    assert _message(RuntimeError(text)) == "a.nii.gz: no good"
+    assert _message(RuntimeError("a defect of ours")) is None
     with pytest.raises(OSError, match="No such file") as caught:
         Path("/nowhere/at/all").read_text()
-    assert _sentence(caught.value) == "/nowhere/at/all: No such file or directory"
+    assert _message(caught.value) == "/nowhere/at/all: No such file or directory"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""egcnn compare: what is missing is run, what is finished is not, and the figures are right."""
+"""egcnn compare: only missing runs are trained, and the statistics are correct."""
 
 from __future__ import annotations
 

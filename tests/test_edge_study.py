@@ -1,4 +1,4 @@
-"""The study of the edge stream: a training becomes rows, rows become tables, and none is lost."""
+"""The study of the edge stream: from runs to rows and from rows to tables."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_training_becomes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("unet", "gate=voxel", 3)
     }
     assert all(0 <= float(row["dice"]) <= 1 for row in found)
-    # Only the cases are left for the next training.
+    # Only the cases are kept for the next run.
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
     edge_study.write(found, tmp_path / "study.csv")

@@ -1,4 +1,4 @@
-"""Scores of predictions: by hand, from files with and without edges, and what is refused."""
+"""Scores of predictions: by hand, from files with and without edges, and invalid input."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def predicted(dataset: Dataset, folder: Path) -> Path:
-    """Case a as it is; case b with half of ``front`` called background; none of case c."""
+    """Case a perfectly predicted, case b with half of ``front`` missing, case c not predicted."""
     labels = np.zeros((8, 8, 8), np.uint8)
     labels[:4, 1:4], labels[:4, 4:7] = 1, 2
     affine = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -84,7 +84,7 @@ def test_evaluation_files_and_table(dataset: Dataset, tmp_path: Path) -> None:
         m: found.cases["b"]["front"][m] for m in VOXEL_METRICS
     }
     assert read["summary"]["mean"]["dice"] == found.summary()["mean"]["dice"]
-    # There are no edges beside b: a number of its own says so in neither file.
+    # b has no edge probabilities: NaN is empty in the CSV and null in the JSON.
     assert rows[2]["edge_f1"] == ""
     assert read["cases"]["b"]["front"]["edge_f1"] is None
     assert read["missing"] == ["c"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from egcnn.errors import InputError
-from egcnn.files import replacing, write_json, write_text
+from egcnn.files import atomic_write, write_json, write_text
 
 
 def test_a_text_replaces_another_with_the_users_permissions(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_a_text_replaces_another_with_the_users_permissions(tmp_path: Path) -> N
 def test_until_the_end_the_old_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     path.write_text("old")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert temporary.parent == tmp_path
         assert temporary.name.endswith(".nii.gz")
@@ -47,7 +47,7 @@ def test_nothing_is_left_of_a_failure(
     path = tmp_path / "a.json"
 
     def fail() -> None:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half")
             raise error
 

@@ -56,7 +56,7 @@ def threshold(spacing: tuple[float, float, float] | None = (1.0, 1.0, 1.0)) -> T
 
 
 def ball(path: Path, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
-    """A bright ball of 9 mm in HU, written as NIfTI; returns where it is."""
+    """Write a bright ball of 9 mm in HU as NIfTI; returns its mask."""
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     points = nib.affines.apply_affine(affine, grid)
     middle = nib.affines.apply_affine(affine, (np.array(shape) - 1) / 2)

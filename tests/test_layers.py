@@ -1,4 +1,4 @@
-"""Who may import whom: a module imports from its own floor's package or from floors below."""
+"""Import rules: a module imports only from its own package or from lower layers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "egcnn"
 
-#: From the ground up; what stands in one line does not import each other.
+#: From the lowest layer up; entries of one line do not import each other.
 FLOORS = (
     ("egcnn", "egcnn._C"),
-    ("egcnn.errors", "egcnn.machine", "egcnn.terminal", "egcnn.former"),
+    ("egcnn.errors", "egcnn.machine", "egcnn.terminal", "egcnn.legacy"),
     ("egcnn.settings", "egcnn.files"),
     ("egcnn.ops",),
     ("egcnn.regions",),
@@ -60,7 +60,7 @@ def imports(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_come_from_below(module: str) -> None:
-    assert part(module) in FLOOR, f"{module} has no floor; add it to the table"
+    assert part(module) in FLOOR, f"{module} has no layer; add it to the table"
     floor = FLOOR[part(module)]
     for other in imports(module):
         same_package = part(other) == part(module)
@@ -68,7 +68,7 @@ def test_imports_come_from_below(module: str) -> None:
 
 
 def test_a_package_has_no_cycle() -> None:
-    """Within a package, too, modules can be ordered; its ``__init__`` only collects names."""
+    """Modules within a package do not import each other in a cycle."""
     waiting = {
         module: {name for name in imports(module) if name != part(module) and name in MODULES}
         for module, path in MODULES.items()

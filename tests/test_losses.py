@@ -1,4 +1,4 @@
-"""The losses by hand (Eqs. 3 to 7) and where they could break: empty, full, 16-bit, huge logits."""
+"""The losses by hand (Eqs. 3 to 7) and in edge cases: empty, full, 16-bit, huge logits."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_dice_is_always_finite(
 
 
 def test_bf16_sums_do_not_stall() -> None:
-    # 64 000 equal voxels: a bfloat16 sum would stand still at 256.
+    # 64 000 equal voxels: a bfloat16 sum would stop growing at 256.
     z = torch.full((1, 1, 40, 40, 40), logit(0.5) + 1).to(torch.bfloat16)
     y = torch.ones(z.shape, dtype=torch.uint8)
     p = torch.sigmoid(torch.tensor(1.0)).item()
@@ -175,7 +175,7 @@ def test_edge_gradcheck(reduction: Any) -> None:
 
 
 def test_consistency_by_hand() -> None:
-    # Logits so sure that no noise turns them. The truth is a half space, whose edge band has
+    # Logits so large that the noise has no effect. The truth is a half space, whose edge band has
     # magnitude 1; a prediction of all background has magnitude 0 there, a perfect one 1.
     labels = torch.zeros(1, 1, 4, 5, 6, dtype=torch.int64)
     labels[..., 3:] = 1

@@ -1,4 +1,4 @@
-"""What the machine offers, and that the user's own settings stay."""
+"""Cores and memory, and that the user's environment variables are kept."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_shifted_cube(spacing: tuple[float, float, float]) -> None:
 
 
 def surface(labels: np.ndarray) -> np.ndarray:
-    """Inside voxels with a face to the outside, by looking at the six neighbours."""
+    """Voxels of the mask with a face to the outside, by brute force."""
     inside = np.pad(labels, 1).astype(bool)
     deep = inside.copy()
     for axis in range(3):
@@ -134,7 +134,7 @@ def test_nested_regions_and_tensors() -> None:
 
 
 def brute_force(probabilities: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """What ``edge_scores`` says it computes, threshold by threshold."""
+    """``edge_scores`` by definition, threshold by threshold."""
     truth = ops.sobel_edges(torch.from_numpy(mask)[None, None])[0, 0].numpy() > 0
     inside = (mask > 0) & ~truth
 

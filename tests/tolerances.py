@@ -1,4 +1,4 @@
-"""The one table of tolerances: how near a result has to come to what is expected."""
+"""The tolerances of all tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADER = 1e-5
 WRITTEN = 1e-3
 
 #: Relative, against the same computed in float64.
-# A few units in the last place; sums over many terms are made in float32 for all but float64.
+# A few units in the last place; long sums are computed in float32 for all types but float64.
 RELATIVE = {
     torch.float64: 1e-12,
     torch.float32: 2e-6,

@@ -1,5 +1,5 @@
-// Chooses the instruction set at run time. The kernels were compiled for each of them; this unit is
-// compiled for the oldest machine that the build supports.
+// Chooses the instruction set at run time. The kernels are compiled once for each; this unit is
+// compiled for the baseline.
 #include "../ops.h"
 
 namespace egcnn {
@@ -21,7 +21,7 @@ namespace {
 std::vector<Kernels> supported_kernels() {
   std::vector<Kernels> supported;
 #ifdef EGCNN_X86
-  // The levels x86-64-v4 and x86-64-v3, by the features that tell them from the level below.
+  // The levels x86-64-v4 and x86-64-v3, by the features that distinguish them from the level below.
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     supported.push_back(avx512::kernels);

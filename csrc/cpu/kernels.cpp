@@ -1,4 +1,4 @@
-// The CPU kernels of one instruction set as one table.
+// The table of the CPU kernels of one instruction set.
 #include "../ops.h"
 
 namespace egcnn::EGCNN_ISA {

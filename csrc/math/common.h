@@ -1,5 +1,5 @@
-// What host and device share: the element types, and functions of one number. Functions are static
-// so that each unit keeps the copy that was compiled for its own instruction set.
+// Element types and scalar functions that host and device share. Functions are static so that each
+// unit keeps the copy compiled for its own instruction set.
 #pragma once
 
 #include <cmath>
@@ -13,7 +13,7 @@
 
 namespace egcnn {
 
-// A bool tensor travels as u8: torch stores 0 or 1.
+// A bool tensor is passed as u8; torch stores 0 or 1.
 enum class DType : int { f64, f32, f16, bf16, u8, i8, i16, i32, i64 };
 
 }  // namespace egcnn

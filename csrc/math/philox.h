@@ -1,4 +1,4 @@
-// Philox 4x32-10 (Salmon et al., SC 2011): noise from a counter, nothing of it stored.
+// Philox 4x32-10 (Salmon et al., SC 2011): counter-based noise without stored state.
 #pragma once
 
 #include "common.h"
@@ -9,7 +9,7 @@ struct Words {
   uint32_t word[4];
 };
 
-// The high half of a product; of a 64-bit product, nvcc would add a zero to it.
+// The high half of a product. For a shifted 64-bit product nvcc emits a needless addition of zero.
 EGCNN_MATH uint32_t multiply_high(uint32_t a, uint32_t b) {
 #ifdef __CUDA_ARCH__
   return __umulhi(a, b);
@@ -20,7 +20,7 @@ EGCNN_MATH uint32_t multiply_high(uint32_t a, uint32_t b) {
 
 constexpr uint32_t kPhiloxFactor0 = 0xD2511F53u, kPhiloxFactor1 = 0xCD9E8D57u;
 
-// The keys of the ten rounds, two each, are the same for all voxels.
+// The keys of the ten rounds, two per round; they are the same for all voxels.
 constexpr int kPhiloxKeys = 20;
 
 EGCNN_MATH uint32_t philox_key(uint64_t seed, int i) {
@@ -47,7 +47,7 @@ EGCNN_MATH Words philox(uint64_t seed, uint64_t voxel, uint32_t block) {
   return philox(keys, voxel, block);
 }
 
-// A uniform number in (0, 1), exact in float: 23 bits and a half.
+// A uniform number in (0, 1), exact in float: (23 bits + 1/2) / 2^23.
 template <class T>
 EGCNN_MATH T uniform(uint32_t word) {
   return (T(word >> 9) + T(0.5)) * T(1.0 / 8388608.0);

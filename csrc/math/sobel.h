@@ -16,7 +16,7 @@ EGCNN_MATH T difference(T before, T after) {
   return after - before;
 }
 
-// Magnitude of the unscaled gradient, from the sum of its squares or from itself.
+// Scaled magnitude of an unscaled gradient, given as the sum of its squares or by component.
 template <class T>
 EGCNN_MATH T sobel_magnitude(T squared) {
   return sqrt(squared * T(1.0 / 256));
@@ -27,7 +27,7 @@ EGCNN_MATH T sobel_magnitude(T gz, T gy, T gx) {
   return sobel_magnitude(gz * gz + gy * gy + gx * gx);
 }
 
-// d magnitude / d g is g times this; the sub-gradient at 0 is 0.
+// d magnitude / d g is g times this; at 0 it is 0.
 template <class T>
 EGCNN_MATH T sobel_slope(T magnitude) {
   return magnitude > T(0) ? T(1.0 / 256) / magnitude : T(0);

@@ -1,7 +1,7 @@
-"""The ``egcnn`` command. Nothing heavy is imported before a command runs."""
+"""The ``egcnn`` command. Heavy libraries are imported only when a command runs."""
 
-# Each module adds its commands, in the order of the help.
-from egcnn.cli import train, predict, others  # isort: skip
+# Each module registers its commands, in the order of the help text.
+from egcnn.cli import train, predict, info  # isort: skip
 from egcnn.cli.root import app, main
 
-__all__ = ["app", "main", "others", "predict", "train"]
+__all__ = ["app", "info", "main", "predict", "train"]

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts are read."""
+"""Options that several commands share, and parsers of their values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ SET = typer.Option(
     "--set",
     metavar="NAME=VALUE",
     help="Any entry of config.json by its dotted name, such as network.edge_stream.gate=voxel; "
-    "parts may be left out where the rest names one entry (gate=voxel). Repeatable.",
+    "parts may be omitted if the rest is unambiguous (gate=voxel). Repeatable.",
 )
 DEVICE = typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")
 
 
 def triple(option: str, text: str) -> tuple[int, int, int]:
-    """Three positive integers separated by commas.
+    """Parse three positive integers separated by commas.
 
     Raises:
-        InputError: the text is something else.
+        InputError: the text is not three positive integers.
     """
     try:
         numbers = [int(part) for part in text.split(",")]
@@ -31,10 +31,10 @@ def triple(option: str, text: str) -> tuple[int, int, int]:
 
 
 def choices(option: str, text: str, known: tuple[str, ...]) -> list[str]:
-    """Names separated by commas, each once.
+    """Parse names separated by commas; duplicates count once.
 
     Raises:
-        InputError: a name that is not known, or none.
+        InputError: an unknown name, or no name.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:

@@ -1,4 +1,4 @@
-"""Commands that use a trained network, and score what it gives."""
+"""Commands that predict and evaluate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file of 'egcnn train'.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file written by 'egcnn train'.")],
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -30,19 +30,24 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.nii.gz.")],
     edges: Annotated[
         bool,
-        typer.Option("--edges", help="Also NAME_edges.nii.gz: edge probabilities per region."),
+        typer.Option(
+            "--edges", help="Also write NAME_edges.nii.gz, the edge probabilities per region."
+        ),
     ] = False,
     split: Annotated[
         str,
-        typer.Option(help="Of a dataset folder: all cases, or the run's train or validation."),
+        typer.Option(help="Cases of a dataset folder to predict: all, train or validation."),
     ] = "all",
-    overlap: Annotated[float, typer.Option(help="Of neighbouring windows, 0 to below 1.")] = 0.5,
+    overlap: Annotated[
+        float, typer.Option(help="Overlap of neighbouring windows, from 0 to below 1.")
+    ] = 0.5,
     device: Annotated[str, DEVICE] = "auto",
     precision: Annotated[
-        str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed; the device decides.")
+        str | None,
+        typer.Option(help="32-true, bf16-mixed or 16-mixed; by default chosen for the device."),
     ] = None,
 ) -> None:
-    """Segment volumes; label maps come out on each input's own grid."""
+    """Segment volumes; label maps are written on each input's own grid."""
     import time
 
     from rich.console import Console
@@ -82,7 +87,7 @@ def _input_cases(inputs: list[str], trained: Trained, split: str, checkpoint: Pa
             cases.extend(_folder_cases(files[0], split, checkpoint))
         elif files:
             stems = [stem(file) for file in files]
-            # Characters, not path components: CASE_t1 and CASE_t2 are CASE.
+            # The common prefix of characters, not path components: CASE_t1 and CASE_t2 give CASE.
             name = os.path.commonprefix(stems).rstrip("_-. ") or stems[0]  # noqa: RUF071
             cases.append(Case(name, tuple(files)))
     seen: set[str] = set()
@@ -90,7 +95,7 @@ def _input_cases(inputs: list[str], trained: Trained, split: str, checkpoint: Pa
         if case.name in seen:
             raise InputError(
                 f"inputs: two cases are named {case.name!r}; expected different names, since each "
-                "prediction is written under its case's"
+                "prediction is named after its case"
             )
         seen.add(case.name)
         if len(case.images) not in (1, len(trained.modalities)):
@@ -127,7 +132,9 @@ def _folder_cases(folder: Path, split: str, checkpoint: Path) -> list[Case]:
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder with NAME.nii.gz per case.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder that holds NAME.nii.gz for each case.")
+    ],
     data: Annotated[Path, typer.Argument(help="Dataset folder that holds the truth.")],
     output: Annotated[
         Path | None,
@@ -136,7 +143,7 @@ def evaluate(
 ) -> None:
     """Compare predictions with the truth: tables, metrics.csv and metrics.json.
 
-    Where predict --edges wrote edge probabilities, they are scored as well.
+    Edge probabilities written by predict --edges are scored as well.
     """
     from rich.console import Console
 
@@ -153,7 +160,7 @@ def evaluate(
         count, all_ = len(found.missing), len(found.missing) + len(found.cases)
         shown = ", ".join(found.missing[:3]) + (", ..." if count > 3 else "")
         console.print(
-            f"{count} of {all_} labelled cases have no prediction and are not counted: {shown}",
+            f"{count} of {all_} labelled cases have no prediction and are excluded: {shown}",
             highlight=False,
             soft_wrap=True,
         )

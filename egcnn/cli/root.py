@@ -1,4 +1,4 @@
-"""The application itself: its options, and what it makes of errors."""
+"""The Typer application: global options and error reporting."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments)
     except Exception as error:
-        sentence = _sentence(error)
+        sentence = _message(error)
         if sentence is None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
 
 
-def _sentence(error: BaseException | None) -> str | None:
-    """What to tell a person about an error; ``None`` where only a traceback helps."""
+def _message(error: BaseException | None) -> str | None:
+    """The one-line message for an error; ``None`` if it needs a traceback."""
     link = error
     while link is not None:
         if isinstance(link, InputError):
@@ -46,14 +46,14 @@ def _sentence(error: BaseException | None) -> str | None:
     if error is None:
         return None
     if type(error).__name__ == "OutOfMemoryError":
-        return "the GPU's memory is full; a smaller --patch, --batch-size or --filters needs less"
+        return "the GPU is out of memory; try a smaller --patch, --batch-size or --filters"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return _from_worker(str(error))
 
 
 def _from_worker(text: str) -> str | None:
-    # A worker process hands over its traceback as text.
+    # Errors from a worker process arrive as a traceback in text.
     found = re.findall(r"^egcnn\.errors\.InputError: (.*)$", text, re.MULTILINE)
     return found[-1] if found else None
 

@@ -1,4 +1,4 @@
-"""Commands that train."""
+"""Commands that train: one run, or a comparison."""
 
 from __future__ import annotations
 
@@ -17,35 +17,46 @@ from egcnn.errors import InputError
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is found by looking.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
+    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is detected.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")],
     edge: Annotated[
-        bool | None, typer.Option("--edge/--no-edge", help="With the edge stream (default) or not.")
+        bool | None,
+        typer.Option("--edge/--no-edge", help="Train with the edge stream (default) or without."),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="paper: the equations to the letter, not what works best.")
+        str | None,
+        typer.Option(
+            help="paper: follow the paper's equations literally instead of the tuned defaults."
+        ),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Encoder-decoder, such as unet.")] = None,
-    filters: Annotated[int | None, typer.Option(help="Channels at full resolution.")] = None,
-    patch: Annotated[str | None, typer.Option(help="Patch in voxels, as D,H,W.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training cases.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Patches per step, all devices.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Backbone, such as unet.")] = None,
+    filters: Annotated[
+        int | None, typer.Option(help="Number of filters at full resolution.")
+    ] = None,
+    patch: Annotated[str | None, typer.Option(help="Patch size in voxels, as D,H,W.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of training epochs.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Patches per step over all devices.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Initial learning rate.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Random seed of weights, order, augmentation and noise.")
+        int | None, typer.Option(help="Random seed of weights, case order, augmentation and noise.")
     ] = None,
     settings: Annotated[list[str] | None, SET] = None,
     device: Annotated[str, DEVICE] = "auto",
-    devices: Annotated[int | None, typer.Option(help="How many devices share a batch.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Number of devices that share a batch.")
+    ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed; the device decides.")
+        str | None,
+        typer.Option(help="32-true, bf16-mixed or 16-mixed; by default chosen for the device."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in OUTPUT.")
     ] = False,
 ) -> None:
-    """Train on a dataset. What is not given is chosen for its volumes; see OUTPUT/config.json."""
+    """Train on a dataset. Options not given are chosen to suit it; see OUTPUT/config.json."""
     if resume and overwrite:
         raise InputError("--resume and --overwrite: both given; expected one of them")
     from rich.console import Console
@@ -54,7 +65,7 @@ def train(
     from egcnn.inference import choose_device
     from egcnn.report import training_table
     from egcnn.terminal import show
-    from egcnn.training import CONFIG, Existing, fit, plan, read_config
+    from egcnn.training import CONFIG, IfExists, fit, plan, read_config
 
     options: dict[str, Any] = {
         "network.edge": edge,
@@ -72,16 +83,16 @@ def train(
     dataset = open_dataset(data)
     where = choose_device(device)
     if resume and not (output / CONFIG).is_file():
-        raise InputError(f"--resume: {output} holds no run ({CONFIG} is not there)")
+        raise InputError(f"--resume: {output} holds no run ({CONFIG} is missing)")
     config = read_config(output).config if resume else plan(dataset, where)
     changes = config.read(settings or [])
     if not resume and "preprocessing.spacing" in changes:
-        # The patch depends on it.
+        # Resolved first: the default patch depends on the device.
         config = plan(replace(dataset, spacing=changes["preprocessing.spacing"]), where)
     if preset is not None:
         config = config.preset(preset)
     config = config.change({**given, **changes})
-    # Lightning starts this command once more for each further device.
+    # Lightning runs this command again for every additional device.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     console = Console(quiet=not first)
     labelled = sum(case.label is not None for case in dataset.cases)
@@ -95,7 +106,7 @@ def train(
         highlight=False,
         soft_wrap=True,
     )
-    existing: Existing = "resume" if resume else "overwrite" if overwrite else "error"
+    existing: IfExists = "resume" if resume else "overwrite" if overwrite else "error"
     run = fit(config, dataset, output, existing=existing, device=device)
     if not first:
         return
@@ -108,34 +119,34 @@ def train(
 
 @app.command()
 def compare(
-    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is found by looking.")],
+    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is detected.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all runs.")],
     backbones: Annotated[
-        str | None, typer.Option(help="Some of all (default), separated by commas.")
+        str | None, typer.Option(help="Backbones to compare, separated by commas; all by default.")
     ] = None,
     arms: Annotated[
         str,
         typer.Option(
-            help="Of none (backbone alone), larger (alone, with EG-CNN's parameters), consistency "
+            help="Arms: none (backbone alone), larger (with EG-CNN's parameters), consistency "
             "(alone, with the consistency loss), egcnn and paper (EG-CNN with the preset paper, "
-            "whatever --set says), separated by commas."
+            "overriding --set), separated by commas."
         ),
     ] = "none,egcnn",
-    seeds: Annotated[int, typer.Option(help="Runs of each, with seeds from 0.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Runs per arm, with seeds 0, 1, ...")] = 3,
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=VALUE, or several in quotes: also EG-CNN with these settings changed. May "
+            help="Also run EG-CNN with other settings: NAME=VALUE, several quoted. May "
             "be given repeatedly."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training cases.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of training epochs.")] = None,
     settings: Annotated[list[str] | None, SET] = None,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Train backbones with and without the edge stream: the paper's table, mean ± deviation.
 
-    Started again with the same OUTPUT, it goes on where it was interrupted.
+    Run again with the same OUTPUT, it continues where it was interrupted.
     """
     from rich.console import Console
 
@@ -160,7 +171,7 @@ def compare(
         fixed = {"network.backbone.name", "network.edge", "seed"}
         if taken := fixed.intersection(config.read(setting.split())):
             raise InputError(
-                f"--vary {setting}: {taken.pop()} is not varied here; --backbones, --arms and "
+                f"--vary {setting}: {taken.pop()} cannot be varied here; --backbones, --arms and "
                 "--seeds are for that"
             )
         compared += [comparison.Arm(b, "egcnn", setting) for b in chosen]
@@ -171,6 +182,6 @@ def compare(
     show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(found)))
     show(comparison.as_table("Edges", comparison.edge_rows(found)))
     if lines := comparison.difference_rows(found):
-        show(comparison.as_table("What changes, paired by seed", lines))
+        show(comparison.as_table("Differences, paired by seed", lines))
     for path in comparison.write_comparison(found, output):
         print(path)

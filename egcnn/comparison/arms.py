@@ -1,4 +1,4 @@
-"""What is compared: backbones alone, larger, with the consistency loss, with the edge stream."""
+"""The arms of a comparison: a backbone alone, larger, with the consistency loss, as EG-CNN."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from egcnn.data.case import Dataset
 from egcnn.training import TrainingConfig
 
 Kind = Literal["none", "larger", "consistency", "egcnn", "paper"]
-#: What may be compared, and its title: the backbone alone; alone, and as large as with the edge
-#: stream; alone, with the consistency loss; EG-CNN; EG-CNN with the preset "paper".
+#: Titles of the kinds of arm: the backbone alone; alone, with as many parameters as EG-CNN; alone,
+#: with the consistency loss; EG-CNN; EG-CNN with the preset "paper".
 KINDS: dict[Kind, str] = {
     "none": "none",
     "larger": "none, larger",
@@ -28,8 +28,8 @@ class Arm:
     Args:
         backbone: one of ``egcnn.nn.BACKBONES``.
         kind: one of :data:`KINDS`.
-        setting: ``NAME=VALUE`` texts, separated by spaces: what differs from the configuration of
-            the others (an ablation).
+        setting: ``NAME=VALUE`` texts separated by spaces that change the common configuration (an
+            ablation).
     """
 
     backbone: str
@@ -38,13 +38,13 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Name of its runs' folders, without the seed."""
+        """Name of the run folders, without the seed."""
         parts = [self.backbone, *([] if self.kind == "none" else [self.kind]), *self._settings]
         return "-".join(parts)
 
     @property
     def title(self) -> str:
-        """What stands in the table's second column."""
+        """Text of the table's second column."""
         return ", ".join([KINDS[self.kind], *self._settings])
 
     @property

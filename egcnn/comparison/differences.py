@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from egcnn.comparison.arms import KINDS, Arm, Kind
 
-#: What is compared, and the digits that its means are shown with; the mean over regions counts.
+#: Metrics that are compared, averaged over regions, and the decimals shown.
 COMPARED = {"dice": 4, "surface_dice": 4, "hd95": 2}
 
 
@@ -20,8 +20,8 @@ class Result:
 
     Args:
         arm: what was trained.
-        seed: of weights, order, augmentation and noise.
-        parameters: of the network.
+        seed: seed of weights, case order, augmentation and noise.
+        parameters: number of the network's parameters.
         step_seconds: median time of a training step.
         regions: per region, and for their ``"mean"``, the mean of each metric over held-out cases.
     """
@@ -40,12 +40,12 @@ class Difference:
     Args:
         backbone: or ``"all"``.
         what: such as ``"EG-CNN - none"``.
-        metric: of :data:`COMPARED`.
-        mean: of the differences.
-        low: lower end of the 95 % confidence interval of the mean (Student's t), or None for a
-            single pair.
-        high: its upper end.
-        pairs: how many there are.
+        metric: one of :data:`COMPARED`.
+        mean: mean of the differences.
+        low: lower bound of the mean's 95 % confidence interval (Student's t), or None for a single
+            pair.
+        high: its upper bound.
+        pairs: number of pairs.
     """
 
     backbone: str
@@ -65,11 +65,11 @@ class Comparison:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """What was compared, in the order of the table."""
+        """The arms, in table order."""
         return tuple(dict.fromkeys(result.arm for result in self.results))
 
     def of(self, arm: Arm) -> list[Result]:
-        """An arm's runs."""
+        """The runs of an arm."""
         return [result for result in self.results if result.arm == arm]
 
     def differences(self) -> list[Difference]:
@@ -98,7 +98,7 @@ class Comparison:
         return found
 
     def _pairs(self, arm: Arm, other: Arm) -> list[tuple[Result, Result]]:
-        """Runs of both with the same seed."""
+        """Pairs of runs of two arms with the same seed."""
         others = {result.seed: result for result in self.of(other)}
         return [(run, others[run.seed]) for run in self.of(arm) if run.seed in others]
 

@@ -1,4 +1,4 @@
-"""The runs of a comparison: what is missing is trained, what is finished is read."""
+"""The runs of a comparison: finished ones are read, the others trained."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from egcnn.evaluation import SUMMARY, predict_and_evaluate
 from egcnn.terminal import duration
 from egcnn.training import (
     LAST,
-    Existing,
+    IfExists,
     TrainingConfig,
-    differences,
+    changed_settings,
     fit,
     read_config,
     read_history,
 )
 
-#: Written last: a run that has it is finished.
+#: Written last: a run with this file is finished.
 EVALUATION = Path("predictions", SUMMARY)
 
 
@@ -43,19 +43,19 @@ def compare(
     device: str = "auto",
     console: Console | None = None,
 ) -> Comparison:
-    """Train and evaluate what is missing in ``output``; what is finished there is not repeated.
+    """Train and evaluate the runs that ``output`` does not hold yet.
 
-    Each run is evaluated with its last checkpoint, which no held-out case had a part in choosing,
-    and written to ``OUTPUT/ARM-seedN``. Interrupted ones go on from their last epoch.
+    Each run is evaluated with its last checkpoint, since the best one was chosen on the held-out
+    cases, and written to ``OUTPUT/ARM-seedN``. An interrupted run continues after its last epoch.
 
     Args:
-        dataset: where the cases are.
+        dataset: the cases.
         config: hyperparameters of all runs; backbone, edge stream and seed are set here.
         output: the comparison's folder.
-        arms: what is compared.
-        seeds: runs of each, with the seeds from 0. All share the split.
+        arms: the arms to compare.
+        seeds: runs per arm, with seeds 0, 1, ...; all share the split.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        console: where progress is told; None is silent.
+        console: where progress is printed; None prints nothing.
 
     Raises:
         InputError: as :func:`egcnn.training.fit`; or a run there was made with other settings.
@@ -63,16 +63,16 @@ def compare(
     if seeds < 1:
         raise InputError(f"seeds: {seeds}; expected at least 1")
     if not arms:
-        raise InputError("arms: none; expected at least one backbone")
+        raise InputError("arms: none; expected at least one")
     say = (console or Console(quiet=True)).print
-    # All at once, so that a bad setting ends it before the first run and not after hours.
+    # Resolve all configurations first, so that an invalid setting fails now and not after hours.
     todo = [(arm, arm.config(config, dataset, seed)) for seed in range(seeds) for arm in arms]
     results = []
     for number, (arm, settings) in enumerate(todo, 1):
         run = Path(output) / f"{arm.name}-seed{settings.seed}"
         title = f"run {number} of {len(todo)}, {run.name}"
         if (run / EVALUATION).is_file():
-            say(f"{title}: finished before", highlight=False)
+            say(f"{title}: already finished", highlight=False)
             _check_same(run, settings)
         else:
             say(f"{title}: training", highlight=False)
@@ -84,7 +84,7 @@ def compare(
 
 
 def _check_same(run: Path, config: TrainingConfig) -> None:
-    for name, before, now in differences(read_config(run).config, config):
+    for name, before, now in changed_settings(read_config(run).config, config):
         raise InputError(
             f"{run}: finished with {name} {before}, now {now}; expected the same settings or "
             "another folder"
@@ -92,14 +92,14 @@ def _check_same(run: Path, config: TrainingConfig) -> None:
 
 
 def _train(dataset: Dataset, config: TrainingConfig, run: Path, device: str) -> None:
-    """Train and evaluate; a run that was interrupted goes on."""
-    existing: Existing = "resume" if (run / LAST).is_file() else "overwrite"
+    """Train and evaluate a run, continuing it if it was interrupted."""
+    existing: IfExists = "resume" if (run / LAST).is_file() else "overwrite"
     done = fit(config, dataset, run, existing=existing, device=device, quiet=True)
     predict_and_evaluate(load(run / LAST), done.validation, dataset, (run / EVALUATION).parent)
 
 
 def _result(dataset: Dataset, config: TrainingConfig, run: Path, arm: Arm) -> Result:
-    """What a finished run's folder says."""
+    """Read a finished run's folder."""
     summary = json.loads((run / EVALUATION).read_text(encoding="utf-8"))["summary"]
     regions = {
         region: {

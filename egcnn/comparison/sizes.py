@@ -10,15 +10,15 @@ from egcnn.nn.network import NetworkSettings, build_network
 
 
 def parameters(network: NetworkSettings, modalities: int, regions: int) -> int:
-    """How many numbers training adapts."""
+    """Number of trainable parameters."""
     with torch.device("meta"):
         return sum(p.numel() for p in build_network(network, modalities, regions).parameters())
 
 
 def larger_filters(network: NetworkSettings, modalities: int, regions: int) -> int:
-    """The narrowest even width at which the backbone alone has as many parameters as EG-CNN.
+    """The smallest even number of filters with which the backbone alone has EG-CNN's parameters.
 
-    The paper's control: does the edge stream help by what it does, or by its parameters?
+    The paper's control: does the edge stream help because of its design or its parameter count?
     """
     needed = parameters(network.change({"edge": True}), modalities, regions)
     filters = network.backbone.filters + network.backbone.filters % 2
@@ -28,12 +28,12 @@ def larger_filters(network: NetworkSettings, modalities: int, regions: int) -> i
 
 
 def alone(network: NetworkSettings, filters: int) -> NetworkSettings:
-    """The backbone without edge stream, of another width."""
+    """The backbone without edge stream, with another number of filters."""
     return network.change({"edge": False, "backbone.filters": filters})
 
 
 def networks(modalities: int, regions: int, filters: int, shape: tuple[int, int, int]) -> list[str]:
-    """A Markdown table of what every network costs; see :func:`egcnn.nn.cost.cost`."""
+    """A Markdown table of all networks' costs; see :func:`egcnn.nn.cost.cost`."""
     lines = [
         "| network | filters | parameters | multiply-adds |",
         "|---|---|---|---|",

@@ -18,7 +18,7 @@ from egcnn.machine import versions
 from egcnn.metrics import EDGE_METRICS, METRICS
 from egcnn.nn.backbones import BACKBONES
 
-#: Columns that are shown of the edges: first the edge head's, then those of the segmentation.
+#: Columns of the edge table: first the edge head's, then those of the segmentation.
 EDGES_SHOWN = {
     **{f"edge_{name}": METRICS[name].title for name in EDGE_METRICS},
     **{f"sobel_{name}": f"{METRICS[name].title}, segmentation's" for name in ("f1", "interior")},
@@ -55,7 +55,7 @@ def rows(comparison: Comparison) -> list[dict[str, str]]:
 
 
 def edge_rows(comparison: Comparison) -> list[dict[str, str]]:
-    """How good the edges are, mean over regions, as text: mean ± sample deviation over seeds."""
+    """The edge scores, averaged over regions, as text: mean ± sample deviation over seeds."""
     return [
         {"Architecture": BACKBONES[arm.backbone].title, "Edge stream": arm.title}
         | {
@@ -67,7 +67,7 @@ def edge_rows(comparison: Comparison) -> list[dict[str, str]]:
 
 
 def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
-    """What the edge stream and each setting change, as text."""
+    """The paired differences, as text."""
     table = []
     for found in comparison.differences():
         digits = max(3, COMPARED[found.metric])
@@ -96,7 +96,7 @@ def _architecture(backbone: str) -> str:
 
 
 def as_table(title: str, lines: Sequence[dict[str, str]]) -> Table:
-    """Lines of text under their keys, for the terminal."""
+    """A table for the terminal; the keys of the rows are the headings."""
     table = Table(title=title)
     for index, key in enumerate(lines[0]):
         table.add_column(key, justify="left" if index < 2 or key == "Metric" else "right")
@@ -106,7 +106,7 @@ def as_table(title: str, lines: Sequence[dict[str, str]]) -> Table:
 
 
 def markdown(lines: Sequence[dict[str, str]]) -> str:
-    """Lines of text under their keys, as a Markdown table."""
+    """A Markdown table; the keys of the rows are the headings."""
     head = [" | ".join(lines[0]), " | ".join("---" for _ in lines[0])]
     return "".join(f"| {line} |\n" for line in [*head, *(" | ".join(r.values()) for r in lines)])
 

@@ -1,4 +1,4 @@
-"""Cases from disk to tensors: layouts, reading with checks, transforms, synthetic cases."""
+"""Dataset layouts, checked reading, transforms and synthetic cases."""
 
 from __future__ import annotations
 

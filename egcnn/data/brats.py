@@ -21,12 +21,14 @@ def find_brats(root: Path) -> Dataset:
     A case without ``_seg`` is unlabelled (the challenge's validation and test cases).
 
     Raises:
-        InputError: there is no case, one lacks a modality, or two have the same name.
+        InputError: there is no case, a case lacks a modality, or two cases have the same name.
     """
     folders: dict[str, Path] = {}
     for folder in _case_folders(root):
         if folder.name in folders:
-            raise InputError(f"{folder}: same name as {folders[folder.name]}; expected each once")
+            raise InputError(
+                f"{folder}: same name as {folders[folder.name]}; expected every name once"
+            )
         folders[folder.name] = folder
     if not folders:
         raise InputError(
@@ -43,7 +45,7 @@ def has_brats(root: Path) -> bool:
 
 
 def brats_case(folder: Path) -> Case:
-    """The case in ``folder``, whose name begins every file.
+    """The case in ``folder``, whose name is the prefix of every file.
 
     Raises:
         InputError: a modality is missing.

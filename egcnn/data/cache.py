@@ -1,4 +1,4 @@
-"""Preprocessed cases, kept in memory as far as there is room."""
+"""A cache of preprocessed cases, as many as fit into memory."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def cache_cases(
     settings: PreprocessingSettings,
     room: float,
 ) -> dict[str, CacheDataset]:
-    """Read and preprocess groups of cases, and keep the first ones that fit.
+    """Preprocess groups of cases and keep the first ones that fit into memory.
 
     Args:
-        groups: labelled cases by the group's name; memory goes to the first group first.
-        dataset: gives regions and modalities.
+        groups: labelled cases by group name; earlier groups are kept first.
+        dataset: defines regions and modalities.
         settings: the preprocessing.
-        room: bytes that all groups may take together.
+        room: bytes that all groups may occupy together.
 
     Returns:
-        Under the group's name its cases as ``{"image": (M, D, H, W) float32, "label": (1, D, H, W)
-        integers}``. What did not fit is read anew each time.
+        By group name, its cases as ``{"image": (M, D, H, W) float32, "label": (1, D, H, W)
+        integers}``. Cases that did not fit are read again each time.
 
     Raises:
-        InputError: the file of a kept case is missing, damaged or does not fit its dataset.
+        InputError: a file of a kept case is missing, damaged or inconsistent with its dataset.
     """
     modalities = len(dataset.modalities)
     prepare = Compose(
@@ -46,8 +46,8 @@ def cache_cases(
             if room < 0:
                 break
             count += 1
-        # Filled here and not by CacheDataset's own thread: after an error that one reads on, and
-        # aborts the process when the interpreter ends under it.
+        # Filled here and not by CacheDataset's own thread: after an error that thread keeps reading
+        # and aborts the process at interpreter shutdown.
         group = CacheDataset(
             list(cases), prepare, cache_num=count, progress=False, runtime_cache=True
         )

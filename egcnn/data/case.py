@@ -1,4 +1,4 @@
-"""One case on disk, and what cases share: datasets and layouts."""
+"""Cases, datasets and layouts, and reading a case's files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Case:
     Args:
         name: unique within its dataset.
         images: one 3D file per modality, or one 4D file that holds all with the channel last.
-        label: the label map, or None where there is none.
+        label: the label map, or None without one.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Case:
         """Shape and affine of the first image, read once from its header.
 
         Raises:
-            InputError: the file is no NIfTI volume.
+            InputError: the file is not a NIfTI volume.
         """
         volume = open_volume(self.images[0])
         depth, height, width = volume.shape[:3]
@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Cases that share modalities and regions.
+    """A dataset: cases that share modalities and regions.
 
     Args:
         layout: name of the layout on disk, a key of ``egcnn.data.LAYOUTS``.
@@ -72,22 +72,22 @@ class Dataset:
 
     @property
     def normalization(self) -> Normalization:
-        """``"ct"`` where every modality is a CT, whose numbers have a unit; else ``"zscore"``."""
+        """``"ct"`` if every modality is CT, whose intensities are absolute; else ``"zscore"``."""
         return "ct" if all(name.strip().upper() == "CT" for name in self.modalities) else "zscore"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which datasets lie on disk.
+    """A layout of datasets on disk.
 
     Args:
-        looks_for: what tells this layout, for the message where nothing was found.
+        looks_for: what marks this layout, for the message if no layout matches.
         matches: whether a folder is a dataset of this layout.
-        find: lists the cases of such a folder; the dataset bears the layout's name.
-        read_case: the case in a folder that holds a single one; None where the folder is
-            something else, or the layout has no such folders.
-        largest_patch: voxels ``(D, H, W)`` of a training patch where volumes are larger.
-        colours: of the regions in pictures, by name; others take those of a palette.
+        find: lists the cases of such a folder; the dataset's ``layout`` is this layout's name.
+        read_case: returns the case in a folder that holds a single one, or None for any other
+            folder; None if the layout has no such folders.
+        largest_patch: upper limit ``(D, H, W)`` of the training patch in voxels.
+        colours: colours of regions in pictures, by name; other regions take those of a palette.
     """
 
     looks_for: str
@@ -103,16 +103,16 @@ def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None
 
     Args:
         case: a case, its image files in the order of the modalities, or one file.
-        modalities: number of channels expected; None takes what is there.
+        modalities: expected number of channels; None accepts any.
 
     Returns:
         ``(M, D, H, W)`` float32 with the affine of the first file, in mm, and its header as
-        ``meta["header"]``. D, H, W are the axes of the array on disk, in its order.
+        ``meta["header"]``. D, H, W are the axes of the array on disk, in the order stored.
 
     Raises:
-        InputError: a file is missing, truncated or no NIfTI; is not 3D (4D with the channel last);
-            holds NaN or infinity; has one value in all of its non-zero voxels; lies on another
-            grid than the first; or there are not as many channels as expected.
+        InputError: a file is missing, truncated or not NIfTI; is not 3D (4D with the channel last);
+            holds NaN or infinity; has the same value in all non-zero voxels; is on another grid
+            than the first; or the number of channels is not the expected one.
     """
     if isinstance(case, Case):
         paths = case.images
@@ -140,14 +140,14 @@ def read_label(case: Case, regions: Regions) -> MetaTensor:
 
     Args:
         case: a case that has a label.
-        regions: says which values are allowed.
+        regions: define the allowed values.
 
     Returns:
-        ``(1, D, H, W)`` on the grid of the case's image, uint8, or int16 where a value of
-        ``regions`` needs it.
+        ``(1, D, H, W)`` on the grid of the case's image, uint8, or int16 if a value of ``regions``
+        needs it.
 
     Raises:
-        InputError: the case has no label; the file is missing, truncated or no NIfTI; its shape or
+        InputError: the case has no label; the file is missing, truncated or not NIfTI; its shape or
             affine differs from the image's; or it holds a value that is not in ``regions``.
     """
     path = case.label
@@ -163,9 +163,10 @@ def read_label(case: Case, regions: Regions) -> MetaTensor:
     if array.ndim != 3:
         raise InputError(f"{path}: label of shape {array.shape}; expected three axes")
     if array.dtype.kind == "f":
-        # Scaled headers give 0.99999998 for 1; the product of two roundings is no other class.
+        # A scaled header can give 0.99999998 for 1, which is a rounding error and not another
+        # class.
         whole = np.rint(array)
-        with np.errstate(invalid="ignore"):  # infinity minus infinity is no whole number either
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN, which is rejected below
             fractional = ~(np.abs(array - whole) < 1e-3)
         if fractional.any():
             raise InputError(
@@ -181,25 +182,25 @@ def read_label(case: Case, regions: Regions) -> MetaTensor:
             f"{np.count_nonzero(foreign)} voxels; expected only {_listed(regions.values)}"
         )
     data = np.ascontiguousarray(array, dtype=label_dtype(regions))
-    # The image's own affine, so that both are resampled to the very same grid.
+    # The image's own affine, so that both are resampled to the same grid.
     return _on_grid(torch.from_numpy(data)[None], image, path)
 
 
 def read_edges(case: Case, path: Path, regions: Regions) -> Tensor:
-    """Read predicted edge probabilities of a case.
+    """Read a case's predicted edge probabilities.
 
     Args:
         case: the case that they belong to.
         path: NIfTI, ``(D, H, W, F)`` with one channel per reported region, or ``(D, H, W)`` for
             the edges of any region.
-        regions: what is reported.
+        regions: define the reported regions.
 
     Returns:
         ``(F, D, H, W)`` or ``(1, D, H, W)`` float32.
 
     Raises:
-        InputError: the file is missing, truncated or no NIfTI; lies on another grid than the
-            case's image; has another number of channels; or holds what is no probability.
+        InputError: the file is missing, truncated or not NIfTI; is on another grid than the case's
+            image; has the wrong number of channels; or holds values outside [0, 1].
     """
     edges, image = open_volume(path), open_volume(case.images[0])
     check_grid(path, edges, case.images[0], image)
@@ -220,7 +221,7 @@ def read_edges(case: Case, path: Path, regions: Regions) -> Tensor:
 
 
 def label_dtype(regions: Regions) -> type[np.uint8] | type[np.int16]:
-    """The type of label maps in memory: uint8 where it holds every value, else int16."""
+    """The dtype of label maps in memory: uint8 if it holds every value, else int16."""
     return np.uint8 if max(regions.values) <= 255 else np.int16
 
 
@@ -230,7 +231,7 @@ def _read_channels(path: Path, image: Nifti1Image) -> list[NDArray[np.float32]]:
         raise InputError(
             f"{path}: image of shape {image.shape}; expected three axes, or channels as a fourth"
         )
-    with np.errstate(over="ignore"):  # beyond float32 is infinity, which is reported below
+    with np.errstate(over="ignore"):  # beyond float32 is inf, which is rejected below
         array = read_array(path, image).astype(np.float32, copy=False)
     channels = [array] if array.ndim == 3 else list(np.moveaxis(array, 3, 0))
     for index, channel in enumerate(channels):

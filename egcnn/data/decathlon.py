@@ -11,7 +11,7 @@ from egcnn.data.nifti import stem
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
-_LARGEST_LABEL = 32767  # label maps are int16 at most
+_LARGEST_LABEL = 32767  # label maps are at most int16
 
 
 def find_decathlon(root: Path) -> Dataset:
@@ -19,12 +19,12 @@ def find_decathlon(root: Path) -> Dataset:
 
     ``training`` lists ``{"image": ..., "label": ...}``, ``test`` (optional) lists images as strings
     or ``{"image": ...}``; an image is one file, with all modalities in its last axis, or a list of
-    one file per modality. ``labels`` maps values to names, or names to values as nnU-Net's second
-    version does, where a list of values makes a region. Counts such as ``numTest`` are ignored.
+    one file per modality. ``labels`` maps values to names, or names to values as nnU-Net v2 does,
+    where a list of values defines a region. Counts such as ``numTest`` are ignored.
 
     Raises:
-        InputError: the file is missing, no JSON or lacks an entry; it names a file that does not
-            exist; two cases have one name; or no case is listed.
+        InputError: the file is missing, is not JSON or lacks an entry; it names a file that does
+            not exist; two cases have the same name; or no case is listed.
     """
     path = root / "dataset.json"
     try:

@@ -1,4 +1,4 @@
-"""The layouts that there are, which of them a folder has, and which cases are held out."""
+"""The registry of layouts, their detection, and the split into training and validation cases."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from egcnn.data import brats, decathlon
 from egcnn.data.case import Case, Dataset, Layout
 from egcnn.errors import InputError
 
-#: By name, in the order in which a folder is tried.
+#: All layouts by name, in the order in which they are tried.
 LAYOUTS: dict[str, Layout] = {"decathlon": decathlon.LAYOUT, "brats": brats.LAYOUT}
 
 
 def open_dataset(root: Path) -> Dataset:
-    """Find the layout of ``root`` by looking and list its cases.
+    """Detect the layout of ``root`` and list its cases.
 
     Raises:
-        InputError: no such folder, no layout that is known, or what the layout's reader says.
+        InputError: no such folder, an unknown layout, or as the layout's ``find``.
     """
     root = Path(root)
     if not root.is_dir():
@@ -31,7 +31,7 @@ def open_dataset(root: Path) -> Dataset:
 
 
 def read_cases(folder: Path) -> tuple[Case, ...]:
-    """The case that a folder holds, or those of the dataset that it is.
+    """The cases of a folder, which may be one case or a dataset.
 
     Raises:
         InputError: as :func:`open_dataset`.
@@ -47,14 +47,14 @@ def split(
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Divide the labelled cases into training and validation cases.
 
-    The side follows from a hash of seed and case name alone, so a case keeps it when others are
-    added, whatever their order. The share is therefore met on average. Where all of at least two
-    cases fall on one side, the one nearest to the other side moves.
+    A case's side depends only on a hash of the seed and its name, so it stays the same when cases
+    are added or reordered, and ``fraction`` is met only on average. If all of at least two cases
+    fall on one side, the case nearest to the boundary is moved.
 
     Args:
-        dataset: its unlabelled cases are left out.
-        fraction: share of validation cases, between 0 and 1.
-        seed: another seed is another division.
+        dataset: unlabelled cases are ignored.
+        fraction: expected fraction of validation cases, between 0 and 1.
+        seed: seed of the hash; another seed gives another split.
 
     Raises:
         InputError: no labelled case, or a fraction outside (0, 1).

@@ -1,4 +1,4 @@
-"""NIfTI files: opened and read with every check, written whole."""
+"""Checked reading and atomic writing of NIfTI files."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from egcnn.errors import InputError
-from egcnn.files import replacing
+from egcnn.files import atomic_write
 from egcnn.machine import free_memory
 
-#: File names that are read and written; nibabel chooses by them whether to decompress.
+#: Supported suffixes; nibabel decompresses according to them.
 SUFFIXES = (".nii.gz", ".nii")
 
-# Headers of one grid differ by the rounding of 32-bit affines and quaternions, never by this much.
+# Tolerance for two headers of the same grid; rounding of 32-bit affines and quaternions is far
+# smaller.
 _GRID_TOLERANCE_VOXELS = 0.1
-# Bytes before and after the voxels, such as extensions and padding; more is not read.
-_MOST_BESIDE = 16 << 20
-# DEFLATE makes at most 1032 bytes of one.
+# Maximum number of bytes before and after the voxels, such as extensions and padding.
+_MAX_EXTRA_BYTES = 16 << 20
+# DEFLATE expands one byte to at most 1032.
 _LARGEST_RATIO = 1032
-# Bytes that a voxel takes while it is read: as it is stored, as float32, and once more for checks.
-_BYTES_A_VOXEL = 12
+# Peak memory per voxel while reading: the stored value, its float32, and a copy for the checks.
+_BYTES_PER_VOXEL = 12
 # Millimetres by the header's code of the unit: metres and microns; all else is taken for mm.
 _UNITS = {1: 1000.0, 3: 0.001}
-# What places the voxels: both affines, their codes, and the units.
-_PLACE = (
+# The header fields of the geometry: both affines, their codes, and the units.
+_GEOMETRY_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
 
-Header: TypeAlias = Nifti1Header  # of which NIfTI-2's is a subclass
+Header: TypeAlias = Nifti1Header  # NIfTI-2's is a subclass
 
 
 def stem(path: Path) -> str:
@@ -52,12 +53,11 @@ def stem(path: Path) -> str:
 
 
 def open_volume(path: Path) -> nib.Nifti1Image:
-    """Read the header of a NIfTI file and check that the grid is usable; voxels come later.
+    """Read the header of a NIfTI file and check its grid; the voxels are not read.
 
     Raises:
-        InputError: the file is missing, empty, truncated or no NIfTI, claims more voxels than it
-            can hold or memory has room for, has fewer than three axes or an affine without
-            inverse.
+        InputError: the file is missing, empty, truncated or not NIfTI, claims more voxels than the
+            file or memory can hold, has fewer than three axes, or its affine has no inverse.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a NIfTI volume")
@@ -72,7 +72,7 @@ def open_volume(path: Path) -> nib.Nifti1Image:
             determinant = abs(np.linalg.det(affine(image)[:3, :3]))
     except InputError:
         raise
-    except Exception as error:  # whatever nibabel stumbles over, the file is at fault
+    except Exception as error:  # any failure of nibabel is the file's fault
         raise _unreadable(path, error) from error
     if not 1e-12 <= determinant < np.inf:
         raise InputError(f"{path}: the affine has no inverse; expected three independent axes")
@@ -80,32 +80,32 @@ def open_volume(path: Path) -> nib.Nifti1Image:
 
 
 def affine(image: nib.Nifti1Image) -> NDArray[np.float64]:
-    """``(4, 4)`` from voxels to mm, in whatever units the file has it."""
+    """The ``(4, 4)`` affine from voxels to mm, converted from the file's units."""
     matrix = np.array(image.affine, dtype=np.float64)
     matrix[:3] *= _UNITS.get(int(image.header["xyzt_units"]) & 7, 1.0)
     return matrix
 
 
 def read_array(path: Path, image: nib.Nifti1Image) -> NDArray[Any]:
-    """The voxels as numbers in the machine's byte order.
+    """Read the voxels as numbers in native byte order.
 
     Raises:
-        InputError: the file is truncated or damaged, or its voxels are no real numbers.
+        InputError: the file is truncated or damaged, or its voxels are not real numbers.
     """
     try:
         if path.name.endswith(".gz"):
-            # Bytes damaged on the way may still decode; only the checksum at the end tells, and
+            # Corrupted data may still decompress. Only the checksum at the end shows it, and
             # nibabel stops reading before it.
             stored = image.dataobj
             layout = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
             with gzip.open(path) as stream:
                 array = np.asanyarray(ArrayProxy(stream, layout))
-                beside = 0
+                extra = 0
                 while part := stream.read(1 << 20):
-                    beside += len(part)
-                    if beside > _MOST_BESIDE:
+                    extra += len(part)
+                    if extra > _MAX_EXTRA_BYTES:
                         raise InputError(
-                            f"{path}: more than {_MOST_BESIDE >> 20} MB follow the voxels; "
+                            f"{path}: more than {_MAX_EXTRA_BYTES >> 20} MB follow the voxels; "
                             "expected the end of the file"
                         )
         else:
@@ -139,18 +139,18 @@ def _read_header(path: Path) -> Header:
 
 
 def _check_claims(path: Path, header: Header) -> None:
-    """Compare the bytes that a header claims with the file's and the machine's, before any is read.
+    """Check the size that a header claims against the file's size and free memory.
 
     Raises:
-        InputError: they are more; or there are fewer than three axes.
+        InputError: it is larger, or there are fewer than three axes.
     """
     shape = tuple(int(size) for size in header.get_data_shape())
     if len(shape) < 3 or min(shape) < 1:
         raise InputError(f"{path}: shape {shape}; expected three axes of at least one voxel")
     offset = float(header["vox_offset"])
-    if not 0 <= offset <= _MOST_BESIDE:
+    if not 0 <= offset <= _MAX_EXTRA_BYTES:
         raise InputError(
-            f"{path}: its voxels begin at byte {offset:g}; expected one from 0 to {_MOST_BESIDE}"
+            f"{path}: its voxels begin at byte {offset:g}; expected at most {_MAX_EXTRA_BYTES}"
         )
     voxels = math.prod(shape)
     claimed = voxels * header.get_data_dtype().itemsize
@@ -160,7 +160,7 @@ def _check_claims(path: Path, header: Header) -> None:
             f"{path}: truncated: shape {shape} takes {claimed} bytes; expected no more than the "
             f"{stored} that the file can hold"
         )
-    needed = voxels * _BYTES_A_VOXEL
+    needed = voxels * _BYTES_PER_VOXEL
     if needed > (room := free_memory()):
         raise InputError(
             f"{path}: shape {shape} takes {needed / 1e9:.3g} GB in memory; expected no more than "
@@ -171,7 +171,7 @@ def _check_claims(path: Path, header: Header) -> None:
 def check_grid(
     path: Path, image: nib.Nifti1Image, other_path: Path, other: nib.Nifti1Image
 ) -> None:
-    """Check that two files cover the same voxels of the same space.
+    """Check that two files are on the same grid.
 
     Raises:
         InputError: their shapes or affines differ.
@@ -179,7 +179,7 @@ def check_grid(
     shape, other_shape = image.shape[:3], other.shape[:3]
     if shape != other_shape:
         raise InputError(f"{path}: shape {shape}; expected {other_shape} as {other_path} has")
-    # Distances at the volume's corners weigh rotation, scale and shift alike, in voxels.
+    # Distances at the volume's corners measure rotation, scale and shift in one unit, voxels.
     corners = np.stack(np.meshgrid(*((-0.5, n - 0.5) for n in shape), [1.0]), -1).reshape(-1, 4)
     with np.errstate(over="ignore"):
         gap = np.linalg.norm((corners @ (affine(image) - affine(other)).T)[:, :3], axis=1).max()
@@ -197,22 +197,23 @@ def write_volume(
     path: Path,
     header: Header | None = None,
 ) -> None:
-    """Write a volume as NIfTI; the file appears under its name only when it is complete.
+    """Write a volume as NIfTI atomically.
 
     Args:
         array: ``(D, H, W)``, or ``(D, H, W, C)`` with the channel last. Booleans are written as
             uint8, 64-bit integers as the smallest type that holds them, floats as float32.
         affine: ``(4, 4)`` from voxels to mm.
-        path: ends in ``.nii`` or ``.nii.gz``; its folder is made. Replaces what is there.
-        header: of a file on the same grid, whose qform and sform, their codes and units are taken
-            over instead of the affine: readers differ in which of them they prefer.
+        path: ends in ``.nii`` or ``.nii.gz``; its folder is created, an existing file replaced.
+        header: header of a file on the same grid; its qform and sform, their codes and units are
+            copied instead of the affine, since readers differ in which they prefer.
 
     Raises:
-        InputError: another ending or rank, or the file cannot be written (a full disk, say).
+        InputError: another suffix or rank, or the file cannot be written, for example because the
+            disk is full.
     """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
-        raise InputError(f"{path}: unknown ending; expected .nii or .nii.gz")
+        raise InputError(f"{path}: unknown suffix; expected .nii or .nii.gz")
     data = _storable(torch.as_tensor(array).detach().cpu().numpy())
     matrix = torch.as_tensor(affine).detach().cpu().numpy().astype(np.float64)
     if data.ndim not in (3, 4):
@@ -222,16 +223,16 @@ def write_volume(
     if header is None:
         image.header.set_xyzt_units("mm")
         image.set_sform(matrix, code=1)
-        # A quaternion cannot hold shear. Readers that prefer it must not see another grid.
+        # A quaternion cannot represent shear, and readers that prefer it must not see another grid.
         image.set_qform(matrix, code=1)
         if not np.allclose(image.get_qform(), matrix, atol=1e-4):
             image.set_qform(None, code=0)
     else:
-        for name in _PLACE:
+        for name in _GEOMETRY_FIELDS:
             image.header[name] = header[name]
         image.header["pixdim"][:4] = header["pixdim"][:4]
 
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         nib.save(image, temporary)
 
 

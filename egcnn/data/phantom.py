@@ -1,9 +1,9 @@
 """Synthetic brain MR with tumours in the BraTS 2019 layout, for demonstrations and tests.
 
-Anatomy is drawn in normalised coordinates from smooth random fields, so a case looks alike at any
-size. No intensity by itself tells the regions apart: tissue contrasts overlap, other structures are
-as bright as the tumour in each modality, and blur, a bias field, noise and a random gain per
-modality lie over all.
+The anatomy is drawn in normalised coordinates from smooth random fields, so a case looks the same
+at any size. Intensity alone does not separate the regions: tissue contrasts overlap, other
+structures are as bright as the tumour in each modality, and blur, a bias field, noise and a random
+gain per modality are applied.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def write_brats(
     """Write cases as ``root/HGG/PHANTOM_000/PHANTOM_000_{t1,t1ce,t2,flair,seg}.nii.gz``.
 
     Args:
-        root: folder, made where it is missing.
-        cases: how many.
+        root: folder, created if missing.
+        cases: number of cases.
         shape: voxels of 1 mm, in the array order and affine of BraTS (left, posterior, superior).
-        seed: case ``i`` depends on ``seed``, ``i`` and ``shape`` alone.
+        seed: case ``i`` depends only on ``seed``, ``i`` and ``shape``.
 
     Returns:
         The cases written.
@@ -77,7 +77,7 @@ def write_brats(
 def brats_volumes(
     index: int, shape: tuple[int, int, int] = (64, 64, 48), seed: int = 0
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """One synthetic case.
+    """Draw one synthetic case.
 
     Returns:
         Images ``(4, D, H, W)`` int16 in the order t1, t1ce, t2, flair, 0 outside the brain and
@@ -103,10 +103,10 @@ def brats_volumes(
 
 
 def _brain(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], Field]:
-    """The brain and, per voxel, how deep it lies: 0 at the surface, about 1 in the middle."""
+    """Draw the brain mask and each voxel's depth: 0 at the surface, about 1 in the middle."""
     x, y, z = _axes(shape)
     radii = np.array([0.78, 0.89, 0.86]) * rng.uniform(0.94, 1.04, 3)
-    # The base is flatter than the vertex.
+    # The base of the brain is flatter than the vertex.
     height = np.where(z < 0, z * 1.18, z) / radii[2]
     radius = np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + height**2)
     depth = 1.0 - radius + 0.035 * _smooth(rng, shape, 0.30)
@@ -114,7 +114,7 @@ def _brain(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[NDArray[np
 
 
 def _healthy(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> dict[str, Field]:
-    """Where each healthy tissue is, with what imitates a tumour in one modality."""
+    """Draw masks of the healthy tissues, including ones that look like tumour in one modality."""
     x, y, z = _axes(shape)
     folds = 0.10 * _smooth(rng, shape, 0.09) + 0.06 * _smooth(rng, shape, 0.05)
     grey = depth < 0.17 + folds
@@ -133,10 +133,10 @@ def _healthy(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> 
     )  # fmt: skip
     fluid = (ventricles < 1 + bend) | (depth < 0.035 + 0.25 * folds)
     fluid |= (np.abs(x) < 0.018) & (depth < 0.30)
-    # Bright on FLAIR as oedema is: caps of the ventricles and scattered white-matter lesions.
+    # Bright on FLAIR like oedema: periventricular caps and scattered white-matter lesions.
     lesion = (ventricles < 1.7 + 1.2 * bend) & (np.abs(y) > 0.26)
     lesion |= (_smooth(rng, shape, 0.06) > 2.35) & (depth > 0.15)
-    # Bright on T1ce as the enhancing rim is: the sagittal sinus and vessels along zero lines.
+    # Bright on T1ce like the enhancing rim: the sagittal sinus, and vessels along a field's zeros.
     vessel = (np.hypot(x / 0.055, depth / 0.11) < 1) & (z > 0)
     first, second = _smooth(rng, shape, 0.22), _smooth(rng, shape, 0.22)
     vessel |= (np.hypot(first, second) < 0.13) & (depth < 0.45)
@@ -155,7 +155,7 @@ def _healthy(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> 
 
 
 def _tumour(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> NDArray[np.uint8]:
-    """Nested irregular regions: oedema around a core of necrosis within a broken rim."""
+    """Draw nested irregular regions: oedema around a necrotic core within a broken rim."""
     axes = _axes(shape)
     inside = depth > 0.04
     voxels = depth.size
@@ -169,7 +169,7 @@ def _tumour(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> N
         share = rng.uniform(0.52, 0.72)
         core = 1 + 0.20 * _smooth(rng, shape, 0.16) + 0.10 * _smooth(rng, shape, 0.07)
         core = share * size * core - _distance(axes, centre + offset, stretch)
-        # The rim is as thick as its own field says, and open where that is negative.
+        # A random field sets the rim's thickness; the rim is open where the field is negative.
         rim = size * (0.24 + 0.11 * _smooth(rng, shape, 0.16))
         in_whole = inside & (whole > 0)
         in_core = in_whole & (core > 0) & (whole > 0.10 * size)
@@ -190,7 +190,7 @@ def _images(
     tissue: dict[str, Field],
 ) -> NDArray[np.int16]:
     images = np.zeros((len(MODALITIES), *shape), dtype=np.int16)
-    # What partial volume and the point spread of a scanner do: one voxel of BraTS or so.
+    # Partial volume and the scanner's point spread, about one BraTS voxel.
     blur = 0.75
     for channel in range(len(MODALITIES)):
         signal = np.zeros(shape)
@@ -200,7 +200,7 @@ def _images(
             signal += where * mean * texture
         signal = gaussian_filter(signal, blur)
         signal *= np.exp(0.13 * _smooth(rng, shape, 0.55))
-        # Magnitude images have Rician noise: that of two independent channels.
+        # Magnitude images have Rician noise, that of two independent channels.
         noise = rng.uniform(0.07, 0.11)
         signal = np.hypot(
             signal + noise * rng.standard_normal(shape), noise * rng.standard_normal(shape)
@@ -211,10 +211,10 @@ def _images(
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], length: float) -> Field:
-    """A Gaussian random field of zero mean and unit deviation.
+    """Draw a Gaussian random field of zero mean and unit deviation.
 
-    ``length`` is the width of its Gaussian bumps where the volume's half extent is 1. They sit on
-    a coarse grid of their own, so that the draw does not depend on the number of voxels.
+    ``length`` is the width of its Gaussian bumps relative to half the volume's extent. They lie on
+    a separate coarse grid, so that the draw does not depend on the number of voxels.
     """
     grid = np.arange(-1 - 2 * length, 1 + 2.7 * length, 0.7 * length)
     field = rng.standard_normal((grid.size,) * 3)
@@ -230,7 +230,7 @@ def _axis(size: int) -> Field:
 
 
 def _axes(shape: tuple[int, ...]) -> tuple[Field, Field, Field]:
-    """Left to right, front to back and bottom to top, each -1 to 1, ready to broadcast."""
+    """Coordinates left to right, front to back, bottom to top, from -1 to 1, broadcastable."""
     d, h, w = (_axis(size) for size in shape)
     return d[:, None, None], h[None, :, None], w[None, None, :]
 

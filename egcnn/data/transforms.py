@@ -1,4 +1,4 @@
-"""From a case to tensors: reading, preprocessing that is cached, augmentation that is drawn anew.
+"""Transforms from a case to tensors: reading, cacheable preprocessing, random augmentation.
 
 All work on dictionaries with the keys ``"image"`` ``(M, D, H, W)`` and ``"label"``
 ``(1, D, H, W)``; the label may be absent.
@@ -40,18 +40,19 @@ from egcnn.settings import Settings
 
 _KEYS = ("image", "label")
 _HOUNSFIELD_LIMIT = 1000.0
-#: The letters of the axes' two ends, as MONAI asks for them.
+#: MONAI's labels of both ends of each axis.
 RAS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
 @dataclass(frozen=True)
 class PreprocessingSettings(Settings):
-    """What is the same in training and in prediction; it travels with a trained network.
+    """Preprocessing that training and prediction share; stored with a trained network.
 
     Args:
-        patch: voxels ``(D, H, W)`` of a training patch, in RAS axes; the window of prediction.
-        spacing: voxel size in mm along the axes of the volume in RAS order that volumes are
-            resampled to; None keeps each one's own.
+        patch: size ``(D, H, W)`` in voxels of the training patch and the prediction window, RAS
+            axes.
+        spacing: voxel size in mm along the RAS axes to which volumes are resampled; None keeps each
+            volume's own.
         normalization: ``"zscore"``, per modality over its non-zero voxels, or ``"ct"``, Hounsfield
             units / 1000 clipped to [-1, 1] (section 3.2).
 
@@ -77,15 +78,15 @@ class PreprocessingSettings(Settings):
 
 @dataclass(frozen=True)
 class AugmentationSettings(Settings):
-    """What is drawn anew for each training patch.
+    """Random augmentation of the training patches.
 
     Args:
         flip_axes: spatial axes (0 left-right, 1 back-front, 2 down-up) that are mirrored with
-            probability 1/2. Mirroring makes structures alike that are told apart by that
-            direction, such as front and back.
+            probability 1/2. Do not mirror an axis whose direction distinguishes structures, such as
+            front and back.
         intensity_shift: offsets are uniform within plus or minus this, in normalised intensities.
         intensity_scale: factors are uniform within 1 plus or minus this.
-        foreground: probability that the patch must hold a foreground voxel.
+        foreground: probability that a patch is required to contain a foreground voxel.
 
     Raises:
         InputError: an axis other than 0, 1, 2, a negative range, or a probability outside [0, 1].
@@ -110,11 +111,11 @@ class AugmentationSettings(Settings):
 
 
 class ReadCase(Transform):
-    """A :class:`~egcnn.data.case.Case` to ``{"image", "label", "name"}``.
+    """Read a :class:`~egcnn.data.case.Case` into ``{"image", "label", "name"}``.
 
     Args:
         regions: allowed label values; None reads no label.
-        modalities: number of image channels expected; None takes what is there.
+        modalities: expected number of image channels; None accepts any.
 
     Raises:
         InputError: as ``read_image`` and ``read_label``. Within a MONAI ``Compose`` it is the
@@ -134,10 +135,10 @@ class ReadCase(Transform):
 
 
 class ZScored(MapTransform):
-    """Each channel to zero mean and unit deviation over its non-zero voxels; zeros stay.
+    """Normalise each channel to zero mean and unit deviation over non-zero voxels; zeros stay.
 
-    The rule of the BraTS challenge (section 3.2). It writes to a new tensor, where MONAI's
-    ``NormalizeIntensityd`` would change the caller's.
+    As for BraTS in the paper (section 3.2). It writes to a new tensor; MONAI's
+    ``NormalizeIntensityd`` would modify the caller's.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -153,7 +154,7 @@ class ZScored(MapTransform):
 
 
 class RandCropNearForegroundd(Randomizable, MapTransform):
-    """A random patch that holds, with a given probability, a random foreground voxel.
+    """Crop a random patch that, with a given probability, contains a random foreground voxel.
 
     Otherwise every position is equally likely. MONAI's ``RandCropByPosNegLabeld`` lists the index
     of every background voxel for every patch, which costs more than the rest of the augmentation.
@@ -179,7 +180,7 @@ class RandCropNearForegroundd(Randomizable, MapTransform):
         self.foreground = foreground
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Crop all keys at one place."""
+        """Crop the volumes under all keys at the same position."""
         d = dict(data)
         shape = d[self.first_key(d)].shape[1:]
         first = np.zeros(3, dtype=np.int64)
@@ -199,14 +200,14 @@ class RandCropNearForegroundd(Randomizable, MapTransform):
 
 
 def preprocessing(settings: PreprocessingSettings, regions: Regions | None) -> Compose:
-    """Everything that is the same in every epoch and in prediction.
+    """The deterministic preprocessing of training and prediction.
 
-    Axes in RAS order and direction; resampling (the image linearly, the label by nearest
-    neighbour), left out where the voxels have that size already; normalisation.
+    Reorient to RAS; resample (the image linearly, the label by nearest neighbour) unless the voxels
+    already have that size; normalise.
 
     Args:
         settings: spacing and normalisation.
-        regions: sets the label's integer type; None where labels are never read.
+        regions: determine the label's integer type; None if labels are never read.
 
     Returns:
         A transform of dictionaries with MONAI ``MetaTensor``: image float32 with the affine of its
@@ -254,24 +255,24 @@ def prepared_shape(case: Case, spacing: Spacing | None) -> tuple[int, int, int]:
 def augmentation(
     patch: tuple[int, int, int], settings: AugmentationSettings | None = None, **options: Any
 ) -> Compose:
-    """A random training patch of a preprocessed case.
+    """Draw a random training patch from a preprocessed case.
 
-    Smaller volumes are padded with zeros on both sides, as the sliding window of the inference
-    does. Then a crop, flips with probability one half, and per channel a factor and an offset.
-    ``set_random_state(seed)`` on the result makes the sequence of patches repeatable.
+    Pad smaller volumes with zeros on both sides, as sliding-window inference does; crop; flip each
+    axis with probability 1/2; scale and shift each channel. ``set_random_state(seed)`` on the
+    result makes the sequence of patches repeatable.
 
     Args:
         patch: size ``(D, H, W)``.
-        settings: what is drawn.
+        settings: the augmentation.
         options: fields of :class:`AugmentationSettings` by keyword.
 
     Returns:
-        A transform whose image (float32) and label (as it came) are plain tensors.
+        A transform whose image (float32) and label (unchanged type) are plain tensors.
 
     Raises:
-        InputError: settings that are rejected.
+        InputError: invalid settings.
     """
-    settings = AugmentationSettings.given(settings, options)
+    settings = AugmentationSettings.resolve(settings, options)
     missing: dict[str, Any] = {"allow_missing_keys": True}
     return Compose(
         [
@@ -296,7 +297,8 @@ def augmentation(
 def _zscored(channel: Tensor) -> Tensor:
     inside = channel != 0
     scored = torch.zeros_like(channel)
-    # Sums over millions of voxels, and differences of large numbers, need more than float32 has.
+    # Sums over millions of voxels and differences of large numbers need more precision than
+    # float32.
     values = channel[inside].double()
     if values.numel():
         deviation, mean = torch.std_mean(values, correction=0)

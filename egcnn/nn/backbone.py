@@ -1,4 +1,4 @@
-"""What the edge stream asks of an encoder-decoder, and what the project's own ones share."""
+"""The interface of encoder-decoders to the edge stream, and the base of Seg-Net, U-Net, V-Net."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from egcnn.settings import Settings
 
 
 class Features(NamedTuple):
-    """One forward pass of an encoder-decoder, as the edge stream taps it.
+    """The features and logits of one forward pass that the edge stream takes.
 
     Attributes:
         encoder: the last feature at each encoder resolution, fine to coarse, each
@@ -28,7 +28,7 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Base of the encoder-decoders: :meth:`features` is theirs to define, logits follow from it.
+    """Base of the backbones; subclasses define :meth:`features`.
 
     Attributes:
         encoder_channels: channels at each encoder resolution, fine to coarse.
@@ -41,20 +41,20 @@ class Backbone(nn.Module):
     out_channels: int
 
     def features(self, x: Tensor) -> Features:
-        """Images ``(B, in_channels, D, H, W)`` to the taps and logits."""
+        """Compute taps and logits of images ``(B, in_channels, D, H, W)``."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``(B, in_channels, D, H, W)`` to logits ``(B, out_channels, D, H, W)``."""
+        """Compute logits ``(B, out_channels, D, H, W)`` of images ``(B, in_channels, D, H, W)``."""
         return self.features(x).logits
 
 
 @dataclass(frozen=True)
 class BackboneSettings(Settings):
-    """Which encoder-decoder, and how large.
+    """Which backbone, and its size.
 
     Args:
-        name: one of :data:`egcnn.nn.BACKBONES`; a class that is called by hand does not read it.
+        name: one of :data:`egcnn.nn.BACKBONES`; ignored when a class is constructed directly.
         filters: channels at the finest resolution; they double at each coarser one.
         blocks_down: blocks at each encoder resolution, fine to coarse.
         blocks_up: blocks at each decoder resolution, coarse to fine; one entry fewer.
@@ -90,10 +90,10 @@ class BackboneSettings(Settings):
 
 
 class EncoderDecoder(Backbone):
-    """Base of Seg-Net, U-Net and V-Net: widths, skips, and the way through both halves.
+    """Base of Seg-Net, U-Net and V-Net: widths, skips, and the encoder and decoder loops.
 
-    The width doubles and the size halves at each resolution. Volumes of any size pass, odd and
-    one-voxel ones too: upsampling goes to the size of the skip.
+    The width doubles and the size halves at each resolution. Any volume size works, including odd
+    sizes and one voxel: upsampling targets the size of the skip.
 
     Args:
         in_channels: image channels (modalities).
@@ -102,8 +102,8 @@ class EncoderDecoder(Backbone):
         options: fields of :class:`BackboneSettings` by keyword.
 
     Raises:
-        InputError: a count that is not positive, settings that are rejected, or an input whose
-            rank or channels do not fit.
+        InputError: a count that is not positive, invalid settings, or an input whose rank or
+            channels do not fit.
     """
 
     decoder: nn.ModuleList
@@ -120,7 +120,7 @@ class EncoderDecoder(Backbone):
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value < 1:
                 raise InputError(f"{type(self).__name__}: {name} is {value}; expected at least 1")
-        self.settings = BackboneSettings.given(settings, options)
+        self.settings = BackboneSettings.resolve(settings, options)
         self.in_channels = in_channels
         self.out_channels = out_channels
         filters, levels = self.settings.filters, len(self.settings.blocks_down)
@@ -129,30 +129,30 @@ class EncoderDecoder(Backbone):
         self.dropout = nn.Dropout3d(self.settings.dropout)
 
     def decoder_widths(self) -> list[tuple[int, int, int]]:
-        """Channels below, channels here, and blocks at each decoder resolution, coarse to fine."""
+        """Input channels, output channels and blocks of each decoder resolution, coarse to fine."""
         widths = self.encoder_channels[::-1]
         return list(zip(widths, widths[1:], self.settings.blocks_up, strict=False))
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Images to the last feature at each resolution, fine to coarse."""
+        """Compute the last feature at each resolution, fine to coarse."""
         raise NotImplementedError
 
     def upsample(self, level: int, h: Tensor, skip: Tensor) -> Tensor:
-        """A decoder feature at the size and width of the skip that it meets.
+        """Bring a decoder feature to the size and width of its skip connection.
 
         Args:
-            level: counts the decoder's resolutions, 0 the coarsest.
-            h: the feature below.
-            skip: the encoder's feature here.
+            level: index of the decoder's resolution; 0 is the coarsest.
+            h: the feature of the next coarser resolution.
+            skip: the encoder's feature at this resolution.
         """
         raise NotImplementedError
 
     def merge(self, skip: Tensor, upsampled: Tensor) -> Tensor:
-        """The input of a decoder stage: both side by side."""
+        """Combine skip and upsampled feature into a decoder stage's input, by concatenation."""
         return torch.cat([skip, upsampled], 1)
 
     def features(self, x: Tensor) -> Features:
-        """Images ``(B, in_channels, D, H, W)`` to encoder and decoder taps and logits."""
+        """Compute encoder and decoder taps and logits of images ``(B, in_channels, D, H, W)``."""
         if x.ndim != 5 or x.shape[1] != self.in_channels:
             raise InputError(
                 f"{type(self).__name__}: the input has shape {tuple(x.shape)}; "

@@ -1,4 +1,4 @@
-"""The encoder-decoders that there are."""
+"""Registry of the backbones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from egcnn.nn.vnet import VNet
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """One encoder-decoder.
+    """A backbone's entry in the registry.
 
     Args:
-        title: for people.
+        title: display name.
         network: its class.
-        stride: what patches and windows are multiples of, so that every resolution stays even.
+        stride: patches and windows are multiples of this, so that every resolution divides evenly.
     """
 
     title: str
@@ -26,7 +26,7 @@ class BackboneEntry:
     stride: int = 8
 
 
-#: By name, in the order of the paper's tables.
+#: All backbones by name, in the order of the paper's tables.
 BACKBONES = {
     "unet": BackboneEntry("U-Net", UNet),
     "vnet": BackboneEntry("V-Net", VNet),
@@ -38,7 +38,7 @@ def find_backbone(name: str) -> BackboneEntry:
     """The entry under a name.
 
     Raises:
-        InputError: there is none.
+        InputError: an unknown name.
     """
     if name not in BACKBONES:
         raise InputError(f"backbone: {name!r} is unknown; expected one of {', '.join(BACKBONES)}")
@@ -48,9 +48,9 @@ def find_backbone(name: str) -> BackboneEntry:
 def build_backbone(
     settings: BackboneSettings, in_channels: int, out_channels: int
 ) -> EncoderDecoder:
-    """The encoder-decoder that the settings describe, with fresh weights.
+    """Build the backbone that the settings describe, with fresh weights.
 
     Raises:
-        InputError: as the class that is named, or there is none of that name.
+        InputError: an unknown name, or as the class.
     """
     return find_backbone(settings.name).network(in_channels, out_channels, settings)

@@ -1,4 +1,4 @@
-"""Building blocks that the backbones and the edge stream share."""
+"""Building blocks of the backbones and the edge stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from egcnn.ops._tensors import memory_format
 
 
 class Conv3x3x3(nn.Conv3d):
-    """Padded 3x3x3 convolution without bias: a norm with its own shift follows sooner or later.
+    """Padded 3x3x3 convolution, without bias since a norm with a shift follows.
 
     Args:
         in_channels: channels of the input ``(B, in_channels, D, H, W)``.
@@ -31,14 +31,14 @@ class Conv3x3x3(nn.Conv3d):
         return y[:, :, :depth, :height, :width].contiguous(memory_format=memory_format(x))
 
 
-# For bfloat16 volumes thinner than this, the CPU library of torch 2.13 (oneDNN) computes the weight
-# gradient from memory outside the tensors: garbage, NaN or a crash. Zeros appended beyond the
-# padding change no voxel that is kept.
+# For bfloat16 volumes thinner than this, oneDNN in torch 2.13 reads out of bounds for the weight
+# gradient: garbage, NaN or a crash. Zeros appended beyond the padding change none of the voxels
+# that are kept.
 _SAFE_SIZE = 3
 
 
 def resize(x: Tensor, like: Tensor, mode: str = "trilinear") -> Tensor:
-    """``x`` at the size of ``like``, trilinear (``align_corners=False``) or nearest."""
+    """Resample ``x`` to the size of ``like``, trilinear (``align_corners=False``) or nearest."""
     corners = False if mode == "trilinear" else None
     return F.interpolate(x, size=like.shape[2:], mode=mode, align_corners=corners)
 
@@ -73,7 +73,7 @@ class ResidualBlock(nn.Module):
 
     Args:
         in_channels: channels of the input ``(B, in_channels, D, H, W)``.
-        out_channels: channels of the output, same size; where they differ from the input's, the
+        out_channels: channels of the output of the same size; if they differ from the input's, the
             skip is a 1x1x1 convolution instead of the identity.
     """
 

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and the multiply-adds of one forward pass."""
+"""Cost of a network: parameters, and multiply-adds of one forward pass."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-import egcnn.ops  # noqa: F401  # defines the operator whose formula stands below
+import egcnn.ops  # noqa: F401  # registers the operator whose formula is below
 
 
 class Cost(NamedTuple):
-    """Parameters, and multiply-adds of convolutions and edge gates."""
+    """Number of parameters, and multiply-adds of convolutions and edge gates."""
 
     parameters: int
     multiply_adds: int
@@ -21,7 +21,7 @@ class Cost(NamedTuple):
 
 @register_flop_formula(torch.ops.egcnn.edge_gate)
 def _edge_gate(e: Any, m: Any, weight_e: Any, weight_m: Any, *_: Any, **__: Any) -> int:
-    """Both 1x1x1 convolutions, the product and the residual, in operations (2 a multiply-add)."""
+    """Operations of both 1x1x1 convolutions, the product and the residual; a multiply-add is 2."""
     batch, channels, *size = e
     voxels = batch * torch.Size(size).numel()
     return 2 * voxels * (weight_e[0] * (weight_e[1] + weight_m[1]) + channels)
@@ -31,8 +31,8 @@ def cost(network: nn.Module, shape: Sequence[int]) -> Cost:
     """Count without computing: ``network`` may hold its parameters on the ``meta`` device.
 
     Args:
-        network: maps an image ``(B, C, D, H, W)`` to anything.
-        shape: of that image.
+        network: a module that takes an image ``(B, C, D, H, W)``.
+        shape: shape of that image.
     """
     like = next(network.parameters())
     image = torch.empty(tuple(shape), device=like.device, dtype=like.dtype)

@@ -1,4 +1,4 @@
-"""The edge stream: edge-gated layers that climb from the coarsest resolution to the finest."""
+"""The edge stream: edge-gated layers from the coarsest resolution to the finest."""
 
 from __future__ import annotations
 
@@ -24,38 +24,39 @@ Residual = Literal["none", "conv", "block"]
 Head = Literal["sobel", "linear"]
 Edges = Literal["region", "union"]
 
-#: Share of edge voxels that a fresh linear head predicts.
+#: Edge probability that an untrained linear head predicts.
 EDGE_PRIOR = 0.05
-#: Factor on the shapes' logits: edges are as narrow as shapes are steep, and weights grow slowly.
+#: Factor on the logits of the Sobel head: steep sigmoids give narrow edges, and weights would grow
+#: to this only slowly.
 STEEPNESS = 4.0
-#: Added to the Sobel magnitude, whose logarithm has no end below.
+#: Added to the Sobel magnitude to keep its logarithm finite.
 FLOOR = 0.01
 
 
 @dataclass(frozen=True)
 class EdgeStreamSettings(Settings):
-    """The edge stream's form.
+    """Variant of the edge stream.
 
     Args:
         gate: ``"channel"``, an attention value per channel and voxel (the Hadamard product of
             Eq. 2), or ``"voxel"``, one per voxel (Takikawa et al., 2019).
-        activation: of the gate, ``"sigmoid"``, or ``"relu_sigmoid"`` as in Eq. (1), with a ReLU
-            before it, which keeps alpha in [0.5, 1) and leaves no gradient where it is 0.
-        channels: width of the stream at all resolutions, or one width for each, coarse to fine;
-            if None, that of the main stream at the finest.
-        residual: what follows each gate, the "residual layer with kernel w_r" that the text has
-            and Eq. (2) has not: ``"block"``, a residual block; ``"conv"``, a 1x1x1 convolution as
-            in Takikawa et al. (2019); or ``"none"``.
+        activation: of the gate, ``"sigmoid"``, or ``"relu_sigmoid"`` as in Eq. (1), where a ReLU
+            before the sigmoid keeps alpha in [0.5, 1) and has no gradient where it is 0.
+        channels: channels of the stream at all resolutions, or one number for each, coarse to fine;
+            None takes the main stream's at the finest.
+        residual: layer after each gate, the "residual layer with kernel w_r" that is in the paper's
+            text but not in Eq. (2): ``"block"``, a residual block; ``"conv"``, a 1x1x1 convolution
+            as in Takikawa et al. (2019); or ``"none"``.
         upsampling: between resolutions, ``"trilinear"`` or ``"nearest"``.
-        start: what the stream starts from: ``"decoder"``, the first upsampled decoder feature, or
+        start: input of the stream: ``"decoder"``, the first upsampled decoder feature, or
             ``"encoder"``, the coarsest encoder feature.
-        head: what turns the finest feature into logits: ``"sobel"``, :class:`SobelHead`, or
+        head: layer that turns the finest feature into logits: ``"sobel"``, :class:`SobelHead`, or
             ``"linear"``, :class:`LinearHead`.
         edges: ``"region"``, edge logits for each region, or ``"union"``, one channel for the edges
-            of any.
+            of all regions.
 
     Raises:
-        InputError: an unknown choice, or no channel.
+        InputError: an unknown choice, or fewer than one channel.
     """
 
     gate: Gate = "channel"
@@ -83,7 +84,7 @@ class EdgeGate(nn.Module):
     Args:
         edge_channels: channels of the edge feature ``e``.
         main_channels: channels of the main stream's feature ``m``.
-        settings: of the stream; a gate reads ``gate`` and ``activation``.
+        settings: settings of the stream, of which only ``gate`` and ``activation`` are used.
         options: fields of :class:`EdgeStreamSettings` by keyword.
 
     Raises:
@@ -98,7 +99,7 @@ class EdgeGate(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        settings = EdgeStreamSettings.given(settings, options)
+        settings = EdgeStreamSettings.resolve(settings, options)
         gates = edge_channels if settings.gate == "channel" else 1
         self.activation = settings.activation
         self.weight_e = nn.Parameter(torch.empty(gates, edge_channels))
@@ -107,35 +108,35 @@ class EdgeGate(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: those of one 1x1x1 convolution over both inputs together."""
+        """Initialise the weights like those of one 1x1x1 convolution over both inputs together."""
         bound = 1 / math.sqrt(self.weight_e.shape[1] + self.weight_m.shape[1])
         for parameter in (self.weight_e, self.weight_m, self.bias):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, e: Tensor, m: Tensor) -> Tensor:
-        """``e (B, Ce, D, H, W)`` and ``m (B, Cm, D, H, W)`` to the gated ``(B, Ce, D, H, W)``."""
+        """Gate ``e (B, Ce, D, H, W)`` by ``m (B, Cm, D, H, W)``; returns ``(B, Ce, D, H, W)``."""
         return ops.edge_gate(
             e, m, self.weight_e, self.weight_m, self.bias, activation=self.activation
         )
 
 
 class SobelHead(nn.Module):
-    """Edge logits: the Sobel edges of the segmentation, redrawn by what the edge stream has seen.
+    """Edge logits: the Sobel edges of the segmentation, corrected by the edge stream.
 
     ``scale * log(|grad sigmoid(4 (z + C1 h))| + 0.01) + C2 h``: ``z`` the main stream's logits,
-    ``h`` the normalised edge feature, ``C1`` and ``C2`` 1x1x1 convolutions, ``C2`` 0 at first. The
-    spatial derivative is that of section 2.1, which makes the targets too.
+    ``h`` the normalised edge feature, ``C1`` and ``C2`` 1x1x1 convolutions, ``C2`` initially 0. The
+    spatial derivative is that of section 2.1, which the targets use too.
 
     A true edge is one exact filter away from a mask, and convolutions learn that filter slowly:
     given the true masks, a residual block and a linear head reach F1 0.96 after 1000 steps. The
-    edge loss does not reach the main stream through ``z``, only through the stream's taps.
+    edge loss has no gradient through ``z``; it reaches the main stream only through the taps.
 
     Args:
-        channels: of the edge feature ``(B, channels, D, H, W)``.
+        channels: channels of the edge feature ``(B, channels, D, H, W)``.
         regions: channels of the main stream's logits.
-        union: one edge logit, of the edges of all regions together, instead of one per region.
-        exclusive: the regions are classes that exclude one another (softmax): ``z`` are the log
-            odds of each against all others.
+        union: one edge logit for the edges of all regions, instead of one per region.
+        exclusive: the regions are mutually exclusive classes (softmax); ``z`` are then the log odds
+            of each class against all others.
     """
 
     def __init__(
@@ -153,10 +154,10 @@ class SobelHead(nn.Module):
         nn.init.zeros_(self.correction.bias)  # type: ignore[arg-type]
 
     def forward(self, e: Tensor, logits: Tensor) -> Tensor:
-        """``e (B, channels, D, H, W)`` and the main stream's logits to edge logits of e's size."""
+        """Compute edge logits of the size of ``e (B, channels, D, H, W)``."""
         h = self.norm(e)
         shapes, correction = self.shapes(h), self.correction(h)
-        # In float32 under autocast too: the logarithm magnifies what bfloat16 rounds.
+        # In float32 even under autocast: the logarithm amplifies bfloat16's rounding errors.
         dtype = torch.promote_types(shapes.dtype, torch.float32)
         z = logits.detach().to(dtype)
         if self.exclusive:
@@ -174,33 +175,33 @@ class LinearHead(nn.Sequential):
     """Edge logits: one 1x1x1 convolution of the normalised edge feature.
 
     Args:
-        channels: of the edge feature ``(B, channels, D, H, W)``.
-        edges: how many edge logits.
+        channels: channels of the edge feature ``(B, channels, D, H, W)``.
+        edges: number of edge logits.
     """
 
     def __init__(self, channels: int, edges: int) -> None:
         logits = nn.Conv3d(channels, edges, 1)
-        # Few voxels are edges: start there (Lin et al. 2017, arXiv 1708.02002).
+        # Start from the rare edges' prior probability (Lin et al. 2017, arXiv 1708.02002).
         nn.init.constant_(logits.bias, math.log(EDGE_PRIOR / (1 - EDGE_PRIOR)))  # type: ignore[arg-type]
         super().__init__(NormReLU(channels), logits)
 
     def forward(self, e: Tensor, logits: Tensor) -> Tensor:  # type: ignore[override]
-        """``e`` to edge logits; the main stream's are not used."""
+        """Compute edge logits of ``e``; the main stream's logits are ignored."""
         return super().forward(e)
 
 
 class EdgeStream(nn.Module):
-    """Figure 1 of Hatamizadeh et al. (2020): from the decoder's first feature to edge logits.
+    """The edge stream of Figure 1 of Hatamizadeh et al. (2020).
 
-    At every encoder resolution, coarse to fine: residual block, trilinear resampling to the size
-    of the encoder's feature, edge gate with that feature. A head ends it.
+    At every encoder resolution, coarse to fine: residual block, trilinear resampling to the size of
+    the encoder's feature, edge gate with that feature. A head follows.
 
     Args:
         main_channels: channels of the encoder's features, fine to coarse.
         decoder_channels: channels of the first upsampled decoder feature.
-        regions: channels of the main stream's logits; each has its edge logits, or with
-            ``edges="union"`` one channel serves all.
-        settings: the stream's form.
+        regions: channels of the main stream's logits; each has its edge logits, unless
+            ``edges="union"``.
+        settings: the stream's variant.
         exclusive: see :class:`SobelHead`.
         options: fields of :class:`EdgeStreamSettings` by keyword.
 
@@ -208,7 +209,7 @@ class EdgeStream(nn.Module):
         out_channels: channels of the edge logits.
 
     Raises:
-        InputError: no encoder resolution, or settings that are rejected.
+        InputError: no encoder resolution, or invalid settings.
     """
 
     def __init__(
@@ -226,7 +227,7 @@ class EdgeStream(nn.Module):
             raise InputError(
                 "EdgeStream: main_channels is empty; expected one entry per resolution"
             )
-        self.settings = settings = EdgeStreamSettings.given(settings, options)
+        self.settings = settings = EdgeStreamSettings.resolve(settings, options)
         self.out_channels = regions if settings.edges == "region" else 1
         coarse_to_fine = main_channels[::-1]
         widths = settings.channels or main_channels[:1]
@@ -243,7 +244,7 @@ class EdgeStream(nn.Module):
             for width, channels in zip(widths, coarse_to_fine, strict=True)
         )
         self.residuals = nn.ModuleList(_residual(settings.residual, width) for width in widths)
-        # Pre-activation blocks leave an unnormalised sum behind: both heads normalise (He et al.).
+        # Pre-activation blocks end with an unnormalised sum, so both heads normalise (He et al.).
         self.head: nn.Module
         if settings.head == "sobel":
             union = settings.edges == "union"
@@ -252,12 +253,12 @@ class EdgeStream(nn.Module):
             self.head = LinearHead(widths[-1], self.out_channels)
 
     def forward(self, encoder: Sequence[Tensor], decoder: Tensor, logits: Tensor) -> Tensor:
-        """Taps of the main stream to edge logits ``(B, out_channels, D, H, W)``.
+        """Compute edge logits ``(B, out_channels, D, H, W)`` from the main stream's taps.
 
         Args:
             encoder: features ``(B, main_channels[i], D_i, H_i, W_i)``, fine to coarse.
             decoder: the first upsampled decoder feature ``(B, decoder_channels, D_j, H_j, W_j)``.
-            logits: the main stream's, ``(B, regions, D, H, W)``.
+            logits: the main stream's logits ``(B, regions, D, H, W)``.
         """
         e = decoder if self.settings.start == "decoder" else encoder[-1]
         layers = zip(self.blocks, self.gates, self.residuals, reversed(encoder), strict=True)

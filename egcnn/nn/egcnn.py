@@ -15,7 +15,7 @@ from egcnn.nn.taps import Tapped, Taps
 
 
 class Segmentation(NamedTuple):
-    """What a network returns for images ``(B, C, D, H, W)``.
+    """Output of a network for images ``(B, C, D, H, W)``.
 
     Attributes:
         logits: one channel per region, ``(B, R, D, H, W)``.
@@ -31,24 +31,26 @@ class EGCNN(nn.Module):
     """Edge-Gated CNN of Hatamizadeh et al. (2020), section 2.1 and Figure 1.
 
     The edge logits are concatenated with the backbone's logits and fused by a 1x1x1 convolution,
-    which starts as the identity on the backbone's logits: a trained backbone loses nothing.
+    which is initially the identity on the backbone's logits, so a trained backbone keeps its
+    accuracy.
 
     Args:
-        backbone: the main stream: a :class:`egcnn.nn.Backbone`, or any module that maps images
-            to logits ``(B, R, D, H, W)``, which is left as it is (``backbone.*`` in the state
-            dict has its own names).
-        settings: the edge stream's form.
-        taps: where somebody else's backbone is tapped, :class:`egcnn.nn.Taps` or ``{"encoder":
-            [names, fine to coarse], "decoder": name}``; None finds it by one probing pass.
+        backbone: the main stream: a :class:`egcnn.nn.Backbone`, or any module that maps images to
+            logits ``(B, R, D, H, W)``. It is not modified and keeps its own names under
+            ``backbone.`` in the state dict.
+        settings: the edge stream's variant.
+        taps: tap points of a backbone that is not an :class:`egcnn.nn.Backbone`:
+            :class:`egcnn.nn.Taps` or ``{"encoder": [names, fine to coarse], "decoder": name}``;
+            None finds them by one probing pass.
         example: input of the probing pass, or its shape ``(B, C, D, H, W)``; see
             :class:`egcnn.nn.taps.Tapped`.
-        exclusive: the regions are classes that exclude one another (softmax), not regions that may
+        exclusive: the regions are mutually exclusive classes (softmax) instead of regions that may
             overlap (sigmoid); see :class:`egcnn.nn.SobelHead`.
         options: fields of :class:`egcnn.nn.EdgeStreamSettings` by keyword, such as
             ``gate="voxel"``.
 
     Raises:
-        InputError: taps that cannot be found or do not fit, or settings that are rejected.
+        InputError: taps that cannot be found or do not fit, or invalid settings.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class EGCNN(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        settings = EdgeStreamSettings.given(settings, options)
+        settings = EdgeStreamSettings.resolve(settings, options)
         self.backbone = backbone
         self.tapped = None if isinstance(backbone, Backbone) else Tapped(backbone, taps, example)
         source: Any = self.tapped or backbone
@@ -74,8 +76,8 @@ class EGCNN(nn.Module):
             settings,
             exclusive=exclusive,
         )
-        # What the fusion adds to the backbone's logits: their sum is the 1x1x1 convolution of
-        # Figure 1, and exactly the identity at first, whatever precision convolutions have.
+        # The fusion's correction of the backbone's logits, initially 0. The sum is the 1x1x1
+        # convolution of Figure 1, and initially the exact identity in any precision.
         self.fusion = nn.Conv3d(regions + self.edge_stream.out_channels, regions, 1)
         nn.init.zeros_(self.fusion.weight)
         nn.init.zeros_(self.fusion.bias)  # type: ignore[arg-type]
@@ -84,13 +86,13 @@ class EGCNN(nn.Module):
             self.to(like.device, like.dtype)
 
     def forward(self, x: Tensor) -> Segmentation:
-        """Images ``(B, in_channels, D, H, W)`` to fused logits and edge logits."""
+        """Compute fused logits and edge logits of images ``(B, in_channels, D, H, W)``."""
         if self.tapped is not None:
             encoder, decoder, logits = self.tapped.features(self.backbone, x)
         else:
             encoder, decoder, logits = self.backbone.features(x)  # type: ignore[operator]
         edge_logits = self.edge_stream(encoder, decoder, logits)
         if edge_logits.shape[2:] != logits.shape[2:]:
-            # An encoder that begins with a stride has no feature at the images' own resolution.
+            # An encoder that begins with a strided layer has no feature at the images' resolution.
             edge_logits = resize(edge_logits, logits)
         return Segmentation(logits + self.fusion(torch.cat([logits, edge_logits], 1)), edge_logits)

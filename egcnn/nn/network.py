@@ -1,4 +1,4 @@
-"""A network as settings describe it: an encoder-decoder, with the edge stream or without."""
+"""Networks built from settings: a backbone, with or without the edge stream."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from egcnn.settings import Settings
 
 @dataclass(frozen=True)
 class NetworkSettings(Settings):
-    """A whole network.
+    """A network: backbone and optional edge stream.
 
     Args:
         backbone: the main stream.
-        edge: with the edge stream around it.
-        edge_stream: its form.
+        edge: whether to add the edge stream.
+        edge_stream: the edge stream's variant.
     """
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -34,14 +34,14 @@ def build_network(
     """Build the network that the settings describe, with fresh weights.
 
     Args:
-        settings: the network's.
+        settings: settings of the network.
         in_channels: image channels (modalities).
         out_channels: channels of the logits (regions).
         exclusive: see :class:`egcnn.nn.EGCNN`.
 
     Returns:
-        an :class:`egcnn.nn.EGCNN` (its output is a ``Segmentation``), or with ``edge=False`` the
-        backbone alone (its output is the logits ``(B, R, D, H, W)``).
+        an :class:`egcnn.nn.EGCNN`, which returns a ``Segmentation``, or with ``edge=False`` the
+        backbone alone, which returns logits ``(B, R, D, H, W)``.
 
     Raises:
         InputError: the backbone is unknown, or a count is not positive.

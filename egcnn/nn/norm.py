@@ -1,4 +1,4 @@
-"""GroupNorm with ReLU, fast also for few channels in ``channels_last_3d`` on a CPU."""
+"""GroupNorm with ReLU, also fast for few channels in ``channels_last_3d`` on a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from egcnn.ops._tensors import memory_format
 
 
 def group_count(channels: int) -> int:
-    """Groups of a GroupNorm: the largest of 8, 4, 2, 1 that divides ``channels``."""
+    """Number of groups of a GroupNorm: the largest of 8, 4, 2, 1 that divides ``channels``."""
     return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
 
 
@@ -27,13 +27,15 @@ class NormReLU(nn.GroupNorm):
         """Normalise ``(B, C, D, H, W)`` per sample and group, then rectify."""
         if _needs_rows(x):
             return _RowsNormReLU.apply(x, self.num_groups, self.weight, self.bias, self.eps)
-        # F.group_norm refuses groups of one value, which a one-voxel volume has; they become 0.
+        # F.group_norm rejects groups of one value, as in a one-voxel volume; normalised, they are
+        # 0.
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps).relu_()
 
 
 def _needs_rows(x: Tensor) -> bool:
-    # torch's kernel for this layout takes the few channels of one voxel at a time: its backward
-    # costs more than that of the 3x3x3 convolution beside it. From 64 channels on it is the faster.
+    # torch's kernel for this layout vectorizes over one voxel's channels; with few of them its
+    # backward costs more than that of a 3x3x3 convolution. From 64 channels on it is faster than
+    # ours.
     return (
         x.device.type == "cpu"
         and x.shape[1] < 64
@@ -43,7 +45,7 @@ def _needs_rows(x: Tensor) -> bool:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """``channels_last_3d`` memory as long rows ``(B, D*H, W*C)``, which fill wide vectors."""
+    """View ``channels_last_3d`` memory as rows ``(B, D*H, W*C)``, long enough for wide vectors."""
     batch, channels, depth, height, width = x.shape
     return x.permute(0, 2, 3, 4, 1).reshape(batch, depth * height, width * channels)
 

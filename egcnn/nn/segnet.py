@@ -38,11 +38,11 @@ class SegNet(EncoderDecoder):
         for below, width, count in self.decoder_widths():
             self.narrow.append(nn.Conv3d(below, width, 1, bias=False))
             self.decoder.append(_blocks(width, count))
-        # Pre-activation blocks leave an unnormalised sum behind, hence a last norm (He et al.).
+        # Pre-activation blocks end with an unnormalised sum, hence a last norm (He et al.).
         self.head = nn.Sequential(NormReLU(widths[0]), nn.Conv3d(widths[0], out_channels, 1))
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Images to the last feature at each resolution, fine to coarse."""
+        """Compute the last feature at each resolution, fine to coarse."""
         encoded: list[Tensor] = []
         h = self.stem(x)
         for stage in self.encoder:
@@ -51,11 +51,11 @@ class SegNet(EncoderDecoder):
         return encoded
 
     def upsample(self, level: int, h: Tensor, skip: Tensor) -> Tensor:
-        """Narrow and resize; narrowing first halves the cost of upsampling."""
+        """Reduce the channels and upsample; this order halves the cost of upsampling."""
         return resize(self.narrow[level](h), skip)
 
     def merge(self, skip: Tensor, upsampled: Tensor) -> Tensor:
-        """The input of a decoder stage: the sum."""
+        """Combine skip and upsampled feature into a decoder stage's input, by addition."""
         return upsampled + skip
 
 

@@ -1,4 +1,4 @@
-"""Where the edge stream taps somebody else's encoder-decoder: found by probing, or named."""
+"""Tap points of an arbitrary encoder-decoder: found by a probing pass, or named."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from egcnn.nn.backbone import Features
 
 
 class Taps(NamedTuple):
-    """Names of modules, as ``named_modules()`` has them, whose outputs the edge stream takes.
+    """Names (of ``named_modules()``) of the modules whose outputs the edge stream takes.
 
     Attributes:
         encoder: the last feature at each encoder resolution, fine to coarse.
@@ -27,7 +27,7 @@ class Taps(NamedTuple):
     decoder: str
 
 
-#: Networks of MONAI in which the encoder's features are not made from fine to coarse.
+#: Taps of MONAI networks that do not compute the encoder's features from fine to coarse.
 KNOWN_TAPS = {
     "SwinUNETR": Taps(
         ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10"), "decoder5.transp_conv"
@@ -37,23 +37,23 @@ KNOWN_TAPS = {
 
 
 class Tapped:
-    """Reads the taps of a network while it runs, by forward hooks; the network stays as it is.
+    """Captures a network's taps by forward hooks, without changing the network.
 
     Args:
         network: any module that maps ``(B, C, D, H, W)`` to logits ``(B, R, D, H, W)``; of a list
-            of outputs (deep supervision) the first counts.
-        taps: where to tap it; None finds them by one probing pass or in :data:`KNOWN_TAPS`.
+            of outputs (deep supervision) the first is used.
+        taps: tap points; None takes :data:`KNOWN_TAPS` or finds them by one probing pass.
         example: the input of the probing pass, or its shape ``(B, C, D, H, W)``. By default 64
-            voxels along each axis, with as many channels as the first convolution takes.
+            voxels along each axis, with the channels of the first convolution.
 
     Attributes:
-        taps: where the network is tapped.
+        taps: the tap points in use.
         encoder_channels: channels of each encoder tap, fine to coarse.
         decoder_channels: channels of the decoder tap.
         out_channels: channels of the logits.
 
     Raises:
-        InputError: the probing pass fails, no taps can be found, or named ones do not fit; the
+        InputError: the probing pass fails, no taps can be found, or given taps do not fit; the
             message lists the candidates.
     """
 
@@ -79,7 +79,7 @@ class Tapped:
             network.get_submodule(name).register_forward_hook(_Hook(name, self._seen))
 
     def features(self, network: nn.Module, x: Tensor) -> Features:
-        """What ``network`` makes of ``x``: its taps and logits."""
+        """Run ``network`` on ``x`` and return its taps and logits."""
         logits = _logits(network(x))
         seen = {name: self._seen.pop(name) for name in (*self.taps.encoder, self.taps.decoder)}
         encoder = tuple(seen[name] for name in self.taps.encoder)
@@ -104,11 +104,11 @@ def candidates(
 
 @dataclass(frozen=True)
 class _Call:
-    """One module's only call in the probing pass: a volume in its output."""
+    """A volume returned by a module that the probing pass called exactly once."""
 
     name: str
     shape: tuple[int, ...]
-    output: int  # tells apart which modules hand on the same tensor
+    output: int  # identifies modules that return the same tensor
     up_samples: bool
 
     @property
@@ -116,7 +116,7 @@ class _Call:
         return self.shape[1] * self.shape[2] * self.shape[3]
 
 
-# An object, not a closure: a deep copy of the network then fills the copy's own dictionary.
+# An object and not a closure, so that a deep copy of the network writes to the copy's dictionary.
 @dataclass
 class _Hook:
     name: str
@@ -133,21 +133,21 @@ def _example(network: nn.Module, example: Tensor | Sequence[int] | None) -> Tens
         convolutions = [m for m in network.modules() if isinstance(m, nn.Conv3d)]
         if not convolutions:
             raise InputError(
-                f"EGCNN: {type(network).__name__} has no Conv3d that tells how many channels its "
+                f"EGCNN: {type(network).__name__} has no Conv3d to infer the channels of its "
                 "images have; expected example=(B, C, D, H, W)"
             )
         example = (1, convolutions[0].in_channels, 64, 64, 64)
     if len(example) != 5:
         raise InputError(f"EGCNN: example is {tuple(example)}; expected (B, C, D, H, W)")
     like = next(network.parameters(), torch.empty(0))
-    # Not torch's generator: whoever seeded it shall not notice the probing.
+    # Do not draw from torch's generator: probing must not change the caller's random state.
     values = torch.linspace(-1, 1, torch.Size(example).numel(), device=like.device)
     return values.reshape(tuple(example)).to(like.dtype)
 
 
 @contextmanager
-def _undisturbed(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; training mode and random state are put back."""
+def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; training mode and random state are restored on exit."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -179,7 +179,7 @@ def _probe(network: nn.Module, example: Tensor) -> tuple[list[_Call], Tensor]:
 
     handles = [m.register_forward_hook(hook(n)) for n, m in network.named_modules() if n]
     try:
-        with _undisturbed(network):
+        with _evaluation_mode(network):
             logits = _logits(network(example))
     except InputError:
         raise
@@ -187,7 +187,7 @@ def _probe(network: nn.Module, example: Tensor) -> tuple[list[_Call], Tensor]:
         raise InputError(
             f"EGCNN: {type(network).__name__} failed on the probing input of shape "
             f"{tuple(example.shape)} ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "expected example=(B, C, D, H, W), a shape that it takes"
+            "expected example=(B, C, D, H, W), a shape that it accepts"
         ) from error
     finally:
         for handle in handles:
@@ -207,8 +207,8 @@ def _logits(output: Any) -> Tensor:
 
 
 def _find(calls: list[_Call]) -> Taps:
-    """Down to the coarsest resolution the last feature at each, then the first that grows again."""
-    # Squeeze-and-excitation pools to one voxel: no resolution of the encoder.
+    """The last feature at each resolution down to the coarsest, then the first upsampled one."""
+    # Pooling to one voxel, as in squeeze-and-excitation, is not a resolution of the encoder.
     volumes = [call for call in calls if call.voxels > 1]
     if not volumes:
         raise InputError("EGCNN: no module of the backbone returns a volume; expected taps={...}")
@@ -221,23 +221,23 @@ def _find(calls: list[_Call]) -> Taps:
         encoder.append(call)
     rest = volumes[bottom:]
     after = next((i for i, call in enumerate(rest) if call.voxels > coarsest), len(rest))
-    # What an upsampling module does first, such as narrowing, is the decoder's already.
+    # What an upsampling module computes before it upsamples belongs to the decoder.
     ups = [f"{call.name}." for call in rest if call.up_samples]
     encoder.append([c for c in rest[:after] if not any(c.name.startswith(u) for u in ups)][-1])
     growing = [call for call in rest[after:] if call.voxels > coarsest]
     decoder = next((call for call in growing if call.up_samples), None)
-    # Up-sampled by a function between modules: then what the first module makes of it.
+    # Upsampled by a function between modules: take the output of the first module after it.
     decoder = decoder or next(iter(growing), None)
     if decoder is None or len(encoder) < 2:
         raise InputError(
-            "EGCNN: the backbone's features do not get coarser and finer again; expected "
+            "EGCNN: the backbone's features do not become coarser and then finer; expected "
             f"taps={{'encoder': [fine, ..., coarse], 'decoder': name}} of\n{_listing(volumes)}"
         )
     return Taps(tuple(_outermost(call, calls) for call in encoder), _outermost(decoder, calls))
 
 
 def _outermost(call: _Call, calls: list[_Call]) -> str:
-    """The shortest name among the modules that hand on the same tensor."""
+    """The shortest name among the modules that return the same tensor."""
     return min((c.name for c in calls if c.output == call.output), key=len)
 
 
@@ -260,7 +260,7 @@ def _check(taps: Taps, calls: list[_Call]) -> dict[str, tuple[int, ...]]:
 
 
 def _listing(calls: list[_Call]) -> str:
-    """Candidates, one a line; of modules that hand on one tensor the shortest name."""
+    """List the candidates, one per line; modules with the same output once, by shortest name."""
     names = dict.fromkeys(_outermost(call, calls) for call in calls)
     shapes = {call.name: call.shape for call in calls}
     return "\n".join(f"  {name} {shapes[name]}" for name in names)

@@ -13,7 +13,7 @@ from egcnn.nn.blocks import UpConv, convolutions
 class UNet(EncoderDecoder):
     """Max pooling between resolutions, concatenated skips; see :class:`EncoderDecoder`.
 
-    A block is two times 3x3x3 convolution, GroupNorm, ReLU. Dropout follows the first block.
+    A block is 3x3x3 convolution, GroupNorm, ReLU, twice. Dropout follows the first block.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class UNet(EncoderDecoder):
     ) -> None:
         super().__init__(in_channels, out_channels, settings, **options)
         widths = self.encoder_channels
-        # Rounded up, so that an odd last voxel is not lost.
+        # Round up, so that the last voxel of an odd size is kept.
         self.pool = nn.MaxPool3d(2, ceil_mode=True)
         self.encoder = nn.ModuleList()
         before = in_channels
@@ -40,12 +40,12 @@ class UNet(EncoderDecoder):
         self.head = nn.Conv3d(widths[0], out_channels, 1)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Images to the last feature at each resolution, fine to coarse."""
+        """Compute the last feature at each resolution, fine to coarse."""
         encoded = [self.dropout(self.encoder[0](x))]
         for stage in self.encoder[1:]:
             encoded.append(stage(self.pool(encoded[-1])))
         return encoded
 
     def upsample(self, level: int, h: Tensor, skip: Tensor) -> Tensor:
-        """A transposed convolution, cut to the size of the skip."""
+        """Upsample by a transposed convolution, cropped to the size of the skip."""
         return self.up[level](h, skip)

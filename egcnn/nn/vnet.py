@@ -43,19 +43,19 @@ class VNet(EncoderDecoder):
         self.head = nn.Conv3d(widths[0], out_channels, 1)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Images to the last feature at each resolution, fine to coarse."""
+        """Compute the last feature at each resolution, fine to coarse."""
         encoded = [self.dropout(self.encoder[0](x))]
         for down, stage in zip(self.down, self.encoder[1:], strict=True):
             encoded.append(stage(down(encoded[-1])))
         return encoded
 
     def upsample(self, level: int, h: Tensor, skip: Tensor) -> Tensor:
-        """A transposed convolution, cut to the size of the skip."""
+        """Upsample by a transposed convolution, cropped to the size of the skip."""
         return self.up[level](h, skip)
 
 
 class _Stage(nn.Module):
-    """Convolutions, each with norm and ReLU, plus the input."""
+    """Add the input to a chain of convolutions, each with norm and ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, count: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a person looks at: tables on the terminal, and pictures."""
+"""Tables for the terminal, and pictures."""
 
 from egcnn.report.pictures import View, write_picture
 from egcnn.report.tables import edge_table, evaluation_table, training_table

@@ -1,4 +1,4 @@
-"""Cases and their segmentations as pictures."""
+"""Pictures of cases and their segmentations."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 
 from egcnn import ops
 from egcnn.errors import InputError
-from egcnn.files import replacing
+from egcnn.files import atomic_write
 from egcnn.regions import Regions
 
-# Colours that the colour-blind tell apart.
+# Colour-blind-safe palette (Okabe and Ito).
 _PALETTE = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2", "#aa77ff")
 
 
 @dataclass(frozen=True)
 class View:
-    """One case to look at; all arrays ``(D, H, W)`` on one grid but for the edges.
+    """A case to draw; all arrays but the edges are ``(D, H, W)`` on the same grid.
 
     Args:
-        name: the case.
+        name: name of the case.
         image: one modality.
         truth: its label map.
         prediction: the predicted label map.
-        edges: predicted edge probabilities ``(F, D, H, W)`` as ``egcnn.inference.Prediction`` has
-            them, or ``None``.
+        edges: predicted edge probabilities ``(F, D, H, W)`` as in ``egcnn.inference.Prediction``,
+            or ``None``.
         spacing: voxel size in mm.
     """
 
@@ -50,17 +50,17 @@ def write_picture(
     modality: str = "image",
     colours: Mapping[str, str] | None = None,
 ) -> Path:
-    """Image, truth, prediction, true and predicted edges side by side, a row per case, as PNG.
+    """Draw image, truth, prediction, true and predicted edges side by side, a row per case, as PNG.
 
-    The slice across the last axis with the most foreground is shown, of the edges those of the
-    first reported region.
+    The slice along the last axis with the most foreground is shown, with the edges of the first
+    reported region.
 
     Args:
         views: the cases.
-        regions: what the labels mean; each has its colour.
+        regions: regions of the labels; each has a colour.
         path: the PNG file.
         modality: title of the image.
-        colours: of regions, by name; the others take those of a palette.
+        colours: colours of regions, by name; others take those of a palette.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ def write_picture(
         fontsize=11,
     )
     path = Path(path)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     return path
 
@@ -141,7 +141,7 @@ def _painted(
     from matplotlib.colors import to_rgb
 
     painted = grey.copy()
-    # Larger regions first: those within them stay visible.
+    # Larger regions first, so that the regions inside them stay visible.
     for channel in sorted(regions.foreground, key=lambda c: -len(regions.labels[c])):
         inside = np.isin(labels, regions.labels[channel])
         painted[inside] = 0.35 * grey[inside] + 0.65 * np.array(to_rgb(colours[channel]))

@@ -1,4 +1,4 @@
-"""Evaluations and trainings as tables for the terminal."""
+"""Tables of evaluations and training runs for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from egcnn.terminal import duration
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """The segmentation: regions down, metrics across, mean ± standard deviation over cases."""
+    """Table of the segmentation scores, mean ± standard deviation over cases, a row per region."""
     table = Table(title=_title("Segmentation", evaluation))
     table.add_column("Region")
     for metric in VOXEL_METRICS:
@@ -26,7 +26,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def edge_table(evaluation: Evaluation) -> Table:
-    """The edges: per region those of the edge head, if there is one, and of the segmentation.
+    """Table of the edge scores per region: of the edge head, if any, and of the segmentation.
 
     See ``egcnn.metrics.edge_scores`` for the metrics.
     """
@@ -60,7 +60,7 @@ def _cell(value: Mapping[str, float], metric: str) -> str:
 def training_table(
     rows: Sequence[Mapping[str, float]], names: Iterable[str], seconds: float
 ) -> Table:
-    """The best and the last epoch of a training: Dice per structure; and how long it took."""
+    """Table of the best and the last epoch: Dice per region, number of epochs and duration."""
     names = list(names)
     table = Table(
         title="Validation Dice", caption=f"epochs: {len(rows)}, time: {duration(seconds)}"

@@ -1,14 +1,14 @@
-"""Training: hyperparameters, batches, the Lightning module, and the run's folder."""
+"""Training: hyperparameters, batches, the Lightning module and the run folder."""
 
 from egcnn.training.config import PRESETS, TrainingConfig, plan
 from egcnn.training.history import HISTORY, LAST, read_history
 from egcnn.training.run import (
     BEST,
     CONFIG,
-    Existing,
+    IfExists,
     Run,
     RunConfig,
-    differences,
+    changed_settings,
     fit,
     read_config,
 )
@@ -20,12 +20,12 @@ __all__ = [
     "HISTORY",
     "LAST",
     "PRESETS",
-    "Existing",
+    "IfExists",
     "Run",
     "RunConfig",
     "SegmentationTask",
     "TrainingConfig",
-    "differences",
+    "changed_settings",
     "fit",
     "plan",
     "read_config",

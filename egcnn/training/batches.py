@@ -1,4 +1,4 @@
-"""What training is fed: cases preprocessed once, augmented by seeds, in a seeded order."""
+"""Training batches: cached cases, with seeded order and augmentation."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from egcnn.training.config import TrainingConfig
 
 
 def combine_seeds(*numbers: int) -> int:
-    """One 63-bit seed from several numbers; each of them changes it."""
+    """Hash several numbers into a 63-bit seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class SeededSampler(Sampler[tuple[int, int]]):
-    """Shuffled indices, each with the seed of its augmentation, all from (seed, epoch).
+    """Samples shuffled indices, each with an augmentation seed, all derived from (seed, epoch).
 
-    Neither the number of workers nor what was drawn before matters, so a resumed run sees what an
-    unbroken one sees. Several devices take equal shares, the first cases twice
-    where the number does not divide.
+    They depend neither on the number of workers nor on earlier draws, so a resumed run sees the
+    same data as an uninterrupted one. Several devices take equal shares; if the cases do not divide
+    evenly, the first ones are repeated.
     """
 
     def __init__(self, length: int, seed: int, rank: int = 0, replicas: int = 1) -> None:
@@ -41,7 +41,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch; Lightning calls this before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
 
 
 class _Patches(TorchDataset[dict[str, Any]]):
-    """Preprocessed cases under (index, seed) keys, augmented as the seed says."""
+    """Preprocessed cases indexed by (index, seed), augmented with that seed."""
 
     def __init__(self, cases: CacheDataset, augment: Compose) -> None:
         self.cases = cases
@@ -76,7 +76,7 @@ class _Volumes(TorchDataset[dict[str, Any]]):
 
     def __init__(self, cases: CacheDataset, rank: int, replicas: int) -> None:
         self.cases = cases
-        # Every device validates at least one case, or the mean over devices would wait for ever.
+        # Every device validates at least one case, or the all-reduce would hang.
         self.indices = [i % len(cases) for i in range(rank, max(len(cases), replicas), replicas)]
 
     def __len__(self) -> int:
@@ -87,16 +87,16 @@ class _Volumes(TorchDataset[dict[str, Any]]):
         return {key: item[key].as_tensor() for key in ("image", "label")}
 
 
-def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
+def _single(items: list[dict[str, Any]]) -> dict[str, Any]:
     return items[0]
 
 
 class CaseData(L.LightningDataModule):
-    """Training patches and validation volumes, preprocessed once and kept as far as memory allows.
+    """Training patches and validation volumes, cached as far as memory allows.
 
     Args:
         config: the run's hyperparameters.
-        dataset: gives regions and modalities.
+        dataset: defines regions and modalities.
         train: cases to train on.
         validation: cases to validate on.
     """
@@ -117,12 +117,13 @@ class CaseData(L.LightningDataModule):
         self.cached: dict[str, CacheDataset] = {}
 
     def setup(self, stage: str) -> None:
-        """Read and preprocess what fits into half of the free memory."""
+        """Cache as many cases as fit into half of the free memory."""
         if self.cached:
             return
         shares = self.trainer.world_size if self.trainer is not None else 1
         self.cached = cache_cases(
-            # Validation first: its volumes are used whole, as often as the others.
+            # Validation first: cases of both are read once per epoch, but validation uses whole
+            # volumes.
             {"validation": self.validation_cases, "train": self.train_cases},
             self.dataset,
             self.config.preprocessing,
@@ -149,6 +150,6 @@ class CaseData(L.LightningDataModule):
         return DataLoader(
             _Volumes(self.cached["validation"], rank, replicas),
             batch_size=1,
-            collate_fn=_only,
+            collate_fn=_single,
             pin_memory=torch.cuda.is_available(),
         )

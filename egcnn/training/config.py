@@ -1,4 +1,4 @@
-"""What a training run is told: every hyperparameter, and how they are chosen for a dataset."""
+"""Hyperparameters of a training run, and their choice for a dataset."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from egcnn.nn.backbones import find_backbone
 from egcnn.nn.network import NetworkSettings
 from egcnn.settings import Settings
 
-#: Settings by name. ``"paper"`` is Eqs. 1, 2, 5 and 6 to the letter (Eq. 6 up to its scale, see
-#: ``loss.edge.reduction``), without what the paper's text adds to them.
+#: Named sets of settings. ``"paper"`` follows Eqs. 1, 2, 5 and 6 literally (Eq. 6 up to its scale,
+#: see ``loss.edge.reduction``), without the paper's additions in the text.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "network.edge_stream.activation": "relu_sigmoid",
@@ -34,29 +34,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TrainingConfig(Settings):
-    """Every hyperparameter of a run; :func:`plan` chooses them for a dataset.
+    """All hyperparameters of a run; :func:`plan` chooses them for a dataset.
 
     Args:
-        preprocessing: what is the same in every epoch.
-        network: what is trained.
-        augmentation: what differs from patch to patch.
-        loss: what is minimised.
+        preprocessing: the preprocessing, the same in every epoch.
+        network: the network.
+        augmentation: the random augmentation of the patches.
+        loss: the loss.
         epochs: number of passes over the training cases, Ne of Eq. 9.
         batch_size: patches per step, over all devices.
         lr: Adam's initial learning rate, alpha_0 of Eq. 9.
         lr_power: the exponent of Eq. 9; 0 keeps the rate constant.
-        tau_end: temperature of Eq. 8 in the last epoch, reached by equal factors from
+        tau_end: temperature of Eq. 8 in the last epoch, decayed exponentially from
             ``loss.consistency.tau`` in the first; None keeps it constant.
-        overlap: of neighbouring windows in validation.
-        fraction: share of the labelled cases that is held out.
-        split_seed: another one holds out other cases.
-        seed: of the initial weights, the order, the augmentation and the noise.
+        overlap: overlap of neighbouring windows in validation, as a fraction of their size.
+        fraction: expected fraction of the labelled cases that is held out.
+        split_seed: seed of the split; see :func:`egcnn.data.split`.
+        seed: seed of the initial weights, the case order, the augmentation and the noise.
         precision: Lightning's name, ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         devices: number of devices; each takes an equal share of the batch.
-        workers: processes that read and augment, per device; 0 does it in between.
+        workers: processes per device that read and augment; 0 uses the main process.
 
     Raises:
-        InputError: a value that is rejected.
+        InputError: an invalid value.
     """
 
     preprocessing: PreprocessingSettings
@@ -98,14 +98,14 @@ class TrainingConfig(Settings):
         check_precision(self.precision)
 
     def temperature(self, epoch: int) -> float:
-        """The Gumbel softmax's in an epoch, counted from 0."""
+        """The temperature of Eq. 8 in an epoch, counted from 0."""
         tau = self.loss.consistency.tau
         if self.tau_end is None or self.epochs == 1:
             return tau
         return tau * (self.tau_end / tau) ** (epoch / (self.epochs - 1))
 
     def preset(self, name: str) -> TrainingConfig:
-        """This configuration with the settings of :data:`PRESETS` under ``name``.
+        """Return a copy with the settings of the preset ``name``.
 
         Raises:
             InputError: no such preset.
@@ -116,7 +116,7 @@ class TrainingConfig(Settings):
 
 
 def plan(dataset: Dataset, device: torch.device | None = None) -> TrainingConfig:
-    """Hyperparameters for a dataset, and for where it will be trained.
+    """Choose hyperparameters for a dataset and a device.
 
     Volumes larger than 64 voxels get the paper's settings (section 3.2), patches no larger than
     the median volume. Smaller ones are taken whole, by a small network at a higher rate.
@@ -135,16 +135,16 @@ def plan(dataset: Dataset, device: torch.device | None = None) -> TrainingConfig
             (patch[0], patch[1], patch[2]), dataset.spacing, dataset.normalization
         ),
         network,
-        # Organs that are named one by one may differ only by where they lie; left and right of
-        # the body are the direction that most data hold both ways.
+        # Exclusive classes may differ only in position, so their axes are not flipped, except left
+        # and right, which are nearly symmetric in most data.
         AugmentationSettings(flip_axes=(0,) if dataset.regions.exclusive else (0, 1, 2)),
         precision=default_precision(device),
         workers=min(8, os.cpu_count() or 1) if device.type == "cuda" else 0,
     )
     if not small:
         return config
-    # While a small structure is faint everywhere, the denominator of Eq. 4 is the background's
-    # share: what Adam learns first is to lower the structure's logit, and argmax never picks it.
-    # At a rate of 2e-3 and above, or in patches with a wide margin, its Dice stays at exactly 0
-    # for epochs; tight patches and many small steps at 1e-3 leave that at once.
+    # While a small structure has low probability everywhere, background voxels dominate the
+    # denominator of Eq. 4, and Adam first learns to lower the structure's logit until argmax never
+    # picks it. At a learning rate of 2e-3 and above, or in patches with a wide margin, its Dice
+    # then stays at exactly 0 for epochs; tight patches and many small steps at 1e-3 avoid that.
     return config.change({"network.backbone.filters": 8, "lr": 1e-3, "epochs": 30, "batch_size": 4})

@@ -1,4 +1,4 @@
-"""A run epoch by epoch: the losses and scores that a person follows and a program reads."""
+"""History of a run: losses and scores of each epoch, as CSV and on the terminal."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES
 
 HISTORY = "history.csv"
 LAST = "last.ckpt"
-# What the history was called before evaluations had a file of that name, too.
-_FORMER = "metrics.csv"
+# Former name of the history, which evaluations use today.
+_LEGACY = "metrics.csv"
 _LOSSES = ("loss", "semantic", "consistency", "edge")
 
 
 class History(Callback):
-    """A row of metrics per epoch, in ``history.csv`` and as a line on the terminal."""
+    """Writes a row of metrics per epoch to ``history.csv`` and a line to the terminal."""
 
     def __init__(self, output: Path, regions: Sequence[str], quiet: bool) -> None:
         self.folder = output
@@ -41,16 +41,16 @@ class History(Callback):
         self.lr = 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the rows of the epochs that a resumed run does not repeat."""
-        if trainer.ckpt_path is not None and _file(self.folder).is_file():
-            done = _done(trainer)
+        """Keep the rows of the epochs before the checkpoint of a resumed run."""
+        if trainer.ckpt_path is not None and _history_path(self.folder).is_file():
+            done = _epochs_done(trainer)
             self.rows = [row for row in read_history(self.folder) if row["epoch"] <= done]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self.started = time.perf_counter()
         self.steps = [self.started]
-        # When the epoch ends, its scheduler has moved on already.
+        # By the end of the epoch the scheduler has already moved on.
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -84,12 +84,12 @@ class History(Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Say after Ctrl-C or a termination what is left."""
+        """Report after Ctrl-C or SIGTERM which epochs are saved."""
         asked = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
         if not asked or self.quiet or not trainer.is_global_zero:
             return
         kept = self.folder / LAST
-        what = f"{kept} holds epoch {len(self.rows)}; go on from there with --resume"
+        what = f"{kept} holds epoch {len(self.rows)}; continue from there with --resume"
         get_console().print(
             f"stopped: {what if self.rows else 'before the end of the first epoch'}",
             highlight=False,
@@ -102,7 +102,7 @@ class History(Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.folder / HISTORY, text.getvalue())
-        (self.folder / _FORMER).unlink(missing_ok=True)
+        (self.folder / _LEGACY).unlink(missing_ok=True)
 
     def _print(self, row: Mapping[str, float], epochs: int) -> None:
         parts = ", ".join(f"{n} {row[n]:.3f}" for n in _LOSSES[1:] if n in row)
@@ -118,21 +118,21 @@ class History(Callback):
         )
 
 
-def _done(trainer: L.Trainer) -> int:
-    """Epochs that the checkpoint behind a resumed trainer has seen."""
+def _epochs_done(trainer: L.Trainer) -> int:
+    """Number of epochs completed in the checkpoint of a resumed trainer."""
     data = torch.load(str(trainer.ckpt_path), map_location="cpu", mmap=True, weights_only=True)
     return int(data["epoch"]) + 1
 
 
-def _file(run: Path) -> Path:
-    """Where a run's history is; runs of earlier versions have it under another name."""
-    path, former = run / HISTORY, run / _FORMER
-    return former if former.is_file() and not path.is_file() else path
+def _history_path(run: Path) -> Path:
+    """The path of a run's history; earlier versions used another name."""
+    path, legacy = run / HISTORY, run / _LEGACY
+    return legacy if legacy.is_file() and not path.is_file() else path
 
 
 def remove_history(run: Path) -> None:
-    """Make room for another run's."""
-    for name in (HISTORY, _FORMER):
+    """Delete the history in a run's folder."""
+    for name in (HISTORY, _LEGACY):
         (run / name).unlink(missing_ok=True)
 
 
@@ -140,9 +140,9 @@ def read_history(run: str | Path) -> list[dict[str, float]]:
     """Read the ``history.csv`` in a run's folder: a row per epoch.
 
     Raises:
-        InputError: there is none.
+        InputError: no such file.
     """
-    path = _file(Path(run))
+    path = _history_path(Path(run))
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the folder of a run")
     with path.open(newline="", encoding="utf-8") as lines:

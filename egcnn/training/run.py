@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 
-from egcnn import former
+from egcnn import legacy
 from egcnn.checkpoint import write
 from egcnn.data.case import Case, Dataset
 from egcnn.data.layouts import split
@@ -42,7 +42,7 @@ _LOGS = "tensorboard"
 
 
 class _WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoints, written beside their final name and then renamed."""
+    """Lightning's checkpoint callback with atomic writes."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -52,7 +52,7 @@ class _WholeCheckpoints(TorchCheckpointIO):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training.
+    """Result of a training run.
 
     Args:
         output: the run's folder.
@@ -71,7 +71,7 @@ class Run:
     validation: tuple[Case, ...]
 
 
-Existing = Literal["error", "resume", "overwrite"]
+IfExists = Literal["error", "resume", "overwrite"]
 
 
 def fit(
@@ -79,7 +79,7 @@ def fit(
     dataset: Dataset,
     output: str | Path,
     *,
-    existing: Existing = "error",
+    existing: IfExists = "error",
     device: str = "auto",
     quiet: bool = False,
 ) -> Run:
@@ -87,23 +87,24 @@ def fit(
 
     Args:
         config: the hyperparameters.
-        dataset: where the cases are.
+        dataset: the cases.
         output: the run's folder: configuration, history, TensorBoard events, checkpoints.
-        existing: what to do where ``output`` holds a run already: ``"error"``, ``"resume"`` it
+        existing: what to do if ``output`` already holds a run: ``"error"``, ``"resume"`` it
             from its last epoch with its own configuration (``config`` must be equal), or
             ``"overwrite"`` it.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         quiet: print nothing.
 
     Raises:
-        InputError: a case is unusable, fewer than two cases are labelled, the folder holds a run,
-            there is none to resume or it differs, or the loss is no longer finite.
+        InputError: a case is unusable, fewer than two cases are labelled, the folder already holds
+            a run, there is no run to resume or it has other settings, or the loss is no longer
+            finite.
     """
     started = time.perf_counter()
     prepare_cpu()
     output = Path(output)
-    if existing not in get_args(Existing):
-        raise InputError(f"existing: {existing!r}; expected one of {', '.join(get_args(Existing))}")
+    if existing not in get_args(IfExists):
+        raise InputError(f"existing: {existing!r}; expected one of {', '.join(get_args(IfExists))}")
     where = choose_device(device)
     train, validation = split(dataset, config.fraction, config.split_seed)
     if not train or not validation:
@@ -130,9 +131,9 @@ def fit(
         config, dataset, {"layout": dataset.layout, "training_cases": len(train)}
     )
     data = CaseData(config, dataset, train, validation)
-    # Lightning starts one more process per further device; the first one owns the folder.
+    # Lightning starts another process for every additional device; the first one owns the folder.
     if getattr(rank_zero_only, "rank", 0) == 0:
-        _claim(output, config, described, existing)
+        _prepare_folder(output, config, described, existing)
     names = [dataset.regions.names[channel] for channel in dataset.regions.foreground]
     history = History(output, names, quiet)
     bar = not quiet and get_console().is_terminal
@@ -148,7 +149,7 @@ def fit(
     ]
     if bar:
         callbacks.append(RichProgressBar(leave=False))
-    with _calm():
+    with _silence_lightning():
         trainer = L.Trainer(
             accelerator="gpu" if where.type == "cuda" else "cpu",
             devices=config.devices if where.index is None else [where.index],
@@ -171,7 +172,7 @@ def fit(
                 ckpt_path=str(output / LAST) if existing == "resume" else None,
             )
         except SIGTERMException:
-            # Lightning's own exit code says that all went well.
+            # Lightning would exit with code 0.
             sys.exit(128 + signal.SIGTERM)
     return Run(
         output,
@@ -183,10 +184,10 @@ def fit(
     )
 
 
-def _claim(
-    output: Path, config: TrainingConfig, described: dict[str, Any], existing: Existing
+def _prepare_folder(
+    output: Path, config: TrainingConfig, described: dict[str, Any], existing: IfExists
 ) -> None:
-    """Make the run's folder, or check that it can be resumed."""
+    """Create the run's folder, or check that the run in it can be resumed."""
     if output.exists() and not output.is_dir():
         raise InputError(f"output: {output} is a file; expected the name of a folder")
     holds = (output / LAST).is_file()
@@ -212,8 +213,8 @@ def _claim(
 
 
 def _check_settings(output: Path, before: TrainingConfig, now: TrainingConfig) -> None:
-    # Where a run is computed may change between its parts; what is computed may not.
-    for name, was, is_now in differences(before, now):
+    # Settings of the machine may change when a run is resumed; hyperparameters may not.
+    for name, was, is_now in changed_settings(before, now):
         if name not in ("workers", "devices", "precision"):
             raise InputError(
                 f"{name}: {is_now}, but the run in {output} has {was}; a run is resumed as it was "
@@ -221,8 +222,8 @@ def _check_settings(output: Path, before: TrainingConfig, now: TrainingConfig) -
             )
 
 
-def differences(before: TrainingConfig, now: TrainingConfig) -> list[tuple[str, Any, Any]]:
-    """Name, value before and value now of every entry that differs."""
+def changed_settings(before: TrainingConfig, now: TrainingConfig) -> list[tuple[str, Any, Any]]:
+    """Name, old value and new value of every entry that differs."""
     old = before.entries()
     return [(name, old[name], value) for name, value in now.entries().items() if old[name] != value]
 
@@ -237,12 +238,12 @@ def _check_split(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run's ``config.json`` says.
+    """Contents of a run's ``config.json``.
 
     Args:
         config: the hyperparameters.
         split: names of the ``"train"`` and ``"validation"`` cases.
-        versions: of the libraries that trained.
+        versions: versions of the libraries used.
     """
 
     config: TrainingConfig
@@ -254,32 +255,34 @@ def read_config(run: str | Path) -> RunConfig:
     """Read a run's ``config.json``, of this version or an earlier one.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: the file is missing or damaged.
     """
     path = Path(run) / CONFIG
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        config = TrainingConfig.from_dict(former.config(data["config"]))
+        config = TrainingConfig.from_dict(legacy.config(data["config"]))
         return RunConfig(config, data["split"], data["versions"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: cannot be read; expected what 'egcnn train' writes") from error
+        raise InputError(
+            f"{path}: cannot be read; expected a file written by 'egcnn train'"
+        ) from error
 
 
 @contextmanager
-def _calm() -> Iterator[None]:
-    """Leave out what Lightning says about things that are as they should be."""
+def _silence_lightning() -> Iterator[None]:
+    """Silence Lightning's messages about intended behaviour."""
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # Volumes that are cached need no worker processes.
+        # Cached volumes need no worker processes.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        # Lightning's use of a class that torch renames.
+        # Lightning uses a class that torch has renamed.
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
-        # The folder is ours and may hold the files of the run that is resumed.
+        # A resumed run's folder is not empty.
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
         try:
             yield

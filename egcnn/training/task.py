@@ -14,7 +14,7 @@ from egcnn.data.case import Dataset
 from egcnn.errors import InputError
 from egcnn.inference import segment
 from egcnn.losses import EGCNNLoss
-from egcnn.metrics import dice, scores_of_edges
+from egcnn.metrics import dice, edge_scores_by_source
 from egcnn.nn import Segmentation
 from egcnn.nn.backbones import find_backbone
 from egcnn.nn.network import build_network
@@ -23,12 +23,12 @@ from egcnn.training.config import TrainingConfig
 
 
 class SegmentationTask(L.LightningModule):
-    """The network, its losses (Eq. 3), Adam with the polynomial rate (Eq. 9), and validation.
+    """The network, its loss (Eq. 3), Adam with polynomial decay (Eq. 9), and validation.
 
     Args:
         config: the run's hyperparameters.
-        dataset: gives regions and modalities.
-        provenance: goes into every checkpoint.
+        dataset: defines regions and modalities.
+        provenance: stored in every checkpoint.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SegmentationTask(L.LightningModule):
         self.loss = EGCNNLoss(dataset.regions, config.loss)
 
     def forward(self, image: Tensor) -> Segmentation:
-        """Images ``(B, M, D, H, W)`` to logits and edge logits."""
+        """Compute logits and edge logits of images ``(B, M, D, H, W)``."""
         output = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         return output if isinstance(output, Segmentation) else Segmentation(output, None)
 
@@ -65,8 +65,8 @@ class SegmentationTask(L.LightningModule):
         self.loss.consistency.tau = self.config.temperature(self.current_epoch)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One step on ``{"image", "label"}``; the loss of Eq. 3."""
-        # All noise is seeded from the step, so a resumed run draws the same.
+        """Compute the loss of Eq. 3 on a batch ``{"image", "label"}``."""
+        # The noise is seeded from the step, so a resumed run draws the same.
         noise = combine_seeds(self.config.seed, 2, self.global_step, self.global_rank)
         torch.manual_seed(noise)
         seed = torch.tensor(noise, dtype=torch.int64, device=self.device)
@@ -92,7 +92,7 @@ class SegmentationTask(L.LightningModule):
         return losses["loss"]
 
     def validation_step(self, item: dict[str, Any], batch_idx: int) -> None:
-        """Dice and edge scores per region of one whole volume, at the training's spacing."""
+        """Compute Dice and edge scores per region of one volume, at the training's spacing."""
         image, label = item["image"][None], item["label"][None]
         found, edges = segment(
             self.network,
@@ -106,17 +106,17 @@ class SegmentationTask(L.LightningModule):
         predicted, true = (self.regions.reported(self.regions.masks(x)) for x in (labels, label))
         if edges is not None:
             edges = self.regions.reported(edges.to(label.device))
-        scores = {"dice": dice(predicted, true), **scores_of_edges(predicted, true, edges)}
+        scores = {"dice": dice(predicted, true), **edge_scores_by_source(predicted, true, edges)}
         for metric, values in scores.items():
             for value, name in zip(values[0], self._reported(), strict=True):
                 self._log_score(f"{metric}_{name}", value, prog_bar=metric == "dice")
         self._log_score("dice", scores["dice"][0].mean())
 
     def _log_score(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
-        """Log one case's score for the mean over cases; where it is NaN, the case does not count.
+        """Log one case's score for the mean over cases; NaN is ignored.
 
-        The weight is a float: Lightning averages it over devices in its own type, and an integer
-        mean would be cut off where devices hold different numbers of cases.
+        The weight is a float: Lightning averages it over devices in its own dtype, and an integer
+        mean would be truncated if devices hold different numbers of cases.
         """
         weight: Any = float(not value.isnan())
         self.log(name, value.nan_to_num(), prog_bar=prog_bar, batch_size=weight, sync_dist=True)
@@ -125,7 +125,7 @@ class SegmentationTask(L.LightningModule):
         return [self.regions.names[channel] for channel in self.regions.foreground]
 
     def configure_optimizers(self) -> Any:
-        """Adam, and Eq. 9 once per epoch."""
+        """Configure Adam, with the learning rate of Eq. 9 updated once per epoch."""
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.lr, fused=True)
         count, power = self.config.epochs, self.config.lr_power
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -134,5 +134,5 @@ class SegmentationTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the entry that makes the checkpoint usable without Lightning."""
+        """Add the ``"egcnn"`` entry, which makes the checkpoint usable without Lightning."""
         checkpoint[KEY] = self.trained.entry()

@@ -1,4 +1,4 @@
-"""The BraTS layout as people have it."""
+"""The BraTS layout, complete and with errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading and writing one case, and the one sentence for everything that cannot be used."""
+"""Reading and writing a case, and the error message for every kind of unusable file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def varied(*shape: int) -> np.ndarray:
 
 
 def refused(*words: str) -> pytest.RaisesExc:
-    """An InputError of one line that holds every word."""
+    """Expect an InputError of one line that contains every word."""
 
     def check(error: BaseException) -> bool:
         return "\n" not in str(error) and all(word in str(error) for word in words)
@@ -103,7 +103,7 @@ def test_truncated_file(tmp_path: Path, suffix: str, share: float) -> None:
 
 
 def test_corrupt_deflate_stream(tmp_path: Path) -> None:
-    # Noise is stored as it is, so the damaged stream decodes and only its checksum is wrong.
+    # Noise is stored uncompressed, so the damaged stream decodes and only its checksum is wrong.
     noise = np.random.default_rng(0).standard_normal((16, 16, 16)).astype(np.float32)
     path = save(tmp_path / "x.nii.gz", noise)
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""dataset.json as people have it."""
+"""dataset.json in its variants, and with errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recognition of layouts, and the division into training and validation cases."""
+"""Detection of layouts, and the split into training and validation cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synthetic cases: valid, repeatable, nested, and not to be solved by a threshold."""
+"""Synthetic cases: valid, repeatable, nested, and not separable by a threshold."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_core_lies_within_oedema(volumes: list[tuple[np.ndarray, np.ndarray]]) -
     for _, labels in volumes:
         sizes = [np.isin(labels, REGIONS[name]).sum() for name in ("WT", "TC", "ET")]
         assert sizes[0] > 1.2 * sizes[1] > 1.2 * sizes[2] > 0
-        # The core touches healthy tissue hardly anywhere: oedema lies between.
+        # The core hardly touches healthy tissue, since oedema lies between.
         core = np.isin(labels, REGIONS["TC"])
         beside = np.zeros_like(core)
         for axis in range(3):
@@ -113,7 +113,7 @@ def test_contrasts_are_those_of_a_glioma(volumes: list[tuple[np.ndarray, np.ndar
 def test_no_threshold_solves_it(
     volumes: list[tuple[np.ndarray, np.ndarray]], region: str, limit: float
 ) -> None:
-    # The best of all thresholds, chosen with the truth at hand, per case and modality.
+    # The best threshold in hindsight, per case and modality.
     best = []
     for images, labels in volumes:
         truth = np.isin(labels, REGIONS[region])

@@ -214,7 +214,7 @@ def test_image_and_label_stay_together(patch: tuple[int, int, int]) -> None:
         assert out["label"].dtype == torch.int16
         assert torch.equal(out["image"][:1], out["label"].float())
         assert torch.equal(out["image"][1:], 2 * out["label"].float())
-        # Nothing is lost that has room, and padding is zero.
+        # No voxel that fits is lost, and the padding is zero.
         kept = np.prod([min(p, n) for p, n in zip(patch, (7, 8, 5), strict=True)])
         assert (out["label"] > 0).sum() == kept
 

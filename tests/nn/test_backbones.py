@@ -1,4 +1,4 @@
-"""Seg-Net, U-Net, V-Net: their taps, any size, their rejections."""
+"""Seg-Net, U-Net, V-Net: taps, any size, invalid settings."""
 
 from __future__ import annotations
 

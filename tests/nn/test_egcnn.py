@@ -157,7 +157,7 @@ def test_channels_last_is_kept_and_gives_the_same() -> None:
     expected = net(x)
     net = net.to(memory_format=torch.channels_last_3d)
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    # In float32 torch may leave the layout for a faster path; bfloat16 is what it is chosen for.
+    # In float32 torch may change the layout for a faster path; the layout is meant for bfloat16.
     with torch.autocast("cpu", torch.bfloat16):
         features = net.backbone.features(x)
     for tensor in (*features.encoder, features.decoder):
@@ -181,7 +181,7 @@ def test_compiles_whole(backbone: type[Backbone]) -> None:
     net.zero_grad()
     expected.edge_logits.square().mean().backward()
     for gradient, parameter in zip(gradients, net.edge_stream.parameters(), strict=True):
-        # The head's logarithm magnifies the rounding of small magnitudes.
+        # The head's logarithm amplifies the rounding of small magnitudes.
         torch.testing.assert_close(gradient, parameter.grad, rtol=REORDERED, atol=REORDERED)
 
 

@@ -15,7 +15,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.chan
 
 
 def definition(x: Tensor, norm: NormReLU) -> Tensor:
-    """GroupNorm and ReLU as the paper of Wu and He writes them, in float64."""
+    """GroupNorm (Wu and He, 2018) and ReLU by definition, in float64."""
     grouped = x.double().reshape(x.shape[0], norm.num_groups, -1)
     mean = grouped.mean(2, keepdim=True)
     variance = (grouped - mean).square().mean(2, keepdim=True)

@@ -1,4 +1,4 @@
-"""EG-CNN around somebody else's network: taps by probing or by name, weights, state, errors."""
+"""EG-CNN around an arbitrary network: taps by probing or by name, weights, state, errors."""
 
 from __future__ import annotations
 
@@ -101,15 +101,15 @@ MONAI: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         64,
     ),
 }
-# SwinUNETR halves the size five times, and normalises what is left.
+# SwinUNETR halves the size five times and normalises the remaining voxels.
 SIZE = {"SwinUNETR": 64}
-# Their own code stops torch.compile(fullgraph=True), with the edge stream and without.
+# Their own code breaks torch.compile(fullgraph=True), with or without the edge stream.
 NOT_COMPILED = {"BasicUNet", "SwinUNETR"}
 CLASSES = Regions(("background", "a", "b"), ((0,), (1,), (2,)), "softmax")
 
 
 class Plain(nn.Module):
-    """A user's own: functional up-sampling, a convolution that is used twice, batch norm."""
+    """A custom network: functional upsampling, a convolution used twice, batch norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_monai_networks(name: str) -> None:
     assert wrapped.tapped.encoder_channels == encoder
     assert wrapped.tapped.decoder_channels == decoder
 
-    # Weights go both ways, and at the start the logits are the backbone's own.
+    # Weights load in both directions, and initially the logits are the backbone's own.
     wrapped.backbone.load_state_dict(plain.state_dict())
     x = torch.randn(1, 2, size, size, size)
     plain.eval(), wrapped.eval()
@@ -154,7 +154,7 @@ def test_monai_networks(name: str) -> None:
     labels[..., 10:20, 10:20, 10:20] = 1
     EGCNNLoss(CLASSES)(segmentation, labels, seed=1)["loss"].backward()
     for parameter_name, parameter in wrapped.named_parameters():
-        # Parameters of UNETR that its own forward does not use.
+        # Parameters of UNETR that its forward does not use.
         if "norm_cross_attn" not in parameter_name and "cross_attn" not in parameter_name:
             unused = name in ("SegResNetDS", "DynUNet")  # heads of deep supervision
             assert parameter.grad is not None or unused, parameter_name
@@ -181,8 +181,8 @@ def test_a_users_own_network() -> None:
     torch.manual_seed(0)
     wrapped = EGCNN(Plain())
     assert wrapped.tapped is not None
-    # "twice" is called twice, so that its output is no tap; "merge" is what the first module
-    # makes of the up-sampled feature.
+    # "twice" is called twice, so its output is not a tap; "merge" is the first module after the
+    # upsampling.
     assert wrapped.tapped.taps == Taps(("norm", "bottom"), "merge")
     out = wrapped(torch.randn(2, 1, 7, 9, 5))
     assert out.logits.shape == out.edge_logits.shape == (2, 2, 7, 9, 5)
@@ -248,7 +248,7 @@ class Wrong(nn.Module):
         (Plain(), {"taps": Taps((), "merge")}, "encoder taps are none"),
         (Plain(), {"example": (1, 3, 4, 4, 4)}, r"failed on the probing input of shape \(1, 3,"),
         (Plain(), {"example": (4, 4, 4)}, r"example is \(4, 4, 4\); expected \(B, C, D, H, W\)"),
-        (Wrong(lambda y: y), {}, "do not get coarser and finer again; expected taps="),
+        (Wrong(lambda y: y), {}, "do not become coarser and then finer; expected taps="),
         (Wrong(lambda y: y[:, 0, 0]), {}, "returned .*; expected logits"),
         (Wrong(lambda y: {"out": y}), {}, "returned dict; expected logits"),
         (nn.Identity(), {}, "Identity has no Conv3d"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from egcnn import former
+from egcnn import legacy
 from egcnn.data import Dataset
 from egcnn.data.case import Case
 from egcnn.data.transforms import PreprocessingSettings
@@ -41,7 +41,7 @@ def test_plan_for_small_volumes(tmp_path: Path) -> None:
     # The median shape rounded up to multiples of 8, taken whole.
     assert config.preprocessing.patch == (40, 56, 40)
     assert config.network.backbone.filters == 8
-    # Front and back may be what tells two organs apart; nested regions are named by their looks.
+    # Front and back may distinguish two organs; nested regions differ in appearance.
     assert 1 not in config.augmentation.flip_axes
     assert plan(replace(small, regions=BRATS), torch.device("cpu")).augmentation.flip_axes == (
         0,
@@ -89,7 +89,7 @@ def test_config_round_trip() -> None:
     changed = CONFIG.parse(["gate=voxel", "blocks_down=1,1", "blocks_up=1", "tau_end=0.1"])
     plain = json.loads(json.dumps(changed.to_dict()))
     assert TrainingConfig.from_dict(plain) == changed
-    assert former.config(plain) == plain
+    assert legacy.config(plain) == plain
 
 
 #: A ``config.json`` of version 0.1.0; no value is today's default.
@@ -108,9 +108,9 @@ FLAT = {
 
 
 def test_flat_entries_of_earlier_versions_find_their_place() -> None:
-    config = TrainingConfig.from_dict(former.config(FLAT))
+    config = TrainingConfig.from_dict(legacy.config(FLAT))
     entries = config.entries()
-    moved = {former.FLAT.get(name, name): value for name, value in FLAT.items()}
+    moved = {legacy.FLAT.get(name, name): value for name, value in FLAT.items()}
     moved["network.edge_stream.channels"] = [5]
     assert {name: entries[name] for name in moved} == {
         name: tuple(value) if isinstance(value, list) else value for name, value in moved.items()
@@ -121,7 +121,7 @@ def test_flat_entries_of_earlier_versions_find_their_place() -> None:
 
 def test_the_edge_stream_was_as_wide_as_the_main_stream() -> None:
     flat = {**FLAT, "edge_channels": None}
-    stream = TrainingConfig.from_dict(former.config(flat)).network.edge_stream
+    stream = TrainingConfig.from_dict(legacy.config(flat)).network.edge_stream
     assert (stream.channels, stream.head) == ((32, 16, 8, 4), "linear")
 
 

@@ -42,7 +42,7 @@ SHAPE = (16, 24, 17)
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Lightning leaves Ctrl-C without effect after the first one."""
+    """Restore Ctrl-C, which Lightning disables after the first one."""
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
@@ -57,7 +57,7 @@ def brats(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def tiny(brats: Dataset) -> TrainingConfig:
-    # Drop-out, a random crop and a batch that does not divide: what could make a run unrepeatable.
+    # Dropout, random crops and an incomplete last batch could make a run irreproducible.
     return plan(brats, torch.device("cpu")).change(
         {
             "patch": (16, 16, 16),
@@ -154,7 +154,7 @@ def test_validation_scores_are_those_of_the_prediction(finished: Path, brats: Da
 
 
 class _Stop(Callback):
-    """What Ctrl-C does in the middle of an epoch."""
+    """Send SIGINT in the middle of an epoch."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -318,7 +318,7 @@ def test_two_devices_find_the_scores_of_one(tmp_path: Path) -> None:
     write_brats(data, 6, shape=(16, 18, 17), seed=1)
     dataset = open_dataset(data)
     _, held_out = split(dataset, 0.5)
-    # A case without an edge does not count for some scores: devices then hold unequal shares.
+    # A case without an edge has NaN scores, so devices hold different numbers of cases.
     label = held_out[0].label
     assert label is not None
     volume = nib.load(label)

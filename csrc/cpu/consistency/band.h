@@ -1,4 +1,4 @@
-// Stage 2: the band, which is the candidates and all voxels around them, as a list of groups.
+// Stage 2: the band, the candidates and their 3x3x3 neighbourhoods, as a list of groups.
 #pragma once
 
 #include "../simd/bits.h"
@@ -9,8 +9,8 @@ namespace egcnn::EGCNN_ISA {
 
 constexpr int64_t kBatch = 256;  // voxels that are sampled at a time
 
-// Calls body(group, next, n) for consecutive groups [group, next) that together have n voxels, up
-// to `most` less what the last one's vector may reach beyond them.
+// Calls body(group, next, n) for batches of consecutive groups [group, next) with n voxels in
+// total, where n plus what the last vector may overshoot is at most `most`.
 template <class Body>
 static inline void for_batches(const Group* group, const Group* end, int64_t most, Body&& body) {
   while (group < end) {
@@ -31,12 +31,12 @@ class Band {
     arena.take(any_of_three_, plan.rows);
   }
 
-  // The groups of plane z, those from row y on, and their end.
+  // The groups of plane z: the first, the first of row y, and the end.
   const Group* begin(int64_t z) const { return groups_ + z % kRing * room_; }
   const Group* begin(int64_t z, int64_t y) const { return begin(z) + starts(z)[y - strip_.base]; }
   const Group* end(int64_t z) const { return begin(z, strip_.high(2)); }
 
-  // Lists plane z, whose neighbours' candidates are known.
+  // Lists plane z. The candidates of the adjacent planes must be known.
   void list(int64_t z, const Candidates& candidates) {
     const int64_t planes[3] = {below(z), z, strip_.above_by(z, 1)};
     const int64_t height = strip_.height;
@@ -63,7 +63,7 @@ class Band {
     *group = {0, n, 0};
   }
 
-  // Lists n consecutive voxels in place of a plane.
+  // Lists n consecutive voxels instead of a plane's band.
   const Group* list_all(int64_t n) {
     Group* group = groups_;
     for (int64_t i = 0; i < n; i += kGroup) {
@@ -76,7 +76,7 @@ class Band {
  private:
   const ConsistencyPlan& plan_;
   const Strip& strip_;
-  int64_t room_;           // groups of a plane, at most
+  int64_t room_;           // maximum number of groups of a plane
   Group* groups_;          // (kRing, room)
   int32_t* starts_;        // (kRing, rows + 1) where the groups of each row start
   uint64_t* around_;       // (words)
@@ -85,7 +85,7 @@ class Band {
   Group* first(int64_t z) { return groups_ + z % kRing * room_; }
   int32_t* starts(int64_t z) const { return starts_ + z % kRing * (plan_.rows + 1); }
 
-  // The candidates of the nine rows around row y, by x.
+  // The union over x of the candidates of the nine rows around row y.
   void gather_around(const int64_t (&planes)[3], int64_t y, const Candidates& candidates) {
     const uint64_t* sets[9];
     int count = 0;

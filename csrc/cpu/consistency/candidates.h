@@ -1,5 +1,5 @@
 // Stage 1: the target as codes, and the candidates: voxels whose 3x3x3 neighbourhood is not
-// constant, all edges among them.
+// constant. All edges are candidates.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// n voxels of the target: classes, or the number of classes for values that are none; or regions as
-// 0 and 1.
+// Converts n voxels of the target to codes: classes, with the number of classes for invalid values;
+// or regions as 0 and 1.
 static inline void load_codes(const Tensor& target, int64_t start, int64_t n, bool softmax,
                               int64_t classes, uint8_t* __restrict codes) {
   with_type(target.dtype, [&](auto* type) {
@@ -32,8 +32,8 @@ static inline void load_codes(const Tensor& target, int64_t start, int64_t n, bo
 }
 
 // Marks the voxels of a row that differ from a neighbour in the plane, and their neighbours, in the
-// sets of this row and of those before and after, which may be null; and the voxels that differ
-// from the one behind them in `along`.
+// sets of this row and the rows before and after, which may be null. Marks in `along` the voxels
+// that differ from the next plane's.
 static inline void mark_row_changes(const uint8_t* at, const uint8_t* below, const uint8_t* behind,
                                     int64_t width, uint64_t* before, uint64_t* across,
                                     uint64_t* after, uint64_t* along) {
@@ -55,7 +55,7 @@ static inline void mark_row_changes(const uint8_t* at, const uint8_t* below, con
 
 class Candidates {
  public:
-  // `drawn` is the hard sample of the volume where it counts too, else null.
+  // `drawn` is the hard sample of the volume if its edges count too, else null.
   Candidates(const Consistency& p, const ConsistencyPlan& plan, const Strip& strip,
              const uint8_t* drawn, Arena& arena)
       : p_(p), plan_(plan), strip_(strip), drawn_(p.support_both ? drawn : nullptr) {
@@ -73,7 +73,7 @@ class Candidates {
     next_marked_ = next_loaded_ = from(z - 1);
   }
 
-  // Finds the candidates up to plane z. Calls between_rows() now and then.
+  // Finds the candidates up to plane z. Calls between_rows() between some rows.
   template <class BetweenRows>
   void advance(int64_t z, BetweenRows&& between_rows) {
     for (; next_ <= z; ++next_) {
@@ -86,8 +86,8 @@ class Candidates {
     }
   }
 
-  // What is known of row y of plane z: its target, the set of its candidates, whether there are
-  // any, and the set of classes at them.
+  // Row y of plane z: its codes, the set of its candidates, whether there are any, and the set of
+  // classes at them.
   const uint8_t* codes(int64_t z, int64_t y) const {
     return planes_[z % kEarlyRing] + strip_.position(y);
   }
@@ -105,7 +105,7 @@ class Candidates {
   uint8_t* any_;                              // (kEarlyRing, rows)
   uint64_t* present_;                         // (kEarlyRing, rows, sets)
   const uint8_t* planes_[kEarlyRing];         // in codes_ or in the target itself
-  int64_t next_, next_marked_, next_loaded_;  // the next plane of each step
+  int64_t next_, next_marked_, next_loaded_;  // the next plane for each step
 
   int64_t row(int64_t z, int64_t y) const { return z % kEarlyRing * plan_.rows + y - strip_.base; }
   uint64_t* word(uint64_t* sets, int64_t z, int64_t y) const {
@@ -118,7 +118,7 @@ class Candidates {
     const int64_t start = target.offset(strip_.batch, strip_.channel, strip_.voxel(z));
     const int64_t n = strip_.kept() * strip_.width;
     const uint8_t*& plane = planes_[z % kEarlyRing];
-    // Bytes stay where they are, unless vectors would read beyond the tensor.
+    // Byte targets are used in place, unless vectors would read beyond the tensor.
     const int64_t all = plan_.volumes * p_.size.voxels();
     if (target.dtype == DType::u8 && target.voxel_stride == 1 && start + n + kSlack <= all) {
       plane = static_cast<const uint8_t*>(target.data) + start;
@@ -129,8 +129,7 @@ class Candidates {
     plane = codes;
   }
 
-  // Marks where the target changes within plane z and to the plane behind, and where the drawn
-  // sample does.
+  // Marks where the target and the drawn sample change within plane z and to the next plane.
   template <class BetweenRows>
   void mark_changes(int64_t z, int64_t behind, BetweenRows&& between_rows) {
     for (uint64_t* sets : {across_, along_}) {
@@ -173,8 +172,8 @@ class Candidates {
     }
   }
 
-  // Marks the classes at a row's candidates. Any class near a candidate is that of a candidate near
-  // it.
+  // Marks the classes at a row's candidates. Every class in a candidate's neighbourhood is the
+  // class of a candidate there.
   void mark_present(int64_t z, int64_t y) {
     uint64_t* classes = present_ + row(z, y) * plan_.sets;
     for (int64_t i = 0; i < plan_.sets; ++i) classes[i] = 0;

@@ -1,16 +1,16 @@
 // The consistency loss (Eqs. 7 and 8). Only edge voxels count and only their 3x3x3 neighbourhoods
 // are read, so noise and softmax are computed in that band alone. A thread marches along z over a
-// strip of rows; each plane goes through these stages, each some planes behind the one before:
+// strip of rows. Each plane goes through these stages, each some planes behind the previous one:
 //   candidates  voxels whose 3x3x3 neighbourhood is not constant, all edges among them
-//   band        candidates and the voxels beside them
+//   band        candidates and their neighbours
 //   sampler     the Gumbel-softmax sample in the band
 //   terms       at each edge: | ‖∇p‖ - ‖∇y‖ |, summed, or its gradient scattered around
 //   gradient    from the gradient of the sample to that of the logits
 // Backward gets the number of edges, which scales its gradients, from forward, and fills the output
-// with zeros between that work. With support "both" the hard sample is first drawn everywhere and
-// has candidates, too.
+// with zeros in between. With support "both" the hard sample is first drawn everywhere, and its
+// edges are candidates too.
 //
-// Each voxel and each sum is computed in the same order however the planes are shared out.
+// The order of all sums is independent of how the planes are distributed over threads.
 #include <omp.h>
 
 #include <algorithm>
@@ -22,8 +22,8 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// The next plane for a thread, -1 when there is none: each goes through its share in order, then
-// through half of what the most loaded thread has left.
+// Returns a thread's next plane, or -1. A thread works through its own share, then steals half of
+// the most loaded thread's remainder.
 template <class Acc>
 static int64_t take(const ConsistencyShared<Acc>& shared, int threads, int thread) {
   constexpr int64_t kWorthSharing = 8;
@@ -72,7 +72,7 @@ static void march_all(const ConsistencyBackward& p, const ConsistencyPlan& plan,
   }
 }
 
-// Forward's results, from the sums over planes, in order.
+// Computes forward's results by adding the planes' sums in order.
 template <class Acc>
 static void reduce(const Consistency& p, const ConsistencyPlan& plan,
                    const ConsistencyShared<Acc>& shared) {
@@ -120,7 +120,7 @@ static void run(const ConsistencyBackward& p, bool backward) {
   if (!backward) reduce(p, plan, shared);
 }
 
-// The workspace, laid out from null on.
+// The workspace's size: lay it out from null on.
 template <class Acc>
 static size_t workspace(const ConsistencyBackward& p, bool backward) {
   if (p.size.empty()) return 0;

@@ -1,5 +1,5 @@
-// The edges of a class in a plane, packed: the gradients of the sample and of the truth there, the
-// mismatches of their magnitudes and the gradients of these.
+// The edges of a class in a plane, packed: gradients of the sample and the truth, mismatches of
+// their magnitudes, and the mismatches' gradients.
 #pragma once
 
 #include <initializer_list>
@@ -11,9 +11,9 @@
 
 namespace egcnn::EGCNN_ISA {
 
-constexpr int64_t kEdges = 512;  // packed before they are compared
+constexpr int64_t kEdges = 512;  // edges packed before they are compared
 
-// Combines a row of three planes of the target or of a sample along z. Borders replicate.
+// Smooths and differences a row of three planes along z. Borders are replicated.
 template <class T, class V, class From>
 static inline void combine_planes(const T* before, const T* at, const T* after, int64_t width,
                                   From&& from, V* __restrict smooth, V* __restrict differ) {
@@ -28,7 +28,7 @@ static inline void combine_planes(const T* before, const T* at, const T* after, 
   for (V* row : {smooth, differ}) row[-1] = row[0], row[width] = row[width - 1];
 }
 
-// The gradient (z, y, x) at a word's voxels; vectors may reach beyond.
+// The gradient (z, y, x) at a word's voxels, with room for overshooting vectors.
 template <class V>
 using WordGradient = V[3][kWord + kGroup];
 
@@ -97,7 +97,8 @@ class EdgeList {
     return sum;
   }
 
-  // Replaces the sample's gradients by those of the mismatches, times `scale`.
+  // Replaces the sample's spatial gradients by the mismatches' gradients with respect to them,
+  // times `scale`.
   void differentiate(Acc scale) {
     Acc *gz = sample_, *gy = gz + kEdges, *gx = gy + kEdges;
     const Acc *tz = truth_, *ty = tz + kEdges, *tx = ty + kEdges;
@@ -113,7 +114,8 @@ class EdgeList {
     }
   }
 
-  // Scatters these to the voxels around, whose rows are row_of(0 to 2 along z, 0 to 2 along y, y).
+  // Scatters these to the neighbouring voxels, whose rows are row_of(0 to 2 along z, 0 to 2 along
+  // y, y).
   template <class RowOf>
   void scatter(int64_t width, RowOf&& row_of) const {
     for (int64_t i = 0; i < groups_; ++i) {
@@ -161,7 +163,7 @@ class EdgeList {
       of_y[k] = math::smooth(q[1][0][k], q[1][1][k], q[1][2][k]);
       of_x[k] = math::difference(q[2][2][k], q[2][0][k]);
     }
-    for (Acc* of : {of_z, of_y, of_x}) {  // a border takes what lies beyond it
+    for (Acc* of : {of_z, of_y, of_x}) {  // borders are replicated
       if (x == 0) of[1] += of[0], of[0] = 0;
       if (last == width - 1) of[last - x + 1] += of[last - x + 2], of[last - x + 2] = 0;
     }

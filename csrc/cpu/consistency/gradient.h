@@ -1,4 +1,4 @@
-// Stage 5: from the gradient of the sample to that of the logits, which is 0 outside the band.
+// Stage 5: the gradient of the logits, from that of the sample; 0 outside the band.
 #pragma once
 
 #include "../simd/compress.h"
@@ -24,13 +24,13 @@ class LogitGradient {
     arena.take(mean_, backward ? kBatch : 0);
   }
 
-  // Whether zeros are written ahead of everything: where regions are interleaved, a volume's zeros
-  // would be written between the values of others.
+  // Whether zeros are written before anything else: if regions are interleaved, a volume's zeros
+  // would overwrite the values of others.
   static bool zeros_first(const ConsistencyBackward& p) {
     return !p.softmax && p.grad_logits.voxel_stride > 1;
   }
 
-  // The fill of the strip's plane with zeros.
+  // The zero fill of the strip's plane.
   ZeroFill zeros(int64_t z) const {
     const Tensor& out = p_.grad_logits;
     const int64_t element = float_bytes(out.dtype), rows = strip_.end - strip_.begin;
@@ -43,7 +43,8 @@ class LogitGradient {
         out.channel_stride * element, rows, grad_bytes(p_) > kStreamed);
   }
 
-  // Writes the band of the strip's plane z, which is all zeros, from the gradient of the sample.
+  // Writes the band of the strip's plane z, which already holds zeros, from the gradient of the
+  // sample.
   void write(int64_t z) {
     const Group *begin = band_.begin(z, strip_.begin), *end = band_.begin(z, strip_.end);
     for_batches(begin, end, kBatch, [&](const Group* group, const Group* next, int64_t n) {

@@ -1,5 +1,5 @@
 // The march of one thread along z over a strip: each plane goes through five stages, each some
-// planes behind the one before.
+// planes behind the previous one.
 #pragma once
 
 #include "band.h"
@@ -12,14 +12,14 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// What the threads share.
+// Data that the threads share.
 template <class Acc>
 struct ConsistencyShared {
   double* sums;         // (planes, classes) mismatch
   int64_t* counts;      // (planes, classes) edges
-  Acc* scales;          // (volumes, classes) from the gradient of a mismatch to that of the loss
-  int64_t *next, *end;  // (threads) the planes left to each
-  uint8_t* drawn;       // (D, H, W) the hard sample of a volume where it is drawn everywhere
+  Acc* scales;          // (volumes, classes) d loss / d mismatch
+  int64_t *next, *end;  // (threads) the planes left to each thread
+  uint8_t* drawn;       // (D, H, W) the hard sample of a volume if it is drawn everywhere
 
   ConsistencyShared(const Consistency& p, const ConsistencyPlan& plan, bool backward,
                     Arena& arena) {
@@ -43,9 +43,9 @@ class March {
         samples_(p, plan, strip_, shared.drawn, backward, arena),
         terms_(p, plan, strip_, candidates_, samples_, shared.scales, backward, arena),
         gradient_(p, plan, strip_, band_, samples_, backward, arena) {}
-  March(const March&) = delete;  // the stages know one another by address
+  March(const March&) = delete;  // the stages hold pointers to one another
 
-  // Draws the hard sample of one of all strips' planes everywhere.
+  // Draws the hard sample of all of a plane; planes are counted over all strips.
   void draw(int64_t plane) {
     strip_.enter(p_, plan_, plane);
     const int64_t z = strip_.z_of(plane), width = strip_.width;
@@ -54,7 +54,7 @@ class March {
     sampler_.draw(first, band_.begin(0), end, shared_.drawn + first, nullptr, 0);
   }
 
-  // Processes one of all strips' planes. One that follows the last is cheaper than others.
+  // Processes a plane, counted over all strips. The successor of the last plane is the cheapest.
   void visit(int64_t plane) {
     const int64_t z = strip_.z_of(plane);
     if (z == 0 || plane != last_plane_ + 1) {
@@ -73,7 +73,7 @@ class March {
     gradient_.write(z);
   }
 
-  // Sets the gradient of one of all strips' planes to 0.
+  // Sets the gradient of a plane, counted over all strips, to 0.
   void clear(int64_t plane) {
     strip_.enter(p_, plan_, plane);
     gradient_.zeros(strip_.z_of(plane)).fill_rest();
@@ -84,7 +84,7 @@ class March {
   const ConsistencyPlan& plan_;
   const ConsistencyShared<Acc>& shared_;
   const bool backward_;
-  const int64_t reach_;  // rows and planes around, whose edges have gradients here
+  const int64_t reach_;  // rows and planes on each side whose edges have gradients here
   Strip strip_;
 
   Candidates candidates_;
@@ -120,7 +120,8 @@ class March {
     const Group *group = band_.begin(z), *end = band_.end(z);
     sampler_.draw(strip_.voxel(z), group, end, p_.support_both ? nullptr : samples_.hard(z),
                   soft ? samples_.packed(z, 0) : nullptr, plan_.plane);
-    // From here on groups are written whole: what is beyond a row's end comes right with the next.
+    // From here on groups are written whole; what spills past a row's end is overwritten by the
+    // next row.
     for (int64_t c = 0; c < plan_.classes; ++c) {
       if (!p_.hard) {
         const Acc* packed = samples_.packed(z, c);

@@ -1,4 +1,4 @@
-// How the consistency loss cuts a call into strips of rows, and where the stages find their planes.
+// How the consistency loss cuts a call into strips of rows, and where the stages keep their planes.
 #pragma once
 
 #include <cstddef>
@@ -10,30 +10,30 @@
 namespace egcnn::EGCNN_ISA {
 
 constexpr int64_t kRing = 4;       // planes of samples in flight
-constexpr int64_t kEarlyRing = 8;  // planes of what comes before, which more stages read
+constexpr int64_t kEarlyRing = 8;  // planes of targets and candidates, which more stages read
 constexpr int64_t kReach = 4;      // rows around a strip that its stages read
 constexpr int64_t kSlack = 128;    // elements beyond a plane that vectors may touch
 
-// The neighbours of voxel i of n along an axis; borders replicate.
+// The neighbours of voxel i of n along an axis, with replicated borders.
 static inline int64_t below(int64_t i) { return i > 0 ? i - 1 : 0; }
 static inline int64_t above(int64_t i, int64_t n) { return i + 1 < n ? i + 1 : n - 1; }
 
-// How a call is cut up: by sizes alone, since sums are made strip by strip.
+// How a call is cut up. It depends only on sizes, since sums are computed strip by strip.
 struct ConsistencyPlan {
   int64_t classes;  // of a volume, which is a sample or, in the sigmoid form, a region of it
   int64_t volumes;
   int64_t together;       // volumes that are processed at a time
   int64_t strip, strips;  // rows of a strip, strips of a plane
-  int64_t rows;           // of a strip and around it
+  int64_t rows;           // of a strip, including those around it
   int64_t plane;          // elements of these, and slack
   int64_t planes;         // of all strips of all volumes
-  int64_t words, sets;    // of 64 voxels to a row, of 64 classes
+  int64_t words, sets;    // words per row (of 64 voxels), words per set of classes
 
   explicit ConsistencyPlan(const Consistency& p) {
     const Size& size = p.size;
     classes = p.softmax ? size.channels : 1;
     volumes = size.batch * (p.softmax ? 1 : size.channels);
-    // Where a sample is drawn everywhere there is room for one volume's.
+    // There is room for the fully drawn sample of only one volume.
     together = p.support_both ? 1 : volumes;
     // About 2^20 elements for the samples and gradients in flight.
     int64_t fit = (int64_t(1) << 20) / (2 * kRing * classes * size.width);
@@ -48,7 +48,8 @@ struct ConsistencyPlan {
   }
 };
 
-// Hands out arrays one after the other, each at a cache line. From null on it only counts bytes.
+// Bump allocator: hands out consecutive arrays, aligned to cache lines. Starting at null it only
+// counts bytes.
 class Arena {
  public:
   explicit Arena(void* first) : first_(static_cast<char*>(first)), next_(first_) {}
@@ -66,17 +67,17 @@ class Arena {
   char* next_;
 };
 
-// The strip of a volume that a thread works on, with the rows around it. Stages keep planes of it,
-// by position from its first row, and never clip vectors at a row's end.
+// The strip of a volume that a thread works on, with the rows around it. Stages index its planes by
+// position from its first row, and never clip vectors at a row's end.
 struct Strip {
   int64_t height, width, depth;  // of the volume
   int64_t volume = 0, batch = 0, channel = 0;
   int64_t begin = 0, end = 0;  // its rows
-  int64_t base = 0;            // the first row around it that is kept
+  int64_t base = 0;            // the first kept row, including those around it
 
   explicit Strip(const Size& size) : height(size.height), width(size.width), depth(size.depth) {}
 
-  // `plane` counts the planes of all strips.
+  // `plane` is counted over all strips.
   void enter(const Consistency& p, const ConsistencyPlan& plan, int64_t plane) {
     const int64_t strip = plane / depth % plan.strips;
     volume = plane / depth / plan.strips;
@@ -100,8 +101,8 @@ struct Strip {
   int64_t voxel(int64_t z) const { return (z * height + base) * width; }
 };
 
-// Those of kGroup voxels in a row whose bits are set. Values of a list of groups' voxels lie one
-// after the other, this group's from `index` on; a list ends with an empty group.
+// Those of kGroup consecutive voxels whose bits are set. The values of a list of groups are packed,
+// this group's from `index` on; a list ends with an empty group.
 struct Group {
   int32_t first, index;
   uint32_t bits;

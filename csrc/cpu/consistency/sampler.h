@@ -1,5 +1,5 @@
-// Stage 3: Gumbel-softmax samples (Eq. 8) of listed voxels, a batch at a time, so that all stays in
-// the first-level cache.
+// Stage 3: Gumbel-softmax samples (Eq. 8) of listed voxels, in batches that fit in the first-level
+// cache.
 #pragma once
 
 #include "../../math/philox.h"
@@ -12,14 +12,14 @@
 namespace egcnn::EGCNN_ISA {
 
 struct PhiloxKeys {
-  uint64_t key[math::kPhiloxKeys];  // each in a lane of 64 bits
+  uint64_t key[math::kPhiloxKeys];  // each in a 64-bit lane
 
   explicit PhiloxKeys(int64_t seed) {
     for (int i = 0; i < math::kPhiloxKeys; ++i) key[i] = math::philox_key(uint64_t(seed), i);
   }
 };
 
-// math::philox of as many voxels as a vector has lanes, of which the lower halves count.
+// math::philox for as many voxels as a vector has 64-bit lanes, whose lower halves are used.
 using Lanes = Vector<uint64_t>;
 
 static inline void philox(const PhiloxKeys& keys, Lanes voxel, uint32_t block, Lanes (&words)[4]) {
@@ -35,7 +35,7 @@ static inline void philox(const PhiloxKeys& keys, Lanes voxel, uint32_t block, L
   words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
 }
 
-// Adds each voxel's noise to its logit: Gumbel's, or in the two-class form the difference of two.
+// Adds noise to each voxel's logit: Gumbel noise, or logistic noise in the two-class form.
 template <class Acc>
 static inline void add_noise(bool softmax, const uint32_t* __restrict words, int64_t n,
                              Acc* __restrict z) {
@@ -86,9 +86,9 @@ class GumbelSampler {
     arena.take(code_, kBatch);
   }
 
-  // Samples the groups' voxels, counted from `first`. hard[voxel] gets the sample's code,
-  // soft[c * pitch + index] its values; either may be null. What lies in the kGroup beyond a list
-  // is overwritten: no vector is cut short.
+  // Samples the groups' voxels, counted from `first`. hard[voxel] gets the sample's code, soft[c *
+  // pitch + index] its values; either may be null. Up to kGroup elements beyond a list are
+  // overwritten, since vectors are not clipped.
   void draw(int64_t first, const Group* group, const Group* end, uint8_t* hard, Acc* soft,
             int64_t pitch) {
     for_batches(group, end, kBatch, [&](const Group* batch, const Group* next, int64_t exact) {
@@ -136,7 +136,7 @@ class GumbelSampler {
     });
   }
 
-  // Takes class c into account for the hard sample.
+  // Updates the hard sample with class c.
   void decide(int64_t c, const Acc* __restrict z, int64_t n, Acc* __restrict highest,
               int32_t* __restrict of) const {
     if (!p_.softmax) {

@@ -1,5 +1,4 @@
-// The planes in flight between the stages: samples of the band and the gradients with respect to
-// them.
+// The planes in flight between the stages: samples of the band and their gradients.
 #pragma once
 
 #include "plan.h"
@@ -9,7 +8,7 @@ namespace egcnn::EGCNN_ISA {
 template <class Acc>
 class Samples {
  public:
-  // `drawn` is the hard sample of the volume where it is drawn everywhere, else null.
+  // `drawn` is the hard sample of the volume if it is drawn everywhere, else null.
   Samples(const Consistency& p, const ConsistencyPlan& plan, const Strip& strip, uint8_t* drawn,
           bool backward, Arena& arena)
       : plan_(plan), strip_(strip), drawn_(p.support_both ? drawn : nullptr) {
@@ -24,7 +23,7 @@ class Samples {
   uint8_t* hard(int64_t z) const {
     return drawn_ != nullptr ? drawn_ + strip_.voxel(z) : hard_ + z % kRing * plan_.plane;
   }
-  // Class c of the soft sample: of the band's voxels one after the other, and by position.
+  // Class c of the soft sample: packed over the band's voxels, and by position.
   Acc* packed(int64_t z, int64_t c) const { return plane(packed_, z, c); }
   Acc* soft(int64_t z, int64_t c) const { return plane(soft_, z, c); }
   // The gradient with respect to it, by position.
@@ -35,7 +34,7 @@ class Samples {
   const Strip& strip_;
   uint8_t* drawn_;               // (D, H, W)
   uint8_t* hard_;                // (kRing, plane)
-  Acc *packed_, *soft_, *grad_;  // (kRing, classes, plane) where they are needed
+  Acc *packed_, *soft_, *grad_;  // (kRing, classes, plane) if needed
 
   Acc* plane(Acc* of, int64_t z, int64_t c) const {
     return of + (z % kRing * plan_.classes + c) * plan_.plane;

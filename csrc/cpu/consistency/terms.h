@@ -13,8 +13,7 @@ namespace egcnn::EGCNN_ISA {
 template <class Acc>
 class Terms {
  public:
-  // `scales` (volumes, classes), from the gradient of a mismatch to that of the loss, is null
-  // forward.
+  // `scales` (volumes, classes), d loss / d mismatch, is null in forward.
   Terms(const Consistency& p, const ConsistencyPlan& plan, const Strip& strip,
         const Candidates& candidates, const Samples<Acc>& samples, const Acc* scales, bool backward,
         Arena& arena)
@@ -32,7 +31,7 @@ class Terms {
     arena.take(soft_rows_.differ, p.hard ? 0 : n);
   }
 
-  // Compares plane z in the strip and `reach` rows around it. Forward, sums[c] and counts[c] get
+  // Compares plane z in the strip and `reach` rows around it. In forward, sums[c] and counts[c] get
   // the sum of the mismatches and the number of edges of class c.
   void compare(int64_t z, int64_t reach, double* sums, int64_t* counts) {
     list_rows(z, reach);
@@ -54,7 +53,7 @@ class Terms {
   }
 
  private:
-  // Three planes combined along z, row by row.
+  // Three planes smoothed and differenced along z, row by row.
   template <class V>
   struct Rows {
     V *smooth, *differ;  // (rows, pitch)
@@ -78,7 +77,8 @@ class Terms {
 
   int64_t row(int64_t y) const { return (y - strip_.base) * pitch_ + kWord; }
 
-  // Lists for each class the rows that may have edges of it: it is at a candidate around.
+  // Lists for each class the rows that may have edges of it: those with the class at a candidate
+  // nearby.
   void list_rows(int64_t z, int64_t reach) {
     for (int64_t c = 0; c < plan_.classes; ++c) class_count_[c] = 0;
     for (int64_t y = strip_.low(reach); y < strip_.high(reach); ++y) {
@@ -98,7 +98,7 @@ class Terms {
     }
   }
 
-  // Combines the planes around z in the listed rows and those beside them.
+  // Smooths and differences along z the listed rows and the adjacent ones.
   void combine_rows(int64_t c, int64_t z, const int32_t* begin, const int32_t* end) {
     int64_t next = 0;
     for (const int32_t* y = begin; y < end; ++y) {
@@ -115,7 +115,7 @@ class Terms {
     const auto combine_codes = [&](auto&& of, uint8_t code, Rows<int8_t>& rows) {
       combine(of, [code](uint8_t at) { return int8_t(at == code); }, rows);
     };
-    // Outside and inside have the same magnitude, and bytes other than 0 are inside.
+    // Inside and outside have the same gradient magnitude; any nonzero byte is inside.
     combine_codes([&](int64_t zz) { return candidates_.codes(zz, y); }, uint8_t(p_.softmax ? c : 0),
                   truth_);
     if (hard_) {
@@ -156,7 +156,7 @@ class Terms {
     }
   }
 
-  // Ends the comparison of the listed edges.
+  // Compares the listed edges and clears the list.
   void flush(int64_t c, int64_t z) {
     if (!backward_) {
       sum_ += edges_.sum();

@@ -1,5 +1,5 @@
-// Sets the gradient to 0 a part at a time, between other work: memory does the one while the core
-// does the other.
+// Sets the gradient to 0 in small parts between other work, so that stores overlap with
+// computation.
 #pragma once
 
 #include <algorithm>
@@ -34,8 +34,8 @@ class ZeroFill {
   int64_t bytes_ = 0, count_ = 0, pitch_ = 0, part_ = 0, done_ = 0;
   bool stream_ = false;
 
-  // Where a part of array i ends and the next begins: at the start of a line, since to write half a
-  // line costs its fetch.
+  // The boundary between two parts of array i: at a cache line, since writing half a line costs
+  // fetching it.
   uint8_t* cut(int64_t i, int64_t done) const {
     uint8_t* const at = first_ + i * pitch_ + done;
     const bool end = done == 0 || done == bytes_;

@@ -1,5 +1,5 @@
-// Blocks of voxels between tensors and the caches: any type and memory format there, here one row
-// a channel in the accumulation type.
+// Blocks of voxels between tensors of any type and memory format, and cached rows, one per channel,
+// in the accumulation type.
 #pragma once
 
 #include <cstdint>
@@ -59,8 +59,7 @@ static inline void load_run(const T* in, int64_t n, PrefetchQueue::Lines next, A
   }
 }
 
-// Queues the block after `b`. Past the end of a sample there is something else or nothing, which
-// does no harm to prefetch.
+// Queues the block after `b`. Past the end of a sample, prefetching does no harm.
 static inline void add_next(PrefetchQueue& queue, const Tensor& t, int64_t channels, const Block& b,
                             PrefetchQueue::Destination to = {}) {
   const int64_t size = float_bytes(t.dtype), bytes = b.n * size;
@@ -132,8 +131,8 @@ EGCNN_OUT_OF_LINE void store_row(const Tensor& t, int64_t c, const Block& b, boo
   });
 }
 
-// Loads all rows of a block. In channels_last_3d it is one run of memory, which passes through
-// `transit`, of a vector of voxels and one vector, to be transposed in registers.
+// Loads all rows of a block. In channels_last_3d it is one run of memory, converted in `transit` (a
+// vector of voxels and one vector) and transposed in registers.
 template <class Acc>
 EGCNN_OUT_OF_LINE void load_block(const Tensor& t, int64_t channels, const Block& b,
                                   PrefetchQueue& queue, Acc* transit, Acc* out, int64_t pitch) {
@@ -177,7 +176,7 @@ EGCNN_OUT_OF_LINE void store_block(const Tensor& t, int64_t channels, const Bloc
     auto* out = static_cast<decltype(type)>(t.data) + t.offset(b.batch, 0, b.voxel);
     for (int64_t v = 0; v < n; v += lanes) {
       const int64_t voxels = n - v < lanes ? n - v : lanes;
-      // Backwards: the last channels' vectors spill into the next voxels' first channels.
+      // Backwards, since the last channels' vectors spill into the next voxel's first channels.
       for (int64_t c = (channels - 1) / lanes * lanes; c >= 0; c -= lanes) {
         transpose(in + c * pitch + v, pitch, channels - c, transit + c, channels, voxels);
       }
@@ -188,7 +187,7 @@ EGCNN_OUT_OF_LINE void store_block(const Tensor& t, int64_t channels, const Bloc
   });
 }
 
-// An output. A large one is streamed.
+// An output block. Large outputs are streamed.
 struct Output {
   Tensor tensor;
   bool stream;

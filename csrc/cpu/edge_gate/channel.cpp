@@ -1,4 +1,4 @@
-// The gate with one attention value a channel: matmuls of the weights and a block of all inputs.
+// The gate with one attention value per channel: matmuls of the weights and a block of all inputs.
 #include <omp.h>
 
 #include "../simd/threads.h"
@@ -85,7 +85,7 @@ static void channel_gate_backward_in(const EdgeGateBackward& p) {
         Acc *e = inputs.load(job, block, queue), *m = e + ce * pitch, *grad = m + cm * pitch;
         for (int64_t v = 0; v < block.padded; v += panel) {
           matmul(gates, depth, weights, depth, 1, e + v, pitch, sums + v, pitch, false, queue);
-          // Turn the sums into ds, and grad into the part of de that bypasses the gate.
+          // Convert the sums to ds, and grad to the part of de that bypasses the gate.
           for (int64_t c = 0; c < ce; ++c) {
             for (int64_t i = c * pitch + v; i < c * pitch + v + panel; i += lanes) {
               const auto sum = load_vector(sums + i) + bias[c], alpha = sigmoid<Acc>(sum, low);

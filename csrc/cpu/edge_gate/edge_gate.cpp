@@ -22,7 +22,7 @@ void edge_gate_launch(const EdgeGate& p) {
 }
 
 void edge_gate_backward_launch(const EdgeGateBackward& p) {
-  // No early return on empty volumes: the weight gradients are then zero, not nothing.
+  // No early return on empty volumes: the weight gradients must still be set to 0.
   p.gates == 1 ? voxel_gate_backward(p) : channel_gate_backward(p);
 }
 

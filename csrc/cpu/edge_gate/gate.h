@@ -6,7 +6,7 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// The sum that all lower ones count as.
+// Sums below this are clamped to it.
 template <class Acc>
 constexpr Acc lowest(bool relu) {
   return relu ? 0 : kSigmoidLowest<Acc>;
@@ -18,7 +18,7 @@ static inline Vector<Acc> slope(Vector<Acc> sum, Vector<Acc> alpha, Acc low) {
   return sum <= low ? Vector<Acc>{} : alpha * (1 - alpha);
 }
 
-// One attention value a voxel, or one a channel.
+// One attention value per voxel, or one per channel.
 void voxel_gate(const EdgeGate& p);
 void voxel_gate_backward(const EdgeGateBackward& p);
 void channel_gate(const EdgeGate& p);

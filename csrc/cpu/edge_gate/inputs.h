@@ -1,5 +1,5 @@
-// The inputs of the channel gate, block after block. The next block is on its way while the matmuls
-// of this one run: prefetched, or, where the plan says so, staged in scratch.
+// The inputs of the channel gate, block after block. The next block is fetched during the matmuls
+// of this one: prefetched, or, if the plan says so, staged in scratch.
 #pragma once
 
 #include <initializer_list>
@@ -24,7 +24,7 @@ class BlockInputs {
     for (const Input& input : inputs) inputs_[count_++] = input;
   }
 
-  // All rows of a job's block, one input's after the other's. Queues the next block.
+  // Returns all rows of a job's block, those of e and then those of m, and queues the next block.
   Acc* load(int64_t job, const Block& block, PrefetchQueue& queue) {
     if (staged_job_ == job) {
       std::swap(rows_, next_rows_);
@@ -40,7 +40,7 @@ class BlockInputs {
     return rows_;
   }
 
-  // Completes what load() queued, after the matmuls.
+  // Completes the prefetches that load() queued; call after the matmuls.
   void finish(PrefetchQueue& queue) const {
     if (staged_job_ >= 0) queue.prefetch_rest();
   }
@@ -51,11 +51,11 @@ class BlockInputs {
   Input inputs_[3];
   int count_ = 0;
   Acc *rows_, *next_rows_, *transit_;
-  int64_t staged_job_ = -1;  // whose rows are in next_rows_
+  int64_t staged_job_ = -1;  // the job whose rows are in next_rows_
 
   void queue_next(int64_t job, const Block& block, PrefetchQueue& queue) {
     queue = PrefetchQueue();
-    // Stage whole blocks only: the rows of others need padding.
+    // Stage only whole blocks, since the rows of others need padding.
     const bool stage = plan_.stage_next && block.voxel + block.n + plan_.block <= size_.voxels();
     staged_job_ = stage ? job + 1 : -1;
     Acc* to = next_rows_;

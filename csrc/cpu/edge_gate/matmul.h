@@ -1,5 +1,5 @@
-// Matmuls of small matrices that lie in the caches, in the widest vectors of the instruction set. A
-// block is a matrix with a row a channel and the voxels along it, `pitch` elements apart.
+// Matmuls of small, cached matrices in the instruction set's widest vectors. A block is a matrix
+// with a row of voxels per channel, `pitch` elements apart.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// out (I, J vectors) = a b, or out += a b. `a` has any strides. Prefetches one line every second
+// out (I, J vectors) = a b, or out += a b. `a` has any strides. Prefetches a line every second
 // step.
 template <int I, int J, class Acc>
 static inline void matmul_tile(int64_t depth, const Acc* a, int64_t a_row, int64_t a_column,
@@ -42,11 +42,11 @@ static inline void matmul_tile(int64_t depth, const Acc* a, int64_t a_row, int64
   }
 }
 
-// Voxels that are processed at a time in the first-level cache; blocks are padded to multiples.
+// Voxels processed at a time in the first-level cache; blocks are padded to multiples of it.
 template <class Acc>
 constexpr int kPanel = 4 * kLanes<Acc>;
 
-// Rows of a tile: as many as fit in the registers beside the operands.
+// Rows of a tile: as many as fit in the registers together with the operands.
 constexpr int kTile = kVectorBytes == 64 ? 8 : 4;
 
 // out (rows, a panel) = a b, or out += a b.
@@ -79,13 +79,13 @@ static inline double sum_row(int64_t n, const Acc* x) {
   return double(sum[0][0]) + sum[0][1];
 }
 
-// sums (rows, columns) += a b^T, where a and b have a row a channel and n voxels along it.
+// sums (rows, columns) += a b^T, where a and b have a row of n voxels per channel.
 template <int I, class Acc>
 static inline void matmul_transposed_tile(int64_t columns, int64_t n, const Acc* a, const Acc* b,
                                           int64_t pitch, double* sums, int64_t sums_pitch) {
   constexpr int lanes = kLanes<Acc>, J = lanes / I;
   for (int64_t c = 0; c < columns; c += J) {
-    // A last tile that lacks rows reads the last one again.
+    // If the last tile is short of rows, it reads the last row again.
     const Acc* row[J];
     for (int j = 0; j < J; ++j) row[j] = b + (c + j < columns ? c + j : columns - 1) * pitch;
     Vector<Acc> sum[lanes] = {};

@@ -10,17 +10,17 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// Work goes in blocks of voxels, with a row of each for every input: e's channels and m's.
+// A call is cut into blocks of voxels, with a row for every channel of e and of m.
 struct EdgeGatePlan {
   bool stage_next;  // whether the next block is staged in scratch during the matmuls of this one
   int64_t inputs;
-  int64_t block;    // voxels of a block, at most; a multiple of 64
+  int64_t block;    // maximum voxels per block; a multiple of 64
   int64_t blocks;   // of a sample
   int64_t jobs;     // blocks of all samples
   int64_t pitch;    // elements from row to row; a power of two would use few sets of the caches
   int64_t sums;     // offset in scratch of the sums' rows
   int64_t transit;  // offset in scratch of room for 16 voxels and a line
-  int64_t scratch;  // elements a thread
+  int64_t scratch;  // elements per thread
   int64_t weights;  // elements of the weights and biases of all gates
   int64_t chunks;   // of jobs, each with its own sums of the weights' gradients
 
@@ -32,8 +32,8 @@ struct EdgeGatePlan {
                      can_stage(p.gates, {&p.e, &p.m, &p.grad})) {}
 
  private:
-  // Staging copies lines: the tensors consist of the same rows as the blocks, in the type of their
-  // sums. The voxel gate has no matmul to hide it behind.
+  // Staging copies cache lines, so the tensors must consist of the same rows as the blocks, in the
+  // accumulation type. The voxel gate has no matmul to overlap it with.
   static bool can_stage(int64_t gates, std::initializer_list<const Tensor*> tensors) {
     if (gates == 1) return false;
     const DType dtype = (*tensors.begin())->dtype;
@@ -50,8 +50,8 @@ struct EdgeGatePlan {
     inputs = ce + cm;
     const int64_t loaded = (inputs + gradients) * (stage_next ? 2 : 1);
     const int64_t rows = loaded + (gates > 2 ? gates : 2);
-    // As many voxels as the second-level cache holds, beside the next block where that is
-    // prefetched and not staged; but enough blocks to share out, unless they get too short to be
+    // As many voxels as fit in the second-level cache, together with the next block if that is
+    // prefetched and not staged; but enough blocks for all threads, unless they get too short to be
     // worth starting.
     const int64_t fit = (int64_t(stage_next ? 128 : 96) << 10) / rows;
     const int64_t part = (size.batch * voxels + 31) / 32;
@@ -65,7 +65,7 @@ struct EdgeGatePlan {
     transit = rows * pitch;
     scratch = transit + 16 * ((ce > cm ? ce : cm) + 2);
     weights = (gates * (inputs + 1) + 15) / 16 * 16;
-    // Within 8 MB where that is possible.
+    // At most 8 MB if possible.
     const int64_t few = (int64_t(1) << 20) / (weights > 0 ? weights : 1);
     const int64_t most = few < 16 ? 16 : few > 128 ? 128 : few;
     chunks = jobs < most ? jobs : most;

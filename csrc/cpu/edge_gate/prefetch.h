@@ -1,4 +1,4 @@
-// Prefetching while other work runs, a line at a time, so that neither waits for the other.
+// Prefetching line by line between other work, so that neither waits for the other.
 #pragma once
 
 #include <cstdint>
@@ -19,12 +19,12 @@ class PrefetchQueue {
     int64_t step = 0;
   };
 
-  // Some lines of one row.
+  // Consecutive lines of one row.
   struct Lines {
     const char* from;
     int64_t count;
     char* to = nullptr;               // the destination, for an array that has one
-    const char* following = nullptr;  // the same lines of the row after
+    const char* following = nullptr;  // the same lines of the next row
 
     void prefetch(int64_t i) const {
       if (to == nullptr) {

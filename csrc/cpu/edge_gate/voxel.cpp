@@ -1,5 +1,5 @@
-// The gate with one attention value a voxel. It is as fast as memory, since each row is used as it
-// is loaded: forward adds it to the sums, backward to the gradient of the attention value too.
+// The gate with one attention value per voxel. It is memory-bound, since each row is used as it is
+// loaded: forward adds it to the sums, backward also to the gradient of the attention value.
 #include <omp.h>
 
 #include "../simd/threads.h"
@@ -106,7 +106,7 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p) {
         };
         load_each(p.e, ce, block, queue, transit, e, pitch, add);
         load_each(p.m, cm, block, queue, transit, m, pitch, [=](int64_t c) { return add(ce + c); });
-        // One attention value gathers its gradient from every channel.
+        // The gradient of the attention value is a sum over all channels.
         load_each(p.grad, ce, block, queue, transit, grad, pitch, [=](int64_t c) {
           return [factor, row = e + c * pitch](int64_t i, Vector<Acc> x) {
             store_vector(factor + i, load_vector(factor + i) + load_vector(row + i) * x);

@@ -1,5 +1,5 @@
-// The voxel gate where all tensors are in channels_last_3d and the channels fill whole vectors: a
-// few voxels at a time, straight from memory to memory.
+// The voxel gate if all tensors are in channels_last_3d and the channels fill whole vectors: a few
+// voxels at a time, without an intermediate copy.
 #pragma once
 
 #include "blocks.h"
@@ -13,7 +13,7 @@ static inline bool channels_in_vectors(const Tensor& t, int64_t channels) {
   return t.voxel_stride != 1 && channels % kLanes<Acc> == 0;
 }
 
-// As many voxels as a vector has lanes, in the accumulation type, in the first-level cache.
+// As many voxels as a vector has lanes, in the accumulation type, held in the first-level cache.
 template <class Acc>
 struct Voxels {
   int64_t channels;
@@ -22,7 +22,7 @@ struct Voxels {
   template <class T>
   void load(const T* in, int64_t voxels) const {
     const int64_t n = voxels * channels;
-    // Prefetch across pages, at whose ends the hardware stops.
+    // Prefetch in software too, since hardware prefetching stops at page boundaries.
     const PrefetchQueue::Lines next{reinterpret_cast<const char*>(in + 4 * n),
                                     n * int64_t(sizeof(T)) / kLine};
     load_run(in, n, next, values, [](int64_t, Vector<Acc>) {});
@@ -34,7 +34,7 @@ struct Voxels {
                       [&](int64_t i) { return load_vector(values + i); });
   }
 
-  // sums[v] += the products of voxel v and the weights, which remain to be summed over the lanes.
+  // sums[v] += the products of voxel v and the weights, still to be summed over the lanes.
   void add_products(const Acc* weights, int64_t voxels, Vector<Acc>* sums) const {
     for (int64_t c = 0; c < channels; c += kLanes<Acc>) {
       const Vector<Acc> weight = load_vector(weights + c);
@@ -94,7 +94,7 @@ EGCNN_OUT_OF_LINE void voxel_channels_last_backward(const EdgeGateBackward& p, c
                                                     double* grad_weights) {
   constexpr int64_t lanes = kLanes<Acc>;
   const Acc low = lowest<Acc>(p.relu);
-  // The sums of this block lie behind the voxels.
+  // This block's sums follow the voxels in scratch.
   Acc *to_e = e.values + 32 * e.channels, *to_m = m.values + 32 * m.channels;
   for (int64_t c = 0; c < e.channels; ++c) to_e[c] = 0;
   for (int64_t c = 0; c < m.channels; ++c) to_m[c] = 0;

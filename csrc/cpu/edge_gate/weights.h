@@ -19,8 +19,8 @@ static void pack_weights(const EdgeGate& p, Acc* packed) {
   for (int64_t g = 0; g < p.gates; ++g) *packed++ = static_cast<const Acc*>(p.bias)[g];
 }
 
-// dW and db are summed in two stages: within chunks, whose number depends on the sizes alone, then
-// over the chunks in order. So the number of threads changes no bit of the result.
+// dW and db are summed in two stages: within chunks, whose number depends only on the sizes, then
+// over the chunks in order. So the result does not depend on the number of threads.
 template <class Acc>
 static void sum_chunks(const EdgeGateBackward& p, const EdgeGatePlan& plan, const double* partial) {
   const int64_t ce = p.size.channels, cm = p.main_channels;

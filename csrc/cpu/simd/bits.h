@@ -1,4 +1,4 @@
-// Sets of voxels as bits, 64 to a word.
+// Sets of voxels as bits, 64 per word.
 #pragma once
 
 #ifdef __SSE2__
@@ -15,7 +15,7 @@ constexpr int64_t kWord = 64;
 constexpr int64_t kGroup = 16;
 constexpr uint32_t kWholeGroup = (1u << kGroup) - 1;
 
-// Bit i is whether a[i] and b[i] differ.
+// Bit i is set if a[i] and b[i] differ.
 static inline uint64_t differing(const uint8_t* a, const uint8_t* b) {
 #if defined(__AVX512BW__)
   return _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
@@ -34,7 +34,7 @@ static inline uint64_t differing(const uint8_t* a, const uint8_t* b) {
 #endif
 }
 
-// Bit i is whether block[i] is not `value`, for 64 elements.
+// Bit i is set if block[i] is not `value`, for 64 elements.
 template <class U>
 static inline uint64_t differing(const U* block, U value) {
   uint64_t bits = 0;
@@ -83,7 +83,7 @@ static inline void bits_to_bytes(uint64_t bits, uint8_t* out) {
 #endif
 }
 
-// Sets of voxels, a word a lane.
+// A vector of set words.
 using Bits = Vector<uint64_t>;
 
 static inline Bits xor3(Bits a, Bits b, Bits c) {
@@ -102,7 +102,7 @@ static inline Bits majority(Bits a, Bits b, Bits c) {
 #endif
 }
 
-// The first n bits, for n of 0 and more.
+// A word with the first n bits set, n >= 0.
 static inline uint64_t first_bits(int64_t n) {
   return n >= kWord ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
 }
@@ -110,7 +110,7 @@ static inline uint64_t first_bits(int64_t n) {
 static inline int64_t lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
 static inline int64_t highest_bit(uint32_t bits) { return 31 - __builtin_clz(bits); }
 
-// A word of a set, with the voxels beside its own; n voxels in the row.
+// A word of a set, dilated along x; the row has n voxels.
 static inline uint64_t dilate(const uint64_t* set, int64_t word, int64_t words, int64_t n) {
   uint64_t bits = set[word] | set[word] << 1 | set[word] >> 1;
   if (word > 0) bits |= set[word - 1] >> 63;
@@ -118,7 +118,7 @@ static inline uint64_t dilate(const uint64_t* set, int64_t word, int64_t words, 
   return bits & first_bits(n - word * kWord);
 }
 
-// body(x, bits) for each kGroup voxels from x on of which the set has any.
+// Calls body(x, bits) for each group of kGroup voxels from x on that has any in the set.
 template <class Body>
 static inline void for_groups(uint64_t set, int64_t first, Body&& body) {
   while (set != 0) {

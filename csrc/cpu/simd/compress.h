@@ -1,4 +1,4 @@
-// Selected values of a group of kGroup voxels, packed and unpacked.
+// Packing and unpacking selected values of a group of kGroup voxels.
 #pragma once
 
 #ifdef __SSE2__
@@ -26,7 +26,7 @@ static inline void expand(const T* listed, uint32_t bits, T* out) {
   for (; bits != 0; bits &= bits - 1) out[lowest_bit(bits)] = *listed++;
 }
 
-// expand() three times, each one place before the last. The two highest bits are not set.
+// expand() three times, each shifted by one element. The two highest bits must be 0.
 template <class T>
 static inline void expand_around(const T* listed, uint32_t bits, T (&out)[3][kGroup]) {
   for (int i = 0; i < 3; ++i) {
@@ -37,7 +37,7 @@ static inline void expand_around(const T* listed, uint32_t bits, T (&out)[3][kGr
   }
 }
 
-// expand() that leaves the other elements as they are.
+// expand() that leaves the other elements unchanged.
 template <class V, class T>
 static inline void place(const V* listed, uint32_t bits, T* out) {
   for (; bits != 0; bits &= bits - 1) out[lowest_bit(bits)] = narrow(*listed++, out);
@@ -115,7 +115,7 @@ static inline void place(const int32_t* listed, uint32_t bits, uint8_t* out) {
 
 static inline void compress(const int8_t* values, uint32_t bits, float* out) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-  // Masked although all are used: g++ 12 warns about its own header otherwise.
+  // The masked form avoids a warning of g++ 12 about its own header.
   const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xFFFF, bytes);
   compress(_mm512_maskz_cvtepi32_ps(0xFFFF, wide), bits, out);
 }

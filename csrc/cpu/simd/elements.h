@@ -1,5 +1,4 @@
-// Element types: their conversion from and to the accumulation type, and the one that a DType
-// names, so that one body serves all of them.
+// Element types: their conversion from and to the accumulation type, and dispatch on DType.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +10,7 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// 16-bit floats as their bits: the same code with every compiler, and vectorisable.
+// 16-bit floats by their bits: the same code with every compiler, and vectorizable.
 struct Half {
   uint16_t bits;
 };
@@ -45,7 +44,8 @@ template <class Acc>
 static inline Acc widen(Half value) {
   const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
   const uint32_t rest = uint32_t(value.bits & 0x7FFFu) << 13;
-  // Scaling by 2^112 puts the exponent right and denormals with it; inf and NaN keep theirs.
+  // Scaling by 2^112 rebiases the exponent and normalizes denormals; infinity and NaN are set
+  // separately.
   const uint32_t finite = to_bits(from_bits(rest) * 0x1p112f);
   const uint32_t special = rest | 0x7F800000u;
   return Acc(from_bits(sign | (rest >= 0x0F800000u ? special : finite)));
@@ -110,8 +110,7 @@ static inline int64_t float_bytes(DType dtype) {
   return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
 }
 
-// The same for the float types whose sums are made in Acc: double's in double, the others' in
-// float.
+// The same for the float types with accumulation type Acc.
 template <class Acc, class Body>
 static inline void with_float_of(DType dtype, Body&& body) {
   if constexpr (sizeof(Acc) == 8) {
@@ -125,7 +124,7 @@ static inline void with_float_of(DType dtype, Body&& body) {
   }
 }
 
-// Converts n floats, `stride` elements apart from the one at `start` on.
+// Converts n elements from `start` on, `stride` elements apart.
 template <class Acc>
 EGCNN_OUT_OF_LINE void load(DType dtype, const void* data, int64_t start, int64_t stride, int64_t n,
                             Acc* __restrict out) {

@@ -1,12 +1,12 @@
-// What every CPU unit is compiled for. Each is compiled once per instruction set, in a namespace of
-// that name, so that no linker can mix two sets' code.
+// The instruction set of a CPU unit. Each unit is compiled once per instruction set, in a namespace
+// of that name, so that the linker cannot mix them.
 #pragma once
 
 #ifndef EGCNN_ISA
 #error "EGCNN_ISA names the instruction set that this unit is compiled for"
 #endif
 
-// For what is called once a row: one copy a unit keeps the build short.
+// For functions called once per row: one copy per unit keeps the build short.
 #define EGCNN_OUT_OF_LINE __attribute__((noinline)) static
 
 namespace egcnn::EGCNN_ISA {

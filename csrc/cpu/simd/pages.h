@@ -1,4 +1,4 @@
-// Large pages for fresh outputs.
+// Huge pages for fresh outputs.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +12,8 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// Asks for large pages under an array that is about to be written whole. The system clears fresh
-// memory at its first touch, and in pages of 4 KB that takes far longer than to compute its
-// content.
+// Requests huge pages for an array that is about to be written completely. The system clears fresh
+// memory at its first touch, and in pages of 4 KB that takes far longer than computing its content.
 static inline void advise_huge(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t(2) << 20;
@@ -22,7 +21,7 @@ static inline void advise_huge(void* data, size_t bytes) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
   const uintptr_t first = (address + kPage - 1) / kPage * kPage;
   const uintptr_t last = (address + bytes) / kPage * kPage;
-  // Advice only: on a system without large pages it fails and nothing is lost.
+  // Only advice: on a system without huge pages it fails without consequences.
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
   (void)data, (void)bytes;

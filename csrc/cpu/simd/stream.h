@@ -1,5 +1,5 @@
-// Writes an output from its first byte to its last, past the caches where that pays: the lines of a
-// large output are then not fetched before they are overwritten.
+// Writes an output sequentially, with non-temporal stores if it is large: its lines are then not
+// fetched before they are overwritten.
 #pragma once
 
 #ifdef __SSE2__
@@ -16,10 +16,10 @@ namespace egcnn::EGCNN_ISA {
 
 constexpr int64_t kLine = 64;
 
-// Outputs of more bytes are streamed; a smaller one is still in the caches when it is read.
+// Larger outputs are streamed; a smaller one is still cached when it is read.
 constexpr int64_t kStreamed = 8 << 20;
 
-// Writes one cache line to an aligned address, past the caches where the machine can.
+// Writes one cache line to an aligned address, with non-temporal stores if available.
 static inline void stream_line(uint8_t* out, const uint8_t* in) {
 #if defined(__AVX512F__)
   _mm512_stream_si512(reinterpret_cast<__m512i*>(out), _mm512_loadu_si512(in));
@@ -33,22 +33,22 @@ static inline void stream_line(uint8_t* out, const uint8_t* in) {
 #endif
 }
 
-// A thread calls this before others read what it streamed.
+// A thread must call this before others read what it streamed.
 static inline void stream_fence() {
 #ifdef __SSE2__
   _mm_sfence();
 #endif
 }
 
-// Writes an output line by line. Of its first and its last line only its own bytes are written, and
-// through the caches; streaming these would cost a fetch after all.
+// Writes an output line by line. The first and the last line, which it may share, are written
+// partially and through the caches, since streaming them would need a fetch.
 class LineWriter {
  public:
   LineWriter(void* out, bool stream)
       : stream_(stream), begin_(reinterpret_cast<uintptr_t>(out) % kLine),
         line_(static_cast<uint8_t*>(out) - begin_) {}
 
-  // Where the output's own bytes begin in the next line.
+  // The offset of the output's first byte in the next line.
   int64_t begin() const { return begin_; }
 
   // Writes the next line, given from its start.
@@ -64,7 +64,7 @@ class LineWriter {
     line_ += kLine;
   }
 
-  // Writes the last line, of which bytes from `end` on are not the output's.
+  // Writes the last line, whose bytes from `end` on do not belong to the output.
   void write_until(const uint8_t* line, int64_t end) const {
     std::memcpy(line_ + begin_, line + begin_, end - begin_);
   }
@@ -75,7 +75,7 @@ class LineWriter {
   uint8_t* line_;
 };
 
-// Bytes written one piece after the other. When streamed they are collected into whole lines.
+// Writes bytes sequentially, piece by piece. If streamed, they are collected into whole lines.
 class Stream {
  public:
   Stream(void* out, bool stream)
@@ -112,7 +112,7 @@ class Stream {
     }
   }
 
-  // Puts n numbers as elements of another type.
+  // Converts n numbers to another type and appends them.
   template <class T>
   void put_as(DType dtype, const T* in, int64_t n) {
     with_float(dtype, [&](auto* type) {
@@ -133,9 +133,9 @@ class Stream {
 
  private:
   bool stream_;
-  uint8_t* out_;  // where the next bytes go, unless they are streamed
+  uint8_t* out_;  // where the next bytes are written if not streamed
   LineWriter lines_;
-  int64_t held_;  // bytes of the current line that are known
+  int64_t held_;  // bytes collected in the current line
   uint8_t line_[kLine];
 };
 

@@ -1,4 +1,4 @@
-// Shares work among threads.
+// Distributing work over threads.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// Elementary functions without branches or calls. Those of a float, in the namespace `vector`, are
-// for loops that become vectors, and are within two units in the last place. double's are the
-// library's own: they serve gradcheck, not speed.
+// Elementary functions without branches or calls. Those of float, in the namespace `vector`, are
+// for loops that the compiler vectorizes, and accurate to two units in the last place. Those of
+// double are the library's, since double is only for gradcheck.
 #pragma once
 
 #include "../../math/common.h"
@@ -11,7 +11,7 @@ namespace egcnn::EGCNN_ISA {
 namespace vector {
 
 static inline float exp(float x) {
-  // Beyond these the result is 0 or infinite. A NaN compares false and stays.
+  // Beyond these the result is 0 or infinite. A NaN compares false and is kept.
   x = x < -104.0f ? -104.0f : x;
   x = x > 89.0f ? 89.0f : x;
   // x = n ln 2 + r; adding 1.5 * 2^23 rounds to a whole number in every instruction set.
@@ -23,12 +23,13 @@ static inline float exp(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  // 2^n in two factors, since denormal and infinite results have no single one.
+  // 2^n in two factors, since for denormal and infinite results a single factor is not
+  // representable.
   const int32_t whole = int32_t(n), half = whole >> 1;
   return p * from_bits(uint32_t(half + 127) << 23) * from_bits(uint32_t(whole - half + 127) << 23);
 }
 
-// Of a positive, normal number.
+// For positive, normal numbers.
 static inline float log(float x) {
   // x = 2^e m with m in [sqrt(1/2), sqrt(2)): near 1, where the result is small, e is 0.
   const uint32_t bits = to_bits(x) - 0x3F3504F3u;
@@ -54,7 +55,7 @@ static inline double log(double x) { return math::log(x); }
 
 static inline Vector<float> reciprocal(Vector<float> x) {
 #if defined(__AVX512F__)
-  // 14 bits, and Newton's step to 23, in a third of the time of a division.
+  // 14 bits, then a Newton step to 23, in a third of the time of a division.
   const Vector<float> guess = (Vector<float>)_mm512_maskz_rcp14_ps(-1, (__m512)x);
   return guess + guess * (1 - guess * x);
 #else
@@ -62,23 +63,23 @@ static inline Vector<float> reciprocal(Vector<float> x) {
 #endif
 }
 
-// From here down the sigmoid is about 1e-38, or 0 for double. Lower arguments count as this one, so
-// that the exponential needs a single scale factor.
+// Below this the sigmoid is about 1e-38, or 0 for double. Arguments are clamped to it, so that the
+// exponential needs only one scale factor.
 template <class Acc>
 constexpr Acc kSigmoidLowest = sizeof(Acc) == 4 ? -87 : -1000;
 
-// The sigmoid; arguments below `low`, at least kSigmoidLowest, count as that.
+// The sigmoid; arguments are clamped to `low`, which is at least kSigmoidLowest.
 template <class Acc>
 static inline Vector<Acc> sigmoid(Vector<Acc> x, Acc low) {
-  x = x < low ? Vector<Acc>{} + low : x;  // a NaN compares false and stays
+  x = x < low ? Vector<Acc>{} + low : x;  // a NaN compares false and is kept
   if constexpr (sizeof(Acc) == 8) {
     for (int i = 0; i < kLanes<Acc>; ++i) x[i] = math::sigmoid(x[i]);
     return x;
   } else {
     typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
     x = x > 87.0f ? Vector<float>{} + 87.0f : x;
-    // exp(-x) = 2^n exp(r), where adding 1.5 * 2^23 rounds to a whole n. The polynomial is fitted
-    // to 9e-8 of exp(r), about what the sum with 1 leaves of it.
+    // exp(-x) = 2^n exp(r), where adding 1.5 * 2^23 rounds to a whole n. The polynomial's relative
+    // error is 9e-8, about the rounding error of adding 1.
     const Vector<float> shifted = x * -1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
     const Vector<float> r = -(n * 0.693147181f) - x;
     const Vector<float> scale = (Vector<float>)(((Ints)shifted << 23) + 0x3F800000);
@@ -91,13 +92,13 @@ static inline Vector<Acc> sigmoid(Vector<Acc> x, Acc low) {
   }
 }
 
-// Whether 1 / sqrt is faster than a root and a quotient.
+// Whether inverse_root() is faster than a square root and a division.
 #ifdef __AVX512F__
 template <class T>
 constexpr bool kInverseRoot = sizeof(T) == 4;
 
-// 1 / sqrt(x), and 0 where x is not a positive, normal number. One Newton step brings the estimate
-// from 14 bits to all that a float has.
+// 1 / sqrt(x), and 0 for zeros, infinities and NaN (mask 0x9F). One Newton step brings the estimate
+// from 14 bits to full float precision.
 static inline Vector<float> inverse_root(Vector<float> x) {
   using V = Vector<float>;
   const __mmask16 regular = _mm512_fpclass_ps_mask(__m512(x), 0x9F) ^ 0xFFFF;
@@ -110,8 +111,8 @@ template <class T>
 constexpr bool kInverseRoot = false;
 #endif
 
-// Products of the lanes' lower halves, in whole lanes. Hardware has an instruction that looks at
-// these halves alone; the compiler finds it in no loop.
+// The full products of the lanes' lower halves. Hardware has an instruction for this, which
+// compilers do not find by themselves.
 static inline Vector<uint64_t> multiply_low(Vector<uint64_t> a, uint64_t b) {
   using V = Vector<uint64_t>;
 #if defined(__AVX512F__)

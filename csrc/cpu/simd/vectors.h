@@ -1,4 +1,4 @@
-// Vectors as wide as the instruction set has them, and moves within and between them.
+// Vectors of the instruction set's width, and permutations of their lanes.
 #pragma once
 
 #ifdef __SSE2__
@@ -50,12 +50,12 @@ static inline bool is_zero(V vector) {
 #endif
 }
 
-// Whether neighbours come from registers rather than from loads that each touch two lines.
+// Whether neighbours are shifted in from registers rather than loaded across cache lines.
 #ifdef __AVX512F__
 template <class T>
 constexpr bool kShifts = sizeof(T) >= 4;
 
-// The lanes of two consecutive vectors from the first's lane i on.
+// The vector that starts at lane i of two consecutive vectors.
 template <int i, class V>
 static inline V from_lane(V first, V second) {
   if constexpr (sizeof(first[0]) == 4) {
@@ -79,8 +79,8 @@ template <class T>
 constexpr bool kShifts = false;
 #endif
 
-// One step of a transposition. Lane i is a's lane i where i lacks the bit `step`, else b's lane
-// i - step; with `high`, a's lane i + step, else b's lane i.
+// One step of a transposition. Where i lacks the bit `step`, lane i is a's lane i, or with `high`
+// a's lane i + step; elsewhere it is b's lane i - step, or with `high` b's lane i.
 template <int step, bool high, class Acc, int... i>
 static inline Vector<Acc> interleave(Vector<Acc> a, Vector<Acc> b,
                                      std::integer_sequence<int, i...>) {
@@ -101,7 +101,7 @@ static inline Vector<Acc> interleave(Vector<Acc> a, Vector<Acc> b) {
   return interleave<step, high, Acc>(a, b, std::make_integer_sequence<int, kLanes<Acc>>());
 }
 
-// Transposes a square of vectors.
+// Transposes a square matrix of vectors.
 template <int step, class Acc>
 static inline void transpose_square(Vector<Acc>* v) {
   if constexpr (step < kLanes<Acc>) {
@@ -129,7 +129,7 @@ static inline Vector<Acc> sum_each(Vector<Acc>* v) {
   }
 }
 
-// out[j][i] = in[i][j] for i < rows and j < columns, where more than a vector counts as one. Whole
+// out[j][i] = in[i][j] for i < rows and j < columns, both clamped to the vector's width. Whole
 // vectors are read and written, from the first row to the last; lanes beyond `rows` become 0.
 template <class Acc>
 static inline void transpose(const Acc* in, int64_t in_pitch, int64_t rows, Acc* out,

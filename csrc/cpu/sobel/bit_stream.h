@@ -1,4 +1,4 @@
-// Writes bytes 0 and 1 that are given as bits.
+// Writes bits as bytes 0 and 1.
 #pragma once
 
 #include "../simd/bits.h"
@@ -6,8 +6,8 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// With every line that it writes it prefetches one from `next` on, unless that is null, so that
-// reading and writing overlap.
+// For every line written it prefetches one from `next` on, unless that is null, so that reading and
+// writing overlap.
 class BitStream {
  public:
   BitStream(uint8_t* out, bool stream, const char* next)
@@ -19,7 +19,7 @@ class BitStream {
     lines_.write_until(bytes, held_);
   }
 
-  // Puts the first n of 64 bits, the others of which are 0.
+  // Appends the first n of 64 bits; the others must be 0.
   void put(uint64_t bits, int64_t n) {
     line_ |= bits << held_;
     const int64_t held = held_ + n;
@@ -47,7 +47,7 @@ class BitStream {
  private:
   LineWriter lines_;
   const char* next_;
-  int64_t held_;  // bits of the current line that are known
+  int64_t held_;  // bits collected in the current line
   uint64_t line_ = 0;
 
   void flush() {

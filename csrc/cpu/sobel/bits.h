@@ -1,7 +1,6 @@
-// Edges of binary regions, exactly: rows of bits, 62 voxels and one more on each side to a word, so
-// that neighbours along x are a shift away. A voxel is an edge where any component of its gradient
-// is not 0; whether one is follows from a few additions of single bits, as many at once as a vector
-// holds.
+// Exact edges of binary regions on rows of bits. A word holds 62 voxels and one more on each side,
+// so that shifts give the neighbours along x. A voxel is an edge if any component of its gradient
+// is nonzero, which a few bit-sliced additions decide for all voxels of a vector.
 #pragma once
 
 #include "../simd/bits.h"
@@ -10,7 +9,7 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// How many of four bits are set, as a binary number.
+// The number of set bits among four, in binary.
 struct Count {
   Bits ones, twos, fours;
 
@@ -28,7 +27,7 @@ static inline Bits unbalanced(Bits a0, Bits a1, Bits a2, Bits b0, Bits b1, Bits 
   const Bits sum_b = ~xor3(b0, b1, b2), carry_b = ~majority(b0, b1, b2);
   const Bits e0 = sum_a ^ sum_b, carry = sum_a & sum_b;
   const Bits e1 = xor3(carry_a, carry_b, carry), e2 = majority(carry_a, carry_b, carry);
-  // The neighbours' sum n, then n + 2 e modulo 16: in balance it is 12.
+  // The sum n of the neighbours' e, then n + 2 e modulo 16, which is 12 if the sums are equal.
   const Bits left0 = e0 << 1, left1 = e1 << 1, left2 = e2 << 1;
   const Bits right0 = e0 >> 1, right1 = e1 >> 1, right2 = e2 >> 1;
   const Bits n0 = left0 ^ right0, carry0 = left0 & right0;
@@ -45,23 +44,23 @@ static inline Bits edges(const uint64_t* a, const uint64_t* b, const uint64_t* c
   const Bits a0 = load_vector(a - row), a1 = load_vector(a), a2 = load_vector(a + row);
   const Bits b0 = load_vector(b - row), b1 = load_vector(b), b2 = load_vector(b + row);
   const Bits c0 = load_vector(c - row), c1 = load_vector(c), c2 = load_vector(c + row);
-  // Half of gz + gy and of gz - gy; neither is 0 unless both components are.
+  // Half of gz + gy and half of gz - gy: both are 0 only where gz and gy are.
   const Bits sum = unbalanced(c2, c1, b2, a0, a1, b0);
   const Bits difference = unbalanced(c0, c1, b0, a2, a1, b2);
-  // The smoothed plane across x: the corners once, the sides twice, the centre four times.
+  // The smoothed cross-section: corners once, sides twice, the centre four times.
   const Count corners(a0, a2, c0, c2), sides(a1, c1, b0, b2);
   const Bits s1 = corners.twos ^ sides.ones, carry1 = corners.twos & sides.ones;
   const Bits t2 = xor3(corners.fours, sides.twos, b1);
   const Bits carry2 = majority(corners.fours, sides.twos, b1), s2 = t2 ^ carry1;
   const Bits carry3 = t2 & carry1, s3 = xor3(sides.fours, carry2, carry3);
   const Bits s4 = majority(sides.fours, carry2, carry3);
-  // A difference two voxels apart makes an edge of the voxel between.
+  // A difference between two voxels with one in between makes that one an edge.
   const Bits across = (corners.ones ^ (corners.ones >> 2)) | (s1 ^ (s1 >> 2)) | (s2 ^ (s2 >> 2)) |
                       (s3 ^ (s3 >> 2)) | (s4 ^ (s4 >> 2));
   return sum | difference | (across << 1);
 }
 
-// A slab's rows as bits, of up to kSobelRegions regions.
+// A slab's rows as bits, for up to kSobelRegions regions.
 class BitMarch : public MarkedRows {
  public:
   BitMarch(const SobelPlan& t, const Slab& slab, int64_t regions, char* scratch)
@@ -72,7 +71,7 @@ class BitMarch : public MarkedRows {
   }
 
   // pack(z, y, rows, marks, words) fills in the marks and, for region r, the words from
-  // words + r * region_stride() on. Both it and run() tell whether all is binary.
+  // words + r * region_stride() on. Both it and run() return whether all values are binary.
   template <class Pack, class Plane>
   bool run(Pack&& pack, Plane&& plane_done) {
     const auto load = [&](int64_t z, uint8_t* marks) {
@@ -92,7 +91,7 @@ class BitMarch : public MarkedRows {
   int64_t region_stride() const { return 3 * plane(); }
   int64_t words() const { return words_; }
 
-  // Puts the edges of rows [y, y + rows) of region r.
+  // Writes the edges of rows [y, y + rows) of region r.
   void put(int64_t r, int64_t y, int64_t rows, BitStream& out) const {
     const uint64_t* const first = ring_ + r * region_stride() + (y - slab_.y0 + 1) * words_;
     const uint64_t *a = first + at_[0] * plane(), *b = first + at_[1] * plane(),
@@ -117,12 +116,12 @@ class BitMarch : public MarkedRows {
   int64_t regions_, words_;
   uint64_t *ring_, *edges_;
 
-  // Words from one plane to the next, with room for a vector.
+  // Words from one plane to the next, including room for a vector.
   int64_t plane() const { return (t_.tile + 2) * words_ + 8; }
 };
 
-// The words of one row: bit i of word k is voxel 62 k + i - 1; borders replicate.
-// word_of(k, block, finish) makes word k of 64 elements; nothing is read from `end` on.
+// Packs the words of one row: bit i of word k is voxel 62 k + i - 1, with replicated borders.
+// word_of(k, block, finish) packs the 64 elements of word k; nothing from `end` on is read.
 template <class In, class WordOf>
 static inline void pack_row(const In* row, const In* end, int64_t width, int64_t words,
                             WordOf&& word_of) {

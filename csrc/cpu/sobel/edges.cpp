@@ -8,15 +8,15 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// The label values of a region, followed by those of the next.
+// The label values of all regions, one region after the other.
 static inline const int64_t* values_from(const SobelEdges& p, int64_t region) {
   const int64_t* values = p.region_values;
   for (int64_t r = 0; r < region; ++r) values += p.region_counts[r];
   return values;
 }
 
-// Bit r of an element tells whether it lies in region first + r; without regions, bit 0 whether it
-// is not 0. Floats stay as they are. A constant n compiles to vectors without a remainder.
+// Sets bit r of an element if it is in region first + r; without regions, bit 0 if it is not 0.
+// Floats are kept. With a constant n the compiler emits vectors without a remainder loop.
 template <int64_t n, class T, class In>
 static inline void load_values(const SobelEdges& p, const In* in, int64_t first, int64_t regions,
                                T* out) {
@@ -41,7 +41,7 @@ static inline void load_values(const SobelEdges& p, const In* in, int64_t first,
   }
 }
 
-// Whether all of a row's n elements have the same bits.
+// Whether all n elements of a row have the same bits.
 template <class In>
 static inline bool is_constant(const In* in, int64_t n) {
   using Bits = UInt<sizeof(In)>;
@@ -57,7 +57,7 @@ static inline bool is_constant(const In* in, int64_t n) {
   return is_zero(differences);
 }
 
-// Rows of region bits, or of floats as they are, and their marks.
+// Loads rows of region bits, or of unchanged floats, and their marks.
 template <class T>
 EGCNN_OUT_OF_LINE void load_regions(const SobelEdges& p, int64_t start, int64_t first,
                                     int64_t regions, const Rows<T>& rows) {
@@ -78,7 +78,7 @@ EGCNN_OUT_OF_LINE void load_regions(const SobelEdges& p, int64_t start, int64_t 
           for (int64_t x = 0; x < n; ++x) load_values<1>(p, in + x, first, regions, row + x);
         } else {
           for (int64_t x = 0; x < n; x += kBlock) {
-            // The last block overlaps the one before rather than ending early.
+            // The last block overlaps the one before, so that all have the same length.
             const int64_t at = x + kBlock <= n ? x : n - kBlock;
             load_values<kBlock>(p, in + at, first, regions, row + at);
           }
@@ -88,7 +88,7 @@ EGCNN_OUT_OF_LINE void load_regions(const SobelEdges& p, int64_t start, int64_t 
   });
 }
 
-// body(first, regions) for each kSobelRegions regions of a volume.
+// Calls body(first, regions) for every kSobelRegions regions of a volume.
 template <class Body>
 static inline void for_regions(const SobelEdges& p, Body&& body) {
   const int64_t all = p.region_counts != nullptr ? p.size.channels : 1;
@@ -97,7 +97,7 @@ static inline void for_regions(const SobelEdges& p, Body&& body) {
   }
 }
 
-// The edges of plane z of a slab.
+// The output rows of plane z of a slab.
 static inline uint8_t* edges_at(const SobelEdges& p, const SobelPlan& t, const Slab& slab,
                                 int64_t region, int64_t z) {
   const int64_t regions = p.region_counts != nullptr ? p.size.channels : 1;
@@ -108,7 +108,7 @@ static inline bool is_large(const SobelEdges& p) {
   return p.size.batch * p.size.channels * p.size.voxels() > kStreamed;
 }
 
-// is_edge(gz, gy, gx) is not 0 in the lanes of edges.
+// is_edge(gz, gy, gx) is nonzero in the lanes of edges.
 template <class T, class IsEdge>
 static void find_edges(const SobelEdges& p, const SobelPlan& t, const Slab& slab, char* scratch,
                        IsEdge is_edge) {
@@ -147,7 +147,7 @@ static void find_edges(const SobelEdges& p, const SobelPlan& t, const Slab& slab
   });
 }
 
-// The mark of a row of one word for each region.
+// The mark of a row that has one word per region.
 static inline uint8_t mark_of_word(const uint64_t* word, int64_t regions, int64_t stride) {
   uint8_t mark = 0;
   for (int64_t r = 0; r < regions; ++r, word += stride) {
@@ -157,8 +157,8 @@ static inline uint8_t mark_of_word(const uint64_t* word, int64_t regions, int64_
   return mark;
 }
 
-// Packs rows into bits, marks them, and tells whether all is binary. Floats may be 0 and 1, whose
-// sums are as exact as those of bits.
+// Packs rows into bits, marks them, and returns whether all values are binary. Floats that are all
+// 0 and 1 count as binary.
 template <class In>
 static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t width,
                       int64_t first, int64_t regions, const BitMarch& march, uint8_t* marks,
@@ -173,7 +173,7 @@ static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t 
   const int64_t* const values = p.region_counts != nullptr ? values_from(p, first) : nullptr;
   const U* row = data + start;
   for (int64_t i = 0; i < rows; ++i, row += width, words += count) {
-    // A single word is as fast to make as to compare.
+    // A single word is as fast to pack as to compare.
     if (count > 1 && is_constant(row, width)) {
       uint8_t inside = row[0] != 0;
       if constexpr (std::is_integral_v<In>) {
@@ -212,11 +212,11 @@ static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t 
   return true;
 }
 
-// Edges above 0 of binary regions; false where the regions turn out not to be binary.
+// Edges (threshold 0) of binary regions; returns false if the regions turn out not to be binary.
 static bool find_binary_edges(const SobelEdges& p, const SobelPlan& t, const Slab& slab,
                               char* scratch) {
-  // Prefetch the next plane where a byte is read for a byte written; larger elements would have too
-  // many lines on their way at a time.
+  // Prefetch the next plane if a byte is read for each byte written; larger elements would keep too
+  // many lines in flight.
   const bool bytes = p.labels.dtype == DType::u8 || p.labels.dtype == DType::i8;
   bool binary = true;
   for_regions(p, [&](int64_t first, int64_t regions) {
@@ -277,10 +277,10 @@ void sobel_edges_launch(const SobelEdges& p) {
   if (p.labels.dtype == DType::f64) return soft_sobel_edges<double>(p);
   if (is_float(p.labels.dtype)) return soft_sobel_edges<float>(p);
   if (p.threshold == 0) {
-    // Exact modulo 256: no gradient component exceeds 16.
+    // Modulo 256 is exact, since no gradient component exceeds 16.
     return sobel_edges<uint8_t>(p, [](auto gz, auto gy, auto gx) { return (gz | gy | gx) != 0; });
   }
-  // Whole numbers, at most 3 * 16^2: the largest whose root is not above the threshold.
+  // The largest integer up to 3 * 16^2 whose square root is not above the threshold.
   int16_t most = 0;
   while (most < 768 && !(math::sobel_magnitude(float(most + 1)) > float(p.threshold))) ++most;
   sobel_edges<int16_t>(

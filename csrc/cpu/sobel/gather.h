@@ -1,13 +1,13 @@
-// The transposed Sobel operator over a slab, marched along z: from q, the gradient with respect to
-// a voxel's (gz, gy, gx), to that with respect to the volume. It gathers rather than scatters, so
-// that no two threads write one voxel and every sum has one order.
+// The transposed Sobel operator over a slab, marched along z: it converts q, the gradient with
+// respect to (gz, gy, gx), to the gradient with respect to the volume. It gathers instead of
+// scattering, so that no two threads write the same voxel and the order of every sum is fixed.
 #pragma once
 
 #include "march.h"
 
 namespace egcnn::EGCNN_ISA {
 
-// Beyond a border lies the border's own voxel, with its sign turned for the transposed difference.
+// Borders are replicated, with the sign flipped for the transposed difference.
 template <class T>
 class SobelGather {
   using V = Vector<T>;
@@ -22,10 +22,10 @@ class SobelGather {
 
   int64_t plane() const { return plane_; }
 
-  // The place of qz of row y of the current plane; qy and qx follow at one and two times plane().
+  // The address of qz of row y of the current plane; qy and qx follow at plane() and 2 * plane().
   T* q(int64_t y) const { return q_ + (y - low_) * t_.pitch; }
 
-  // Replicates the borders of a row of q once it is filled in.
+  // Replicates the borders of a row of q after it is filled in.
   void close(int64_t y) const {
     T* const row = q(y);
     extend<T>(row, t_.width, t_.step, 1);
@@ -34,7 +34,7 @@ class SobelGather {
   }
 
   // Adds rows [y, y + rows) of the current plane, which may be the volume's `first`, and completes
-  // those of the plane before: one after the other in `out`, and up to two vectors more.
+  // those of the plane before, consecutively in `out`, which needs room for two more vectors.
   void add(int64_t y, int64_t rows, bool first, T* out) const {
     if constexpr (kShifts<T>) {
       if (t_.step == 1) return add<2, true>(y, rows, first, out);
@@ -42,7 +42,7 @@ class SobelGather {
     add<1, false>(y, rows, first, out);
   }
 
-  // Completes the volume's last plane, once that was added.
+  // Completes the volume's last plane after it was added.
   void finish(int64_t y, int64_t rows, T* out) const {
     for (int64_t i = 0; i < rows; ++i) {
       const T *sum = sums_ + (y + i - low_) * t_.pitch, *last = last_ + (y + i - low_) * t_.pitch;
@@ -54,8 +54,8 @@ class SobelGather {
   const SobelPlan& t_;
   int64_t low_, plane_;
   T* q_;
-  T *sums_, *last_;  // of the plane before: its result without the share of the plane after, and
-                     // its own share of that plane's result
+  T *sums_, *last_;  // of the plane before: its result without the next plane's contribution, and
+                     // its contribution to the next plane's result
 
   static V smooth(V before, V at, V after) { return before + T(2) * at + after; }
 
@@ -91,7 +91,7 @@ class SobelGather {
         found->x = load_vector(qx - step) - load_vector(qx + step);
       }
     };
-    // From right to left, so that overwriting is in order.
+    // From right to left, so that what spills past a row's end is overwritten by the next column.
     constexpr int64_t kColumn = kBlock * lanes;
     for (int64_t x = (width - 1) / kColumn * kColumn; x >= 0; x -= kColumn) {
       Row up[kBlock], mid[kBlock], down[kBlock];

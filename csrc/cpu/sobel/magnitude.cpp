@@ -86,7 +86,7 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
   const bool large = t.volumes * t.depth * t.height * width * element > kStreamed;
   for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
     const auto start = [&](int64_t z, int64_t y) { return t.start(slab.volume, z, y); };
-    // The result needs q one plane and one row further.
+    // The result needs q of one more plane and row on each side.
     const Slab reach = {slab.volume, std::max<int64_t>(slab.z0 - 1, 0),
                         std::min(slab.z1 + 1, t.depth), slab.y0, slab.y1};
     const int64_t low = std::max<int64_t>(slab.y0 - 1, 0), high = std::min(slab.y1 + 1, t.height);
@@ -119,7 +119,7 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
         for (int64_t i = 0; i < rows; ++i) gather.close(y + i);
       });
     };
-    // body(y, rows) fills `staged` with rows of plane z.
+    // Calls body(y, rows), which fills `staged` with rows of plane z.
     const auto put = [&](int64_t z, auto&& body) {
       const bool complete = z >= slab.z0;
       Stream out(result + start(complete ? z : slab.z0, slab.y0) * element, large);

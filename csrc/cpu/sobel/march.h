@@ -1,6 +1,6 @@
-// The 3D Sobel operator over a slab of a volume, marched along z: each input row is loaded once,
-// into a ring of three planes, and the gradient follows a few rows at a time. Rows whose
-// neighbourhood is constant are recognised and need no arithmetic.
+// The 3D Sobel operator over a slab of a volume, marched along z: each input row is loaded once
+// into a ring of three planes, and the gradient is computed a few rows at a time. Rows with a
+// constant neighbourhood are detected by their marks and skipped.
 #pragma once
 
 #include <omp.h>
@@ -23,7 +23,7 @@ struct Slab {
   int64_t volume, z0, z1, y0, y1;
 };
 
-// body(slab, scratch) for every slab, shared out among the threads.
+// Calls body(slab, scratch) for every slab, distributed over the threads.
 template <class Body>
 static inline void for_slabs(const SobelPlan& t, const Resources& resources, Body&& body) {
   const int64_t y_tiles = ceil_div(t.height, t.tile), z_tiles = ceil_div(t.depth, t.planes);
@@ -41,11 +41,11 @@ static inline void for_slabs(const SobelPlan& t, const Resources& resources, Bod
   }
 }
 
-// The mark of a row of several values, or of one that a mark cannot hold.
+// The mark of a row with several values, or with one value that a mark cannot hold.
 constexpr uint8_t kMixed = 255;
 
-// Rows to fill in, each with its mark: kMixed, or the value of the whole row. A row of zeros need
-// not be filled.
+// Rows to fill in, and their marks: kMixed, or the value of the whole row. A row of zeros need not
+// be filled in.
 template <class T>
 struct Rows {
   T* data;
@@ -53,11 +53,11 @@ struct Rows {
   int64_t count, width, pitch;
 };
 
-// The marks of a slab's rows, by which the march along z recognises constant neighbourhoods.
+// The marks of a slab's rows, from which the march detects constant neighbourhoods.
 class MarkedRows {
  public:
-  // body(y, rows, constant) for runs of rows of [y0, y1) of at most `most` rows; the gradient of
-  // rows with a constant neighbourhood is zero.
+  // Calls body(y, rows, constant) for runs of at most `most` rows of [y0, y1); the gradient of rows
+  // with a constant neighbourhood is 0.
   template <class Body>
   void for_runs(int64_t y0, int64_t y1, Body&& body) const {
     for (int64_t y = y0; y < y1;) {
@@ -72,8 +72,8 @@ class MarkedRows {
  protected:
   const SobelPlan& t_;
   const Slab& slab_;
-  int64_t low_, high_;  // rows that are known of a plane
-  int at_[3];           // which of three planes are those around the current one
+  int64_t low_, high_;  // rows that are kept of a plane
+  int at_[3];           // ring slots of the planes before, at and after the current one
 
   MarkedRows(const SobelPlan& t, const Slab& slab, int64_t most)
       : t_(t), slab_(slab), low_(std::max<int64_t>(slab.y0 - t.halo, 0)),
@@ -86,8 +86,8 @@ class MarkedRows {
 
   const uint8_t* marks(int plane) const { return mark_[plane]; }
 
-  // For each plane z in turn: calls load(z, marks) for each plane around it that is not there yet,
-  // which goes to place z % 3 of the ring, then plane(z). Returns false as soon as a load does.
+  // For each plane z in turn: calls load(z, marks) for each adjacent plane not loaded yet, into
+  // slot z % 3 of the ring, then plane(z). Returns false as soon as a load does.
   template <class Load, class Plane>
   bool run(Load&& load, Plane&& plane) {
     int64_t loaded = std::max<int64_t>(slab_.z0 - 1, 0);
@@ -108,8 +108,8 @@ class MarkedRows {
 
  private:
   int64_t most_;
-  uint8_t* mark_[3];   // of each row, and of one more on each side
-  uint8_t* constant_;  // whether nothing changes around a row
+  uint8_t* mark_[3];   // of each row, with one more on each side
+  uint8_t* constant_;  // whether a row's neighbourhood is constant
 
   void find_constant() {
     const uint8_t *a = mark_[at_[0]], *b = mark_[at_[1]], *c = mark_[at_[2]];
@@ -129,7 +129,7 @@ class MarkedRows {
 // Fills in the voxels beyond a row's ends with its end voxels, times `sign`.
 template <class T>
 static inline void extend(T* row, int64_t width, int64_t step, T sign) {
-  if (step == 1) {  // a loop over one voxel would take longer than all else
+  if (step == 1) {  // a loop over one voxel would dominate the time
     row[-1] = sign * row[0];
     row[width] = sign * row[width - 1];
     return;
@@ -156,11 +156,11 @@ class SobelMarch : public MarkedRows {
     place_marks(reinterpret_cast<uint8_t*>(output + kSobelRun * t.pitch + 64));
   }
 
-  T* output;  // kSobelRun rows, and a vector more, for whoever emits
+  T* output;  // kSobelRun rows and a vector, for use by emit()
   T* extra;   // the extra planes, of t.rows() rows
 
   // Calls load(z, y, rows) to fill rows from y on of each plane around z, then plane(z), which may
-  // ask for gradients there. Borders replicate.
+  // call gradient(). Borders are replicated.
   template <class Load, class Plane>
   void run(Load&& load, Plane&& plane) {
     MarkedRows::run(
@@ -172,7 +172,7 @@ class SobelMarch : public MarkedRows {
   }
 
   // Calls emit(i, x, gz, gy, gx) for each vector from x on of row y + i. A later vector may
-  // overwrite what an earlier one has beyond the end of its row. value(lanes) maps the ring's
+  // overwrite what an earlier one wrote past the end of its row. value(lanes) maps the ring's
   // elements to those that are differentiated.
   template <class Value, class Emit>
   void gradient(int64_t y, int64_t rows, Value value, Emit emit) const {
@@ -184,9 +184,10 @@ class SobelMarch : public MarkedRows {
 
  private:
   T* ring_;
-  T* zeros_;  // stands for every row of zeros
+  T* zeros_;  // used for every row of zeros
 
-  // In columns of kBlock vectors; `adjacent` where neighbours along x are.
+  // Processes columns of kBlock vectors. `adjacent` tells whether neighbours along x are adjacent
+  // in memory.
   template <int kBlock, bool adjacent, class Value, class Emit>
   __attribute__((noinline)) void gradient(int64_t y, int64_t rows, Value value, Emit emit) const {
     const int64_t step = t_.step, left = t_.left;

@@ -1,4 +1,4 @@
-// How a volume is cut into slabs that are marched along z, and a thread's scratch.
+// How a volume is cut into slabs, each marched along z, and a thread's scratch.
 #pragma once
 
 #include <algorithm>
@@ -10,16 +10,16 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// Rows whose gradient is computed at a time; as bits, more.
+// Rows whose gradient is computed at a time, for elements and for bits.
 constexpr int64_t kSobelRun = 16, kSobelBitRun = 64;
 
 // Rows whose marks are compared at a time.
 constexpr int64_t kSobelMarks = 64;
 
-// Regions that are kept at a time, as the bits of a byte.
+// Regions processed at a time, as the bits of a byte.
 constexpr int64_t kSobelRegions = 8;
 
-// Voxels of a row whose edges one word of bits gives.
+// Voxels per word of bits whose edges the word gives.
 constexpr int64_t kSobelWord = 62;
 
 static inline int64_t sobel_words(int64_t width) { return ceil_div(width, kSobelWord); }
@@ -30,9 +30,9 @@ struct SobelPlan {
   int64_t left, pitch;   // elements before a row's first in scratch, and from row to row
   int64_t tile, planes;  // rows and planes of a slab
   int64_t halo;          // rows that a slab reads beyond its own on each side
-  int64_t extra;         // planes that a caller keeps beside the ring of three
+  int64_t extra;         // planes that a caller keeps in addition to the ring of three
   int64_t element;       // bytes
-  int64_t regions = 0;   // that are kept as bits at a time, in place of the ring
+  int64_t regions = 0;   // kept as bits at a time, instead of the ring
 
   SobelPlan(const Size& size, const Tensor& x, int64_t halo, int64_t extra, int64_t element,
             int threads)
@@ -42,10 +42,10 @@ struct SobelPlan {
     volumes = step > 1 ? size.batch : size.batch * size.channels;
     const int64_t line = 64 / element;
     left = ceil_div(step, line) * line;
-    // Whole vectors by twos may be written without touching the next row.
+    // Pairs of whole vectors may be written without touching the next row.
     pitch = left + std::max(ceil_div(width + step, line), ceil_div(width, 2 * line) * 2) * line;
-    // As many rows as stay in the second-level cache; enough slabs to share out evenly, but none so
-    // thin that it mostly reads its neighbours' rows.
+    // As many rows as fit in the second-level cache; enough slabs for an even distribution, but
+    // none so thin that it mostly reads its neighbours' rows.
     constexpr int64_t kCache = 384 << 10, kThin = 8;
     const int64_t fit = kCache / ((3 + extra) * pitch * element) - 2 * halo;
     const int64_t slabs = ceil_div(8 * threads, volumes);
@@ -58,12 +58,12 @@ struct SobelPlan {
 
   int64_t rows() const { return tile + 2 * halo; }
 
-  // The element that row y of plane z of a volume starts with.
+  // The first element of row y of plane z of a volume.
   int64_t start(int64_t volume, int64_t z, int64_t y) const {
     return ((volume * depth + z) * height + y) * width;
   }
 
-  // Bytes that hold one mark a row, in whole vectors, and two more.
+  // Bytes for one mark per row and two more, in whole vectors.
   int64_t marks() const { return ceil_div(rows(), kSobelMarks) * kSobelMarks + 2; }
 
   // A thread's scratch: elements of the ring and the extra planes, of a run's output and of a row
@@ -95,7 +95,7 @@ static inline SobelPlan sobel_magnitude_plan(const SobelMagnitude& p) {
   return SobelPlan(p.size, p.x, 1, 0, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
 }
 
-// Beside the ring: the planes of SobelGather.
+// In addition to the ring, the planes of SobelGather.
 static inline SobelPlan sobel_magnitude_backward_plan(const SobelMagnitudeBackward& p) {
   return SobelPlan(p.size, p.x, 2, 5, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
 }

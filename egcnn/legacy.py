@@ -1,11 +1,11 @@
-"""Files of earlier versions: their flat hyperparameters as the tree of today."""
+"""Convert the flat hyperparameters of earlier versions' files to today's tree."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-#: Where each entry of a flat ``config.json``, or of a checkpoint of format 3, stands today.
+#: Today's name of each entry of a flat ``config.json`` or a checkpoint of format 3.
 FLAT = {
     "backbone": "network.backbone.name",
     "edge": "network.edge",
@@ -43,8 +43,8 @@ FLAT = {
 
 
 def tree(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat entries as nested ones; those that never moved stay at the root."""
-    # The stream was as wide as the main stream at each resolution, and its head linear.
+    """Convert flat entries to nested ones; entries not listed in :data:`NAMES` stay at the root."""
+    # Formerly the edge stream had the main stream's width at each resolution, and a linear head.
     found: dict[str, Any] = {"network": {"edge_stream": {"head": "linear"}}}
     if flat.get("edge_channels") is None:
         filters, levels = flat["filters"], len(flat.get("blocks_down", (1, 2, 2, 4)))
@@ -60,12 +60,12 @@ def tree(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a ``config.json``, whichever version wrote it."""
+    """The hyperparameters of a ``config.json`` of any version."""
     return dict(data) if "network" in data else tree(data)
 
 
 def checkpoint(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The description in a checkpoint of format 3 as one of format 4."""
+    """Convert a format 3 checkpoint's description to format 4."""
     network = {
         k: v for k, v in entry["network"].items() if k not in ("in_channels", "out_channels")
     }

@@ -1,4 +1,4 @@
-"""Commands that show: a demonstration, what networks cost, what is installed."""
+"""Commands that inform: the demo, the cost of the networks, the installation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from egcnn.cli.root import app
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all of it.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all outputs.")] = Path(
         "demo"
     ),
-    cases: Annotated[int, typer.Option(help="Synthetic cases, a quarter of them unseen.")] = 48,
-    shape: Annotated[str, typer.Option(help="Their size in voxels, as D,H,W.")] = "40,40,32",
-    epochs: Annotated[int, typer.Option(help="Passes over the training cases.")] = 28,
+    cases: Annotated[
+        int, typer.Option(help="Number of synthetic cases; a quarter is held out.")
+    ] = 48,
+    shape: Annotated[str, typer.Option(help="Size of each case in voxels, as D,H,W.")] = "40,40,32",
+    epochs: Annotated[int, typer.Option(help="Number of training epochs.")] = 28,
     seed: Annotated[int, typer.Option(help="Random seed of the cases and the training.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the demo in OUTPUT.")
     ] = False,
 ) -> None:
-    """Synthetic tumours in the BraTS layout: train, predict unseen cases, evaluate, draw."""
+    """Train on synthetic tumours in the BraTS layout, predict held-out cases, evaluate and draw."""
     from egcnn.demo import run_demo
 
     run_demo(
@@ -41,10 +43,10 @@ def demo(
 def networks(
     modalities: Annotated[int, typer.Option(help="Image channels.")] = 4,
     regions: Annotated[int, typer.Option(help="Channels of the logits.")] = 3,
-    filters: Annotated[int, typer.Option(help="Channels at full resolution.")] = 32,
-    shape: Annotated[str, typer.Option(help="Image in voxels, as D,H,W.")] = "160,192,128",
+    filters: Annotated[int, typer.Option(help="Number of filters at full resolution.")] = 32,
+    shape: Annotated[str, typer.Option(help="Image size in voxels, as D,H,W.")] = "160,192,128",
 ) -> None:
-    """Parameters and multiply-adds: each backbone alone, with the edge stream, alone and larger."""
+    """Print parameters and multiply-adds of backbones alone, with the edge stream, and larger."""
     from egcnn.comparison import networks as compute
 
     size = triple("--shape", shape)
@@ -54,7 +56,7 @@ def networks(
 
 @app.command()
 def info() -> None:
-    """Versions, what was built, and what serves each device."""
+    """Show versions, what was built, and which operators each device uses."""
     import torch
 
     from egcnn import ops
