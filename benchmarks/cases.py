@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.peers import CALLS, PEERS, Peer, mixed_voxels
 from egcnn import ops
-from egcnn.regions import BRATS
+from egcnn.data import BRATS
 
 #: Real label maps, which are not part of the project.
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from egcnn import ops
 from egcnn.errors import InputError
-from egcnn.regions import Activation, Regions
+from egcnn.regions import Activation, Regions, check_activation, probabilities
 from egcnn.settings import Settings
 
 Reduction = Literal["balanced", "sum", "mean"]
@@ -161,10 +161,7 @@ class DiceLoss(nn.Module):
         self, settings: DiceSettings | None = None, *, activation: Activation, **options: Any
     ) -> None:
         super().__init__()
-        if activation not in ("softmax", "sigmoid"):
-            raise InputError(
-                f"DiceLoss: activation is {activation!r}; expected 'softmax' or 'sigmoid'"
-            )
+        check_activation("DiceLoss", activation)
         self.activation = activation
         settings = DiceSettings.resolve(settings, options)
         self.eps = settings.eps
@@ -173,8 +170,7 @@ class DiceLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of logits and binary regions, both ``(B, R, D, H, W)``, as a scalar."""
         _check("DiceLoss", logits, target)
-        z = _to_float32(logits)
-        p = z.softmax(1) if self.activation == "softmax" else z.sigmoid()
+        p = probabilities(_to_float32(logits), self.activation)
         return _dice_loss(p[:, self.first :], target[:, self.first :].to(p.dtype), self.eps).mean()
 
 

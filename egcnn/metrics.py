@@ -99,9 +99,9 @@ def dice(prediction: Tensor, truth: Tensor) -> Tensor:
     Raises:
         InputError: shapes that differ or are not five-dimensional.
     """
-    both, predicted, true = _counts(prediction, truth)
+    intersection, predicted, true = _counts(prediction, truth)
     total = predicted + true
-    return _ratio(2 * both, total, total)
+    return _ratio(2 * intersection, total, total)
 
 
 def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
@@ -133,15 +133,15 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
         truth = ops.sobel_edges(masks).bool()
         inside = (masks != 0) & ~truth
     edges = probabilities >= 0.5
-    both, predicted, true = _counts(edges, truth)
-    found = {
-        "f1": _ratio(2 * both, predicted + true, predicted + true),
-        "best_f1": torch.full_like(both, torch.nan),
-        "average_precision": torch.full_like(both, torch.nan),
+    intersection, predicted, true = _counts(edges, truth)
+    scores = {
+        "f1": _ratio(2 * intersection, predicted + true, predicted + true),
+        "best_f1": torch.full_like(true, torch.nan),
+        "average_precision": torch.full_like(true, torch.nan),
         "thickness": predicted / true,
         "interior": _counts(edges, inside)[0] / inside.sum((2, 3, 4)),
     }
-    found["thickness"][true == 0] = torch.nan
+    scores["thickness"][true == 0] = torch.nan
     for b, r in (true > 0).nonzero().tolist():
         level = (probabilities[b, r] * _LEVELS).to(torch.int16).clamp_(0, _LEVELS - 1)
         # Number of voxels at or above each threshold, from the highest to the lowest.
@@ -149,11 +149,11 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
             torch.bincount(levels, minlength=_LEVELS).flip(0).cumsum(0).double()
             for levels in (level[truth[b, r]], level.flatten())
         )
-        found["best_f1"][b, r] = (2 * hits / (all_ + true[b, r])).max()
+        scores["best_f1"][b, r] = (2 * hits / (all_ + true[b, r])).max()
         gained = torch.diff(hits, prepend=hits.new_zeros(1)) / true[b, r]
-        found["average_precision"][b, r] = (gained * hits / all_.clamp(min=1)).sum()
+        scores["average_precision"][b, r] = (gained * hits / all_.clamp(min=1)).sum()
     regions = masks.shape[1]
-    return {name: values.expand(-1, regions) for name, values in found.items()}
+    return {name: values.expand(-1, regions) for name, values in scores.items()}
 
 
 def edge_scores_by_source(
@@ -259,33 +259,35 @@ def case_metrics(
         )
     if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
         raise InputError(f"spacing is {tuple(spacing)}; expected three positive numbers of mm")
-    chosen = regions.foreground
+    names = regions.reported_names
     predicted = regions.reported(regions.masks(predicted_labels))
     true = regions.reported(regions.masks(true_labels))
-    both, predicted_size, true_size = _counts(predicted, true)
+    intersection, predicted_size, true_size = _counts(predicted, true)
     voxels = float(predicted[0, 0].numel())
     outside = voxels - true_size
     rows = {
         "dice": dice(predicted, true),
-        "sensitivity": _ratio(both, true_size, predicted_size),
-        "specificity": _ratio(outside - (predicted_size - both), outside, voxels - predicted_size),
+        "sensitivity": _ratio(intersection, true_size, predicted_size),
+        "specificity": _ratio(
+            outside - (predicted_size - intersection), outside, voxels - predicted_size
+        ),
     }
     edge_head = None if edges is None else torch.as_tensor(edges).cpu()[None]
     if edge_head is not None:
         channels = tuple(edge_head.shape[1:])
-        if channels not in ((n, *true.shape[2:]) for n in (1, len(chosen))):
+        if channels not in ((n, *true.shape[2:]) for n in (1, len(names))):
             raise InputError(
-                f"edges have shape {channels}; expected {(len(chosen), *true.shape[2:])}, or one "
+                f"edges have shape {channels}; expected {(len(names), *true.shape[2:])}, or one "
                 "channel for the edges of any region"
             )
     rows |= edge_scores_by_source(predicted, true, edge_head)
     result: dict[str, dict[str, float]] = {}
-    for index, channel in enumerate(chosen):
+    for index, region in enumerate(names):
         values = {name: float(row[0, index]) for name, row in rows.items()}
         values["hd95"], values["surface_dice"] = _surface(
             predicted[0, index].bool().numpy(), true[0, index].bool().numpy(), spacing, tolerance
         )
-        result[regions.names[channel]] = {name: values.get(name, math.nan) for name in COLUMNS}
+        result[region] = {name: values.get(name, math.nan) for name in COLUMNS}
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +11,22 @@ from torch import Tensor
 from egcnn.errors import InputError
 
 Activation = Literal["softmax", "sigmoid"]
+
+
+def probabilities(logits: Tensor, activation: Activation) -> Tensor:
+    """Convert logits ``(B, R, D, H, W)`` to probabilities.
+
+    Raises:
+        InputError: an unknown activation.
+    """
+    check_activation("probabilities", activation)
+    return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+
+
+def check_activation(name: str, activation: str) -> None:
+    """Raise InputError, which begins with ``name``, unless the activation is known."""
+    if activation not in get_args(Activation):
+        raise InputError(f"{name}: activation is {activation!r}; expected 'softmax' or 'sigmoid'")
 
 
 @dataclass(frozen=True)
@@ -34,10 +50,7 @@ class Regions:
     activation: Activation
 
     def __post_init__(self) -> None:
-        if self.activation not in ("softmax", "sigmoid"):
-            raise InputError(
-                f"regions: activation is {self.activation!r}; expected 'softmax' or 'sigmoid'"
-            )
+        check_activation("regions", self.activation)
         if not self.names or len(self.names) != len(self.labels):
             raise InputError(
                 f"regions: {len(self.names)} names for {len(self.labels)} sets of label values; "
@@ -76,6 +89,11 @@ class Regions:
         """The indices of the channels that are reported: all but the background of a softmax."""
         return tuple(range(1 if self.exclusive else 0, len(self)))
 
+    @property
+    def reported_names(self) -> tuple[str, ...]:
+        """The names of the reported channels."""
+        return tuple(self.names[channel] for channel in self.foreground)
+
     def reported(self, channels: Tensor) -> Tensor:
         """Select the reported channels of ``(B, R, D, H, W)``; a single channel is kept."""
         return channels if channels.shape[1] == 1 else channels[:, list(self.foreground)]
@@ -105,7 +123,7 @@ class Regions:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Convert logits ``(B, R, D, H, W)`` to probabilities, by softmax or sigmoid."""
-        return logits.softmax(1) if self.exclusive else logits.sigmoid()
+        return probabilities(logits, self.activation)
 
     def decode(self, probabilities: Tensor) -> Tensor:
         """Convert probabilities ``(B, R, D, H, W)`` to a label map ``(B, 1, D, H, W)``, int16.
@@ -144,7 +162,3 @@ class Regions:
             labels=tuple(tuple(int(v) for v in values) for values in data["labels"]),
             activation=cast(Activation, data["activation"]),
         )
-
-
-#: BraTS 2019 (labels 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing): nested regions.
-BRATS = Regions(("WT", "TC", "ET"), ((1, 2, 4), (1, 4), (4,)), "sigmoid")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from egcnn.checkpoint import FORMAT, KEY, Trained, load, save
+from egcnn.data import BRATS
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError
 from egcnn.nn import (
@@ -17,7 +18,7 @@ from egcnn.nn import (
     SegNet,
     build_network,
 )
-from egcnn.regions import BRATS, Regions
+from egcnn.regions import Regions
 
 from .tolerances import BY_SUM
 

@@ -15,11 +15,11 @@ import torch
 import egcnn
 from egcnn.checkpoint import Trained, save
 from egcnn.cli import main
-from egcnn.data import open_dataset, write_volume
+from egcnn.data import BRATS, open_dataset, write_volume
 from egcnn.data.phantom import write_brats
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.nn import BackboneSettings, NetworkSettings, build_network
-from egcnn.regions import BRATS, Regions
+from egcnn.regions import Regions
 from egcnn.training import read_config
 
 from .tolerances import HEADER

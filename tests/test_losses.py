@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from egcnn import ops
+from egcnn.data import BRATS
 from egcnn.errors import InputError
 from egcnn.losses import ConsistencyLoss, DiceLoss, EdgeLoss, EGCNNLoss, LossSettings
-from egcnn.regions import BRATS, Regions
+from egcnn.regions import Regions
 
 from .tolerances import BY_HAND, BY_SUM
 

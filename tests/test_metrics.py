@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from egcnn import ops
+from egcnn.data import BRATS
 from egcnn.errors import InputError
 from egcnn.metrics import (
     COLUMNS,
@@ -20,7 +21,7 @@ from egcnn.metrics import (
     edge_scores,
     summary,
 )
-from egcnn.regions import BRATS, Regions
+from egcnn.regions import Regions
 
 ORGAN = Regions(("background", "organ"), ((0,), (1,)), "softmax")
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from egcnn.data import LAYOUTS
+from egcnn.data import BRATS, LAYOUTS
 from egcnn.errors import InputError
-from egcnn.regions import BRATS
 from egcnn.report import View, training_table, write_picture
 from egcnn.terminal import duration
 

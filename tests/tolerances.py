@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
 #: Relative, for float32 results against values by hand: of one voxel, and of sums over some.
 BY_HAND = 1e-6
 BY_SUM = 1e-5

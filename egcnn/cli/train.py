@@ -110,8 +110,7 @@ def train(
     run = fit(config, dataset, output, existing=existing, device=device)
     if not first:
         return
-    names = [dataset.regions.names[channel] for channel in dataset.regions.foreground]
-    show(training_table(run.history, names, run.seconds))
+    show(training_table(run.history, dataset.regions.reported_names, run.seconds))
     console.print(
         f"best epoch: {run.best}\nlast epoch: {run.last}", highlight=False, soft_wrap=True
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from egcnn.data.brats import BRATS
 from egcnn.data.case import Case, Dataset, read_image, read_label
 from egcnn.data.layouts import LAYOUTS, open_dataset, read_cases, split
 from egcnn.data.nifti import write_volume
 
 __all__ = [
+    "BRATS",
     "LAYOUTS",
     "Case",
     "Dataset",

@@ -7,7 +7,10 @@ from pathlib import Path
 from egcnn.data.case import Case, Dataset, Layout
 from egcnn.data.nifti import SUFFIXES
 from egcnn.errors import InputError
-from egcnn.regions import BRATS
+from egcnn.regions import Regions
+
+#: Labels 1 (necrotic and non-enhancing core), 2 (oedema) and 4 (enhancing) form nested regions.
+BRATS = Regions(("WT", "TC", "ET"), ((1, 2, 4), (1, 4), (4,)), "sigmoid")
 
 #: Channel order of every image read from this layout.
 MODALITIES = ("t1", "t1ce", "t2", "flair")

@@ -18,6 +18,8 @@ from egcnn.regions import Regions
 
 # Colour-blind-safe palette (Okabe and Ito).
 _PALETTE = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2", "#aa77ff")
+# Opacity of the regions, such that the anatomy below stays visible.
+_OPACITY = 0.65
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def write_picture(
     shown = _colours(regions, colours or {})
     titles = [modality, "truth", "prediction"]
     if any(view.edges is not None for view in views):
-        name = regions.names[regions.foreground[0]]
+        name = regions.reported_names[0]
         titles += [f"true edge ({name})", f"predicted edge ({name})"]
     figure = Figure(figsize=(2.6 * len(titles), 2.7 * len(views) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -144,5 +146,6 @@ def _painted(
     # Larger regions first, so that the regions inside them stay visible.
     for channel in sorted(regions.foreground, key=lambda c: -len(regions.labels[c])):
         inside = np.isin(labels, regions.labels[channel])
-        painted[inside] = 0.35 * grey[inside] + 0.65 * np.array(to_rgb(colours[channel]))
+        colour = np.array(to_rgb(colours[channel]))
+        painted[inside] = (1 - _OPACITY) * grey[inside] + _OPACITY * colour
     return painted

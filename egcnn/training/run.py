@@ -134,8 +134,7 @@ def fit(
     # Lightning starts another process for every additional device; the first one owns the folder.
     if getattr(rank_zero_only, "rank", 0) == 0:
         _prepare_folder(output, config, described, existing)
-    names = [dataset.regions.names[channel] for channel in dataset.regions.foreground]
-    history = History(output, names, quiet)
+    history = History(output, dataset.regions.reported_names, quiet)
     bar = not quiet and get_console().is_terminal
     always: dict[str, Any] = {
         "dirpath": output,

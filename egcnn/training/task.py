@@ -108,7 +108,7 @@ class SegmentationTask(L.LightningModule):
             edges = self.regions.reported(edges.to(label.device))
         scores = {"dice": dice(predicted, true), **edge_scores_by_source(predicted, true, edges)}
         for metric, values in scores.items():
-            for value, name in zip(values[0], self._reported(), strict=True):
+            for value, name in zip(values[0], self.regions.reported_names, strict=True):
                 self._log_score(f"{metric}_{name}", value, prog_bar=metric == "dice")
         self._log_score("dice", scores["dice"][0].mean())
 
@@ -120,9 +120,6 @@ class SegmentationTask(L.LightningModule):
         """
         weight: Any = float(not value.isnan())
         self.log(name, value.nan_to_num(), prog_bar=prog_bar, batch_size=weight, sync_dist=True)
-
-    def _reported(self) -> list[str]:
-        return [self.regions.names[channel] for channel in self.regions.foreground]
 
     def configure_optimizers(self) -> Any:
         """Configure Adam, with the learning rate of Eq. 9 updated once per epoch."""

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from egcnn.data import open_dataset
+from egcnn.data import BRATS, open_dataset
 from egcnn.data.brats import MODALITIES, brats_case, find_brats
 from egcnn.errors import InputError
-from egcnn.regions import BRATS
 
 
 def make(folder: Path, parts: tuple[str, ...] = (*MODALITIES, "seg"), end: str = ".nii.gz") -> None:

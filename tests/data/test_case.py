@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from egcnn.data import Case, read_image, read_label, write_volume
+from egcnn.data import BRATS, Case, read_image, read_label, write_volume
 from egcnn.data.case import Dataset
 from egcnn.errors import InputError
-from egcnn.regions import BRATS, Regions
+from egcnn.regions import Regions
 
 from ..tolerances import HEADER
 

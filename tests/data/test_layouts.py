@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from egcnn.data import Case, open_dataset, split
+from egcnn.data import BRATS, Case, open_dataset, split
 from egcnn.data.case import Dataset
 from egcnn.errors import InputError
-from egcnn.regions import BRATS
 
 
 def dataset(*names: str) -> Dataset:

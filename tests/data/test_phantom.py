@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import label as components
 
-from egcnn.data import open_dataset, read_image, read_label
+from egcnn.data import BRATS, open_dataset, read_image, read_label
 from egcnn.data.phantom import brats_volumes, write_brats
 from egcnn.errors import InputError
-from egcnn.regions import BRATS
 
 REGIONS = dict(zip(BRATS.names, BRATS.labels, strict=True))
 

@@ -12,7 +12,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose
 
-from egcnn.data import Case, open_dataset, read_image, split, write_volume
+from egcnn.data import BRATS, Case, open_dataset, read_image, split, write_volume
 from egcnn.data.transforms import (
     PreprocessingSettings,
     ReadCase,
@@ -21,7 +21,7 @@ from egcnn.data.transforms import (
     preprocessing,
 )
 from egcnn.errors import InputError
-from egcnn.regions import BRATS, Regions
+from egcnn.regions import Regions
 
 from ..tolerances import BY_HAND, BY_SUM, HEADER
 

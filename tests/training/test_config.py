@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from egcnn import legacy
-from egcnn.data import Dataset
+from egcnn.data import BRATS, Dataset
 from egcnn.data.case import Case
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError
-from egcnn.regions import BRATS, Regions
+from egcnn.regions import Regions
 from egcnn.training import PRESETS, TrainingConfig, plan
 
 CONFIG = TrainingConfig(PreprocessingSettings((8, 16, 24), None), seed=3)
