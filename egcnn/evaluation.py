@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, Dataset, read_edges, read_label
 from egcnn.data.nifti import SUFFIXES, stem
 from egcnn.errors import InputError
-from egcnn.files import without_nan, write_json, write_text
+from egcnn.files import without_nan, write_csv, write_json
 from egcnn.inference import EDGES, predict_cases
 from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
@@ -23,6 +21,8 @@ from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
 Scores = dict[str, dict[str, float]]
 TABLE = "metrics.csv"
 SUMMARY = "metrics.json"
+#: Name of the mean over regions among the regions of a summary.
+MEAN = "mean"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Evaluation:
     missing: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Each metric's mean and standard deviation, per region and for the mean over regions.
+        """Each metric's mean and standard deviation, per region and for :data:`MEAN`.
 
         This is the sample deviation over cases, 0 for a single case. Both are NaN for a metric that
         is NaN in every case.
@@ -46,7 +46,7 @@ class Evaluation:
         rows = [
             {
                 **case,
-                "mean": {
+                MEAN: {
                     metric: mean_and_deviation([region[metric] for region in case.values()])[0]
                     for metric in COLUMNS
                 },
@@ -97,11 +97,10 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
     scores = {}
     for name, path in files.items():
         case, regions = labelled[name], dataset.regions
-        found = read_label(Case(name, case.images, path), regions).as_tensor()[0]
-        beside = edges.get(name + EDGES)
-        scores[name] = score(
-            case, found, dataset, None if beside is None else read_edges(case, beside, regions)
-        )
+        labels = read_label(case, regions, path).as_tensor()[0]
+        edge_path = edges.get(name + EDGES)
+        probabilities = None if edge_path is None else read_edges(case, edge_path, regions)
+        scores[name] = score(case, labels, dataset, probabilities)
     return Evaluation(scores, tuple(name for name in labelled if name not in files))
 
 
@@ -127,8 +126,8 @@ def predict_and_evaluate(
     """Segment cases, write the label maps and their scores to a folder, and return the scores."""
     evaluation = Evaluation(
         {
-            case.name: score(case, found.labels, dataset, found.edges)
-            for case, found, _ in predict_cases(trained, cases, folder)
+            case.name: score(case, prediction.labels, dataset, prediction.edges)
+            for case, prediction, _ in predict_cases(trained, cases, folder)
         }
     )
     write_evaluation(evaluation, folder)
@@ -146,13 +145,12 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
     """
     output = Path(output)
     table = output / TABLE
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["case", "region", *COLUMNS], lineterminator="\n")
-    writer.writeheader()
-    for case, regions in evaluation.cases.items():
-        for region, metrics in regions.items():
-            writer.writerow({"case": case, "region": region, **without_nan(metrics, "")})
-    write_text(table, text.getvalue())
+    rows = (
+        {"case": case, "region": region, **without_nan(metrics, "")}
+        for case, regions in evaluation.cases.items()
+        for region, metrics in regions.items()
+    )
+    write_csv(table, ["case", "region", *COLUMNS], rows)
     data = {
         "summary": evaluation.summary(),
         "cases": evaluation.cases,

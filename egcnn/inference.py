@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from egcnn.checkpoint import Trained
+from egcnn.checks import DEFAULT_OVERLAP, check_overlap, check_precision
 from egcnn.data.case import Case, read_image
 from egcnn.data.nifti import Header, write_volume
 from egcnn.data.transforms import RAS, preprocessing
 from egcnn.errors import InputError
-from egcnn.nn.backbones import find_backbone
+from egcnn.machine import prepare_cpu
 from egcnn.regions import Regions
 
 #: Suffix of the names of edge probability files, before ``.nii.gz``.
@@ -87,7 +88,7 @@ def default_precision(device: torch.device) -> str:
     return "bf16-mixed" if any(check() for check in checks if check is not None) else "32-true"
 
 
-def window_size(shape: Sequence[int], patch: Sequence[int], stride: int = 8) -> tuple[int, ...]:
+def window_size(shape: Sequence[int], patch: Sequence[int], stride: int) -> tuple[int, ...]:
     """The sliding window for a volume: the training patch, or the whole volume if little larger.
 
     One window over a volume of at most twice the patch costs less than the overlapping windows
@@ -109,8 +110,8 @@ def segment(
     regions: Regions,
     patch: Sequence[int],
     *,
-    overlap: float = 0.5,
-    stride: int = 8,
+    stride: int,
+    overlap: float = DEFAULT_OVERLAP,
 ) -> tuple[Tensor, Tensor | None]:
     """Slide a window over preprocessed volumes and blend overlaps with Gaussian weights.
 
@@ -119,8 +120,8 @@ def segment(
         image: ``(B, M, D, H, W)``.
         regions: how logits become probabilities.
         patch: the window's size, see :func:`window_size`.
-        overlap: overlap of neighbouring windows as a fraction of their size.
         stride: see :func:`window_size`.
+        overlap: overlap of neighbouring windows as a fraction of their size.
 
     Returns:
         probabilities ``(B, R, D, H, W)``, and edge probabilities of the same shape, or
@@ -161,7 +162,7 @@ def predict_case(
     trained: Trained,
     image: Case | Path | Sequence[Path] | MetaTensor,
     *,
-    overlap: float = 0.5,
+    overlap: float = DEFAULT_OVERLAP,
     device: torch.device | str | None = None,
     precision: str | None = None,
 ) -> Prediction:
@@ -173,13 +174,13 @@ def predict_case(
             :func:`egcnn.data.read_image` returns it.
         overlap: overlap of neighbouring windows as a fraction of their size, in [0, 1).
         device: where to compute, by default the network's device. The network is moved there.
-        precision: one of :data:`PRECISIONS`; chosen for the device by default.
+        precision: one of :data:`egcnn.checks.PRECISIONS`; chosen for the device by default.
 
     Raises:
         InputError: the image is unusable, or its number of modalities is not the network's.
     """
-    if not 0 <= overlap < 1:
-        raise InputError(f"overlap: {overlap}; expected a number from 0 to below 1")
+    prepare_cpu()
+    check_overlap(overlap)
     expected = len(trained.modalities)
     if isinstance(image, MetaTensor):
         if image.ndim != 4 or image.shape[0] != expected:
@@ -201,20 +202,20 @@ def predict_case(
             prepared.as_tensor()[None].to(device),
             trained.regions,
             trained.preprocessing.patch,
+            stride=trained.settings.stride,
             overlap=overlap,
-            stride=find_backbone(trained.settings.backbone.name).stride,
         )
 
     def to_input_grid(volume: Tensor) -> Tensor:
         return to_grid(volume[0].float().cpu(), prepared.affine, affine, shape)
 
-    found = to_input_grid(probabilities)
+    resampled = to_input_grid(probabilities)
     if edges is not None:
         # Rounding can push interpolated probabilities outside [0, 1].
         edges = trained.regions.reported(to_input_grid(edges).clamp(0, 1)[None])[0]
     return Prediction(
-        labels=trained.regions.decode(found[None])[0, 0].numpy().astype(np.int16, copy=False),
-        probabilities=found.numpy(),
+        labels=trained.regions.decode(resampled[None])[0, 0].numpy().astype(np.int16, copy=False),
+        probabilities=resampled.numpy(),
         edges=None if edges is None else edges.numpy(),
         affine=affine.numpy().astype(np.float64),
         header=header,
@@ -227,7 +228,7 @@ def predict_cases(
     folder: str | Path,
     *,
     edges: bool = False,
-    overlap: float = 0.5,
+    overlap: float = DEFAULT_OVERLAP,
     precision: str | None = None,
 ) -> Iterator[tuple[Case, Prediction, Path]]:
     """Segment cases one after the other, and write each prediction at once.
@@ -244,17 +245,17 @@ def predict_cases(
         the case, its prediction and the path of its label map.
     """
     for case in cases:
-        found = predict_case(trained, case, overlap=overlap, precision=precision)
-        yield case, found, write_prediction(found, folder, case.name, edges=edges)
+        prediction = predict_case(trained, case, overlap=overlap, precision=precision)
+        yield case, prediction, write_prediction(prediction, folder, case.name, edges=edges)
 
 
 def write_prediction(
-    found: Prediction, folder: str | Path, name: str, *, edges: bool = False
+    prediction: Prediction, folder: str | Path, name: str, *, edges: bool = False
 ) -> Path:
     """Write ``NAME.nii.gz``, the label map, on the input's own grid.
 
     Args:
-        found: a prediction of :func:`predict_case`.
+        prediction: a prediction of :func:`predict_case`.
         folder: created if missing.
         name: name of the case.
         edges: write ``NAME_edges.nii.gz`` too, the edge probabilities ``(D, H, W, F)``, or
@@ -264,14 +265,15 @@ def write_prediction(
         the label map's path.
     """
     path = Path(folder) / f"{name}.nii.gz"
-    write_volume(found.labels, found.affine, path, found.header)
-    beside = path.with_name(f"{name}{EDGES}.nii.gz")
-    if edges and found.edges is not None:
-        channels = found.edges[0] if len(found.edges) == 1 else np.moveaxis(found.edges, 0, 3)
-        write_volume(channels, found.affine, beside, found.header)
+    write_volume(prediction.labels, prediction.affine, path, prediction.header)
+    edge_path = path.with_name(f"{name}{EDGES}.nii.gz")
+    if edges and prediction.edges is not None:
+        volumes = prediction.edges
+        channels = volumes[0] if len(volumes) == 1 else np.moveaxis(volumes, 0, 3)
+        write_volume(channels, prediction.affine, edge_path, prediction.header)
     else:
         # An earlier prediction's edges would be mistaken for this one's.
-        beside.unlink(missing_ok=True)
+        edge_path.unlink(missing_ok=True)
     return path
 
 
@@ -279,23 +281,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """The autocast context for a precision.
 
     Raises:
-        InputError: the name is not one of ``PRECISIONS``.
+        InputError: the name is not one of :data:`egcnn.checks.PRECISIONS`.
     """
     check_precision(precision)
     if precision == "32-true":
         return contextlib.nullcontext()
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
     return torch.autocast(device.type, dtype)
-
-
-#: Supported precisions, by Lightning's names.
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-
-
-def check_precision(precision: str) -> None:
-    """Raise InputError if ``precision`` is not one of :data:`PRECISIONS`."""
-    if precision not in PRECISIONS:
-        raise InputError(f"precision: {precision!r}; expected one of {', '.join(PRECISIONS)}")
 
 
 def to_grid(volume: Tensor, source: Tensor, target: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egcnn import ops
+from egcnn.checks import check_temperature
 from egcnn.errors import InputError
 from egcnn.regions import Activation, Regions, check_activation, probabilities
 from egcnn.settings import Settings
@@ -76,8 +77,7 @@ class ConsistencySettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.tau > 0:
-            raise InputError(f"tau: {self.tau}; expected a temperature above 0")
+        check_temperature("tau", self.tau)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import egcnn
 def prepare_cpu() -> None:
     """Configure torch for speed on a CPU; call it before torch is imported if possible.
 
-    The command line and :func:`egcnn.training.fit` call it. Environment variables that the user has
+    The command line, :func:`egcnn.training.fit` and
+    :func:`egcnn.inference.predict_case` call it. Environment variables that the user has
     set are kept.
 
     Huge pages, which torch requests from the kernel, make allocating feature maps cheaper. One
@@ -79,7 +80,7 @@ def free_memory() -> float:
     try:
         free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
-        free = 4e9
+        free = 4e9  # on other systems: assume that every computer for training has that
     for folder in _cgroups():
         limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
         if limit.isdecimal() and used.isdecimal():

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from egcnn import ops
+from egcnn.checks import check_spacing
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
@@ -257,8 +258,7 @@ def case_metrics(
             f"prediction has shape {tuple(predicted_labels.shape[2:])} and truth "
             f"{tuple(true_labels.shape[2:])}; expected one shape"
         )
-    if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
-        raise InputError(f"spacing is {tuple(spacing)}; expected three positive numbers of mm")
+    check_spacing(spacing)
     names = regions.reported_names
     predicted = regions.reported(regions.masks(predicted_labels))
     true = regions.reported(regions.masks(true_labels))

@@ -9,6 +9,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 
+from egcnn import machine
 from egcnn.checkpoint import Trained
 from egcnn.data import read_image, write_volume
 from egcnn.data.transforms import PreprocessingSettings
@@ -121,10 +122,27 @@ def test_volume_smaller_than_a_window(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.labels, [[[3], [0]]])
 
 
+def test_predicting_uses_no_more_threads_than_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ball(tmp_path / "ball.nii.gz", (9, 8, 7), np.eye(4))
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 1)
+    try:
+        torch.set_num_threads(2)
+        predict_case(threshold(), tmp_path / "ball.nii.gz", precision="32-true")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_backbone_alone_has_no_edges() -> None:
     backbone = BackboneSettings(filters=4, blocks_down=(1, 1), blocks_up=(1,))
     network = build_network(NetworkSettings(backbone, edge=False), 1, 2).eval()
-    probabilities, edges = segment(network, torch.randn(1, 1, 9, 8, 7), CLASSES, (16, 16, 16))
+    probabilities, edges = segment(
+        network, torch.randn(1, 1, 9, 8, 7), CLASSES, (16, 16, 16), stride=8
+    )
     assert edges is None
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 9, 8, 7))
 
@@ -167,7 +185,7 @@ def test_grid_back_of_a_ramp_is_exact() -> None:
     ],
 )
 def test_window_size(shape: tuple[int, ...], window: tuple[int, ...]) -> None:
-    assert window_size(shape, (40, 56, 40)) == window
+    assert window_size(shape, (40, 56, 40), stride=8) == window
 
 
 def test_number_of_modalities(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "egcnn"
 FLOORS = (
     ("egcnn", "egcnn._C"),
     ("egcnn.errors", "egcnn.machine", "egcnn.terminal", "egcnn.legacy"),
-    ("egcnn.settings", "egcnn.files"),
+    ("egcnn.settings", "egcnn.files", "egcnn.checks"),
     ("egcnn.ops",),
     ("egcnn.regions",),
     ("egcnn.data",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from egcnn.checks import PRECISIONS
 from egcnn.errors import InputError
 
 SET = typer.Option(
@@ -12,6 +13,7 @@ SET = typer.Option(
     help="Any entry of config.json by its dotted name, such as network.edge_stream.gate=voxel; "
     "parts may be omitted if the rest is unambiguous (gate=voxel). Repeatable.",
 )
+PRECISION = typer.Option(help=f"{', '.join(PRECISIONS)}; by default chosen for the device.")
 DEVICE = typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from egcnn.cli.options import DEVICE
+from egcnn.checks import DEFAULT_OVERLAP
+from egcnn.cli.options import DEVICE, PRECISION
 from egcnn.cli.root import app
 from egcnn.errors import InputError
 
@@ -40,12 +41,9 @@ def predict(
     ] = "all",
     overlap: Annotated[
         float, typer.Option(help="Overlap of neighbouring windows, from 0 to below 1.")
-    ] = 0.5,
+    ] = DEFAULT_OVERLAP,
     device: Annotated[str, DEVICE] = "auto",
-    precision: Annotated[
-        str | None,
-        typer.Option(help="32-true, bf16-mixed or 16-mixed; by default chosen for the device."),
-    ] = None,
+    precision: Annotated[str | None, PRECISION] = None,
 ) -> None:
     """Segment volumes; label maps are written on each input's own grid."""
     import time
@@ -152,17 +150,17 @@ def evaluate(
     from egcnn.report import edge_table, evaluation_table
     from egcnn.terminal import show
 
-    found = evaluation.evaluate(predictions, open_dataset(data))
+    scored = evaluation.evaluate(predictions, open_dataset(data))
     console = Console()
-    show(evaluation_table(found))
-    show(edge_table(found))
-    if found.missing:
-        count, all_ = len(found.missing), len(found.missing) + len(found.cases)
-        shown = ", ".join(found.missing[:3]) + (", ..." if count > 3 else "")
+    show(evaluation_table(scored))
+    show(edge_table(scored))
+    if scored.missing:
+        count, all_ = len(scored.missing), len(scored.missing) + len(scored.cases)
+        shown = ", ".join(scored.missing[:3]) + (", ..." if count > 3 else "")
         console.print(
             f"{count} of {all_} labelled cases have no prediction and are excluded: {shown}",
             highlight=False,
             soft_wrap=True,
         )
-    for path in evaluation.write_evaluation(found, predictions if output is None else output):
+    for path in evaluation.write_evaluation(scored, predictions if output is None else output):
         print(path)

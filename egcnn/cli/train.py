@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from egcnn.cli.options import DEVICE, SET, choices, triple
+from egcnn.cli.options import DEVICE, PRECISION, SET, choices, triple
 from egcnn.cli.root import app
 from egcnn.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from egcnn.data import Dataset
+    from egcnn.training import TrainingConfig
 
 
 @app.command()
@@ -47,10 +54,7 @@ def train(
     devices: Annotated[
         int | None, typer.Option(help="Number of devices that share a batch.")
     ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="32-true, bf16-mixed or 16-mixed; by default chosen for the device."),
-    ] = None,
+    precision: Annotated[str | None, PRECISION] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in OUTPUT.")
@@ -65,7 +69,7 @@ def train(
     from egcnn.inference import choose_device
     from egcnn.report import training_table
     from egcnn.terminal import show
-    from egcnn.training import CONFIG, IfExists, fit, plan, read_config
+    from egcnn.training import IfExists, fit
 
     options: dict[str, Any] = {
         "network.edge": edge,
@@ -82,30 +86,11 @@ def train(
     given = {name: value for name, value in options.items() if value is not None}
     dataset = open_dataset(data)
     where = choose_device(device)
-    if resume and not (output / CONFIG).is_file():
-        raise InputError(f"--resume: {output} holds no run ({CONFIG} is missing)")
-    config = read_config(output).config if resume else plan(dataset, where)
-    changes = config.read(settings or [])
-    if not resume and "preprocessing.spacing" in changes:
-        # Resolved first: the default patch depends on the device.
-        config = plan(replace(dataset, spacing=changes["preprocessing.spacing"]), where)
-    if preset is not None:
-        config = config.preset(preset)
-    config = config.change({**given, **changes})
+    config = _configure(dataset, where, output if resume else None, preset, given, settings or [])
     # Lightning runs this command again for every additional device.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     console = Console(quiet=not first)
-    labelled = sum(case.label is not None for case in dataset.cases)
-    network = config.network
-    console.print(
-        f"{data}: {dataset.layout} layout, {labelled} labelled cases, "
-        f"{'edge-gated ' if network.edge else ''}{network.backbone.name} with "
-        f"{network.backbone.filters} filters, "
-        f"patch {'x'.join(map(str, config.preprocessing.patch))}, {config.epochs} epochs, batch "
-        f"{config.batch_size}, {config.devices} x {where.type} ({config.precision})",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(_described(dataset, config, where), highlight=False, soft_wrap=True)
     existing: IfExists = "resume" if resume else "overwrite" if overwrite else "error"
     run = fit(config, dataset, output, existing=existing, device=device)
     if not first:
@@ -113,6 +98,46 @@ def train(
     show(training_table(run.history, dataset.regions.reported_names, run.seconds))
     console.print(
         f"best epoch: {run.best}\nlast epoch: {run.last}", highlight=False, soft_wrap=True
+    )
+
+
+def _configure(
+    dataset: Dataset,
+    device: torch.device,
+    resumed: Path | None,
+    preset: str | None,
+    options: Mapping[str, Any],
+    settings: list[str],
+) -> TrainingConfig:
+    """The configuration of the run to resume, or one for the dataset, changed by the options.
+
+    Raises:
+        InputError: there is no run to resume, or an invalid setting.
+    """
+    from egcnn.training import CONFIG, plan, read_config
+
+    if resumed is not None and not (resumed / CONFIG).is_file():
+        raise InputError(f"--resume: {resumed} holds no run ({CONFIG} is missing)")
+    config = plan(dataset, device) if resumed is None else read_config(resumed).config
+    changes = config.read(settings)
+    if resumed is None and "preprocessing.spacing" in changes:
+        # The default patch depends on the spacing.
+        config = plan(replace(dataset, spacing=changes["preprocessing.spacing"]), device)
+    if preset is not None:
+        config = config.preset(preset)
+    return config.change({**options, **changes})
+
+
+def _described(dataset: Dataset, config: TrainingConfig, device: torch.device) -> str:
+    """One line about the run to come."""
+    labelled = sum(case.label is not None for case in dataset.cases)
+    network = config.network
+    return (
+        f"{dataset.root}: {dataset.layout} layout, {labelled} labelled cases, "
+        f"{'edge-gated ' if network.edge else ''}{network.backbone.name} with "
+        f"{network.backbone.filters} filters, "
+        f"patch {'x'.join(map(str, config.preprocessing.patch))}, {config.epochs} epochs, batch "
+        f"{config.batch_size}, {config.devices} x {device.type} ({config.precision})"
     )
 
 
@@ -175,12 +200,12 @@ def compare(
             )
         compared += [comparison.Arm(b, "egcnn", setting) for b in chosen]
     console = Console(soft_wrap=True)
-    found = comparison.compare(
+    runs = comparison.compare(
         dataset, config, output, arms=compared, seeds=seeds, device=device, console=console
     )
-    show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(found)))
-    show(comparison.as_table("Edges", comparison.edge_rows(found)))
-    if lines := comparison.difference_rows(found):
+    show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(runs)))
+    show(comparison.as_table("Edges", comparison.edge_rows(runs)))
+    if lines := comparison.difference_rows(runs):
         show(comparison.as_table("Differences, paired by seed", lines))
-    for path in comparison.write_comparison(found, output):
+    for path in comparison.write_comparison(runs, output):
         print(path)

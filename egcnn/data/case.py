@@ -15,7 +15,7 @@ from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from torch import Tensor
 
-from egcnn.data.nifti import affine, check_grid, open_volume, read_array
+from egcnn.data.nifti import Grid, check_grid, grid_of, open_volume, read_array
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
@@ -38,15 +38,13 @@ class Case:
     label: Path | None = None
 
     @cached_property
-    def grid(self) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    def grid(self) -> Grid:
         """Shape and affine of the first image, read once from its header.
 
         Raises:
             InputError: the file is not a NIfTI volume.
         """
-        volume = open_volume(self.images[0])
-        depth, height, width = volume.shape[:3]
-        return (depth, height, width), affine(volume)
+        return grid_of(open_volume(self.images[0]))
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,10 @@ def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None
         raise InputError("images: no file given; expected at least one")
     channels: list[NDArray[np.float32]] = []
     first = open_volume(paths[0])
+    grid = grid_of(first)
     for path in paths:
         image = first if path is paths[0] else open_volume(path)
-        check_grid(path, image, paths[0], first)
+        check_grid(path, image, paths[0], grid)
         channels.extend(_read_channels(path, image))
     if modalities is not None and len(channels) != modalities:
         raise InputError(
@@ -132,31 +131,34 @@ def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None
             f"expected {modalities}, one per modality"
         )
     data = channels[0][None] if len(channels) == 1 else np.stack(channels)
-    return _on_grid(torch.from_numpy(data), first, paths[0])
+    image = _on_grid(torch.from_numpy(data), grid, paths[0])
+    image.meta["header"] = first.header
+    return image
 
 
-def read_label(case: Case, regions: Regions) -> MetaTensor:
+def read_label(case: Case, regions: Regions, path: Path | None = None) -> MetaTensor:
     """Read the label map of a case.
 
     Args:
-        case: a case that has a label.
+        case: a case that has a label, unless ``path`` is given.
         regions: define the allowed values.
+        path: another label map of the case, such as a prediction.
 
     Returns:
         ``(1, D, H, W)`` on the grid of the case's image, uint8, or int16 if a value of ``regions``
         needs it.
 
     Raises:
-        InputError: the case has no label; the file is missing, truncated or not NIfTI; its shape or
+        InputError: there is no label; the file is missing, truncated or not NIfTI; its shape or
             affine differs from the image's; or it holds a value that is not in ``regions``.
     """
-    path = case.label
+    path = case.label if path is None else path
     if path is None:
         raise InputError(f"{case.name}: no label file; expected a labelled case")
     if not case.images:
         raise InputError(f"{case.name}: no image file; expected at least one")
-    label, image = open_volume(path), open_volume(case.images[0])
-    check_grid(path, label, case.images[0], image)
+    label = open_volume(path)
+    check_grid(path, label, case.images[0], case.grid)
     array = read_array(path, label)
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
@@ -183,7 +185,7 @@ def read_label(case: Case, regions: Regions) -> MetaTensor:
         )
     data = np.ascontiguousarray(array, dtype=label_dtype(regions))
     # The image's own affine, so that both are resampled to the same grid.
-    return _on_grid(torch.from_numpy(data)[None], image, path)
+    return _on_grid(torch.from_numpy(data)[None], case.grid, path)
 
 
 def read_edges(case: Case, path: Path, regions: Regions) -> Tensor:
@@ -202,8 +204,8 @@ def read_edges(case: Case, path: Path, regions: Regions) -> Tensor:
         InputError: the file is missing, truncated or not NIfTI; is on another grid than the case's
             image; has the wrong number of channels; or holds values outside [0, 1].
     """
-    edges, image = open_volume(path), open_volume(case.images[0])
-    check_grid(path, edges, case.images[0], image)
+    edges = open_volume(path)
+    check_grid(path, edges, case.images[0], case.grid)
     array = read_array(path, edges).astype(np.float32, copy=False)
     channels = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
     count = len(regions.foreground)
@@ -253,9 +255,10 @@ def _read_channels(path: Path, image: Nifti1Image) -> list[NDArray[np.float32]]:
     return channels
 
 
-def _on_grid(data: Tensor, image: Nifti1Image, path: Path) -> MetaTensor:
-    meta = {"filename_or_obj": str(path), "header": image.header}
-    return MetaTensor(data, affine=torch.from_numpy(affine(image)), meta=meta)
+def _on_grid(data: Tensor, grid: Grid, path: Path) -> MetaTensor:
+    # A copy of the affine, since transforms may change it in place.
+    matrix = torch.from_numpy(grid[1].copy())
+    return MetaTensor(data, affine=matrix, meta={"filename_or_obj": str(path)})
 
 
 def _listed(values: Sequence[int] | NDArray[Any]) -> str:

@@ -42,6 +42,8 @@ _GEOMETRY_FIELDS = (
 )
 
 Header: TypeAlias = Nifti1Header  # NIfTI-2's is a subclass
+#: Shape ``(D, H, W)``, and the ``(4, 4)`` affine from voxels to mm.
+Grid: TypeAlias = tuple[tuple[int, int, int], NDArray[np.float64]]
 
 
 def stem(path: Path) -> str:
@@ -84,6 +86,12 @@ def affine(image: nib.Nifti1Image) -> NDArray[np.float64]:
     matrix = np.array(image.affine, dtype=np.float64)
     matrix[:3] *= _UNITS.get(int(image.header["xyzt_units"]) & 7, 1.0)
     return matrix
+
+
+def grid_of(image: nib.Nifti1Image) -> Grid:
+    """The grid of a volume of :func:`open_volume`."""
+    depth, height, width = image.shape[:3]
+    return (depth, height, width), affine(image)
 
 
 def read_array(path: Path, image: nib.Nifti1Image) -> NDArray[Any]:
@@ -168,22 +176,20 @@ def _check_claims(path: Path, header: Header) -> None:
         )
 
 
-def check_grid(
-    path: Path, image: nib.Nifti1Image, other_path: Path, other: nib.Nifti1Image
-) -> None:
-    """Check that two files are on the same grid.
+def check_grid(path: Path, image: nib.Nifti1Image, other_path: Path, other: Grid) -> None:
+    """Check that a file is on the grid of another one.
 
     Raises:
         InputError: their shapes or affines differ.
     """
-    shape, other_shape = image.shape[:3], other.shape[:3]
+    (shape, matrix), (other_shape, other_matrix) = grid_of(image), other
     if shape != other_shape:
         raise InputError(f"{path}: shape {shape}; expected {other_shape} as {other_path} has")
     # Distances at the volume's corners measure rotation, scale and shift in one unit, voxels.
     corners = np.stack(np.meshgrid(*((-0.5, n - 0.5) for n in shape), [1.0]), -1).reshape(-1, 4)
     with np.errstate(over="ignore"):
-        gap = np.linalg.norm((corners @ (affine(image) - affine(other)).T)[:, :3], axis=1).max()
-        voxel = np.linalg.norm(affine(other)[:3, :3], axis=0).min()
+        gap = np.linalg.norm((corners @ (matrix - other_matrix).T)[:, :3], axis=1).max()
+        voxel = np.linalg.norm(other_matrix[:3, :3], axis=0).min()
     if gap > _GRID_TOLERANCE_VOXELS * voxel:
         raise InputError(
             f"{path}: its affine places it up to {gap:.3g} mm away from {other_path}; "

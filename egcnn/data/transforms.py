@@ -33,6 +33,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 from torch import Tensor
 
+from egcnn.checks import check_spacing
 from egcnn.data.case import Case, Normalization, Spacing, label_dtype, read_image, read_label
 from egcnn.errors import InputError
 from egcnn.regions import Regions
@@ -69,11 +70,8 @@ class PreprocessingSettings(Settings):
         super().__post_init__()
         if len(self.patch) != 3 or min(self.patch) < 1:
             raise InputError(f"patch: {self.patch}; expected three sizes of at least 1")
-        spacing = self.spacing
-        if spacing is not None and (
-            len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing)
-        ):
-            raise InputError(f"spacing: {spacing}; expected three positive voxel sizes in mm")
+        if self.spacing is not None:
+            check_spacing(self.spacing)
 
 
 @dataclass(frozen=True)

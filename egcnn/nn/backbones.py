@@ -23,14 +23,14 @@ class BackboneEntry:
 
     title: str
     network: type[EncoderDecoder]
-    stride: int = 8
+    stride: int
 
 
 #: All backbones by name, in the order of the paper's tables.
 BACKBONES = {
-    "unet": BackboneEntry("U-Net", UNet),
-    "vnet": BackboneEntry("V-Net", VNet),
-    "segnet": BackboneEntry("Seg-Net", SegNet),
+    "unet": BackboneEntry("U-Net", UNet, stride=8),
+    "vnet": BackboneEntry("V-Net", VNet, stride=8),
+    "segnet": BackboneEntry("Seg-Net", SegNet, stride=8),
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from egcnn.nn.backbone import BackboneSettings
-from egcnn.nn.backbones import build_backbone
+from egcnn.nn.backbones import build_backbone, find_backbone
 from egcnn.nn.edge_stream import EdgeStreamSettings
 from egcnn.nn.egcnn import EGCNN
 from egcnn.settings import Settings
@@ -26,6 +26,11 @@ class NetworkSettings(Settings):
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     edge: bool = True
     edge_stream: EdgeStreamSettings = field(default_factory=EdgeStreamSettings)
+
+    @property
+    def stride(self) -> int:
+        """The stride of the backbone; see :class:`egcnn.nn.backbones.BackboneEntry`."""
+        return find_backbone(self.backbone.name).stride
 
 
 def build_network(

@@ -19,6 +19,11 @@ from egcnn.data.transforms import augmentation
 from egcnn.machine import free_memory
 from egcnn.training.config import TrainingConfig
 
+# Keeps the seeds of the augmentation apart from those of the noise in training steps.
+_AUGMENTATION = 3
+# The rest is for the network, workers and batches.
+_CACHED_PART_OF_MEMORY = 0.5
+
 
 def combine_seeds(*numbers: int) -> int:
     """Hash several numbers into a 63-bit seed."""
@@ -51,7 +56,7 @@ class SeededSampler(Sampler[tuple[int, int]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         for place in range(self.rank, len(self) * self.replicas, self.replicas):
             index = int(order[place % self.length])
-            yield index, combine_seeds(self.seed, 3, self.epoch, place) % 2**32
+            yield index, combine_seeds(self.seed, _AUGMENTATION, self.epoch, place) % 2**32
 
 
 class _Patches(TorchDataset[dict[str, Any]]):
@@ -117,7 +122,7 @@ class CaseData(L.LightningDataModule):
         self.cached: dict[str, CacheDataset] = {}
 
     def setup(self, stage: str) -> None:
-        """Cache as many cases as fit into half of the free memory."""
+        """Cache as many cases as fit into a part of the free memory."""
         if self.cached:
             return
         shares = self.trainer.world_size if self.trainer is not None else 1
@@ -127,7 +132,7 @@ class CaseData(L.LightningDataModule):
             {"validation": self.validation_cases, "train": self.train_cases},
             self.dataset,
             self.config.preprocessing,
-            room=0.5 * free_memory() / shares,
+            room=_CACHED_PART_OF_MEMORY * free_memory() / shares,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from egcnn.checks import DEFAULT_OVERLAP, check_overlap, check_precision, check_temperature
 from egcnn.data.case import Dataset
 from egcnn.data.layouts import LAYOUTS
 from egcnn.data.transforms import AugmentationSettings, PreprocessingSettings, prepared_shape
 from egcnn.errors import InputError
-from egcnn.inference import check_precision, choose_device, default_precision
+from egcnn.inference import choose_device, default_precision
 from egcnn.losses import LossSettings
-from egcnn.nn.backbones import find_backbone
 from egcnn.nn.network import NetworkSettings
 from egcnn.settings import Settings
 
@@ -30,6 +30,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss.edge.weight_negatives": True,
     },
 }
+# Volumes up to this size, such as a hippocampus, train whole in a batch of several.
+_SMALL = 64
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class TrainingConfig(Settings):
         fraction: expected fraction of the labelled cases that is held out.
         split_seed: seed of the split; see :func:`egcnn.data.split`.
         seed: seed of the initial weights, the case order, the augmentation and the noise.
-        precision: Lightning's name, ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        precision: one of :data:`egcnn.checks.PRECISIONS`.
         devices: number of devices; each takes an equal share of the batch.
         workers: processes per device that read and augment; 0 uses the main process.
 
@@ -68,7 +70,7 @@ class TrainingConfig(Settings):
     lr: float = 1e-4
     lr_power: float = 0.9
     tau_end: float | None = None
-    overlap: float = 0.5
+    overlap: float = DEFAULT_OVERLAP
     fraction: float = 0.2
     split_seed: int = 0
     seed: int = 0
@@ -86,15 +88,14 @@ class TrainingConfig(Settings):
                 raise InputError(f"{name}: {getattr(self, name)}; expected at least 0")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr: {self.lr}; expected a positive number")
-        if not 0 <= self.overlap < 1:
-            raise InputError(f"overlap: {self.overlap}; expected a number from 0 to below 1")
+        check_overlap(self.overlap)
         if self.batch_size % self.devices:
             raise InputError(
                 f"batch_size: {self.batch_size} does not divide among {self.devices} devices; "
                 "expected a multiple"
             )
-        if self.tau_end is not None and not self.tau_end > 0:
-            raise InputError(f"tau_end: {self.tau_end}; expected a temperature above 0")
+        if self.tau_end is not None:
+            check_temperature("tau_end", self.tau_end)
         check_precision(self.precision)
 
     def temperature(self, epoch: int) -> float:
@@ -118,15 +119,15 @@ class TrainingConfig(Settings):
 def plan(dataset: Dataset, device: torch.device | None = None) -> TrainingConfig:
     """Choose hyperparameters for a dataset and a device.
 
-    Volumes larger than 64 voxels get the paper's settings (section 3.2), patches no larger than
-    the median volume. Smaller ones are taken whole, by a small network at a higher rate.
+    Volumes of more than 64 voxels along an axis get the paper's settings (section 3.2), patches no
+    larger than the median volume. Smaller ones are taken whole, by a small network at a higher
+    rate.
     """
     device = device or choose_device()
     shape = np.median([prepared_shape(case, dataset.spacing) for case in dataset.cases], axis=0)
     network = NetworkSettings()
-    stride = find_backbone(network.backbone.name).stride
-    patch = [math.ceil(size / stride) * stride for size in shape]
-    small = max(shape) <= 64
+    patch = [math.ceil(size / network.stride) * network.stride for size in shape]
+    small = max(shape) <= _SMALL
     if not small:
         largest = LAYOUTS[dataset.layout].largest_patch
         patch = [min(size, most) for size, most in zip(patch, largest, strict=True)]

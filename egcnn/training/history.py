@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich import get_console
 
 from egcnn.errors import InputError
-from egcnn.files import write_text
+from egcnn.files import write_csv
 from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES
 
 HISTORY = "history.csv"
@@ -97,11 +96,7 @@ class History(Callback):
         )
 
     def _write(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[-1]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.folder / HISTORY, text.getvalue())
+        write_csv(self.folder / HISTORY, self.rows[-1], self.rows)
         (self.folder / _LEGACY).unlink(missing_ok=True)
 
     def _print(self, row: Mapping[str, float], epochs: int) -> None:

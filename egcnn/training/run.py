@@ -9,13 +9,14 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -28,7 +29,7 @@ from egcnn.checkpoint import write
 from egcnn.data.case import Case, Dataset
 from egcnn.data.layouts import split
 from egcnn.errors import InputError
-from egcnn.files import write_text
+from egcnn.files import write_json
 from egcnn.inference import choose_device
 from egcnn.machine import prepare_cpu, versions
 from egcnn.training.batches import CaseData
@@ -112,60 +113,17 @@ def fit(
             f"{dataset.root}: {len(train) + len(validation)} labelled case; expected at least two, "
             "one to train on and one to validate on"
         )
-    described = {
-        "config": config.to_dict(),
-        "dataset": {
-            "layout": dataset.layout,
-            "root": str(dataset.root.resolve()),
-            "cases": len(dataset.cases),
-            "modalities": list(dataset.modalities),
-            "regions": dataset.regions.to_dict(),
-        },
-        "split": {
-            "train": [case.name for case in train],
-            "validation": [case.name for case in validation],
-        },
-        "versions": versions(),
-    }
     task = SegmentationTask(
         config, dataset, {"layout": dataset.layout, "training_cases": len(train)}
     )
     data = CaseData(config, dataset, train, validation)
     # Lightning starts another process for every additional device; the first one owns the folder.
     if getattr(rank_zero_only, "rank", 0) == 0:
-        _prepare_folder(output, config, described, existing)
+        _prepare_folder(output, config, _described(config, dataset, train, validation), existing)
     history = History(output, dataset.regions.reported_names, quiet)
-    bar = not quiet and get_console().is_terminal
-    always: dict[str, Any] = {
-        "dirpath": output,
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,
-    }
-    callbacks: list[Callback] = [
-        history,
-        ModelCheckpoint(filename="best", monitor="dice", mode="max", save_top_k=1, **always),
-        ModelCheckpoint(filename="last", monitor=None, save_top_k=1, **always),
-    ]
-    if bar:
-        callbacks.append(RichProgressBar(leave=False))
     with _silence_lightning():
-        trainer = L.Trainer(
-            accelerator="gpu" if where.type == "cuda" else "cpu",
-            devices=config.devices if where.index is None else [where.index],
-            strategy="ddp" if config.devices > 1 else "auto",
-            precision=config.precision,  # type: ignore[arg-type]
-            max_epochs=config.epochs,
-            logger=TensorBoardLogger(output, name=_LOGS, version=""),
-            callbacks=callbacks,
-            plugins=[_WholeCheckpoints()],
-            enable_progress_bar=bar,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            log_every_n_steps=1,
-        )
         try:
-            trainer.fit(
+            _trainer(config, where, output, history).fit(
                 task,
                 datamodule=data,
                 ckpt_path=str(output / LAST) if existing == "resume" else None,
@@ -181,6 +139,62 @@ def fit(
         time.perf_counter() - started,
         validation,
     )
+
+
+def _trainer(
+    config: TrainingConfig, device: torch.device, output: Path, history: History
+) -> L.Trainer:
+    """Lightning's trainer, which writes checkpoints and events to the run's folder."""
+    bar = not history.quiet and get_console().is_terminal
+    always: dict[str, Any] = {
+        "dirpath": output,
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+        "save_top_k": 1,
+    }
+    callbacks: list[Callback] = [
+        history,
+        ModelCheckpoint(filename=Path(BEST).stem, monitor="dice", mode="max", **always),
+        ModelCheckpoint(filename=Path(LAST).stem, monitor=None, **always),
+    ]
+    if bar:
+        callbacks.append(RichProgressBar(leave=False))
+    return L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=config.devices if device.index is None else [device.index],
+        strategy="ddp" if config.devices > 1 else "auto",
+        precision=config.precision,  # type: ignore[arg-type]
+        max_epochs=config.epochs,
+        logger=TensorBoardLogger(output, name=_LOGS, version=""),
+        callbacks=callbacks,
+        plugins=[_WholeCheckpoints()],
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+    )
+
+
+def _described(
+    config: TrainingConfig, dataset: Dataset, train: Sequence[Case], validation: Sequence[Case]
+) -> dict[str, Any]:
+    """Contents of ``config.json``; see :class:`RunConfig`."""
+    return {
+        "config": config.to_dict(),
+        "dataset": {
+            "layout": dataset.layout,
+            "root": str(dataset.root.resolve()),
+            "cases": len(dataset.cases),
+            "modalities": list(dataset.modalities),
+            "regions": dataset.regions.to_dict(),
+        },
+        "split": {
+            "train": [case.name for case in train],
+            "validation": [case.name for case in validation],
+        },
+        "versions": versions(),
+    }
 
 
 def _prepare_folder(
@@ -208,7 +222,7 @@ def _prepare_folder(
         (output / name).unlink(missing_ok=True)
     remove_history(output)
     shutil.rmtree(output / _LOGS, ignore_errors=True)
-    write_text(output / CONFIG, json.dumps(described, indent=1) + "\n")
+    write_json(output / CONFIG, described)
 
 
 def _check_settings(output: Path, before: TrainingConfig, now: TrainingConfig) -> None:

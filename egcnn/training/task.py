@@ -16,10 +16,12 @@ from egcnn.inference import segment
 from egcnn.losses import EGCNNLoss
 from egcnn.metrics import dice, edge_scores_by_source
 from egcnn.nn import Segmentation
-from egcnn.nn.backbones import find_backbone
 from egcnn.nn.network import build_network
 from egcnn.training.batches import combine_seeds
 from egcnn.training.config import TrainingConfig
+
+# Keeps the seeds of the consistency loss's noise apart from those of the augmentation.
+_NOISE = 2
 
 
 class SegmentationTask(L.LightningModule):
@@ -67,7 +69,7 @@ class SegmentationTask(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of Eq. 3 on a batch ``{"image", "label"}``."""
         # The noise is seeded from the step, so a resumed run draws the same.
-        noise = combine_seeds(self.config.seed, 2, self.global_step, self.global_rank)
+        noise = combine_seeds(self.config.seed, _NOISE, self.global_step, self.global_rank)
         torch.manual_seed(noise)
         seed = torch.tensor(noise, dtype=torch.int64, device=self.device)
         losses: dict[str, Tensor] = self.loss(self(batch["image"]), batch["label"], seed)
@@ -94,15 +96,15 @@ class SegmentationTask(L.LightningModule):
     def validation_step(self, item: dict[str, Any], batch_idx: int) -> None:
         """Compute Dice and edge scores per region of one volume, at the training's spacing."""
         image, label = item["image"][None], item["label"][None]
-        found, edges = segment(
+        probabilities, edges = segment(
             self.network,
             image,
             self.regions,
             self.config.preprocessing.patch,
+            stride=self.config.network.stride,
             overlap=self.config.overlap,
-            stride=find_backbone(self.config.network.backbone.name).stride,
         )
-        labels = self.regions.decode(found).to(label.device)
+        labels = self.regions.decode(probabilities).to(label.device)
         predicted, true = (self.regions.reported(self.regions.masks(x)) for x in (labels, label))
         if edges is not None:
             edges = self.regions.reported(edges.to(label.device))

@@ -1,0 +1,37 @@
+"""Values that several modules take: their defaults and checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from egcnn.errors import InputError
+
+#: Supported precisions, by Lightning's names.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+#: Overlap of neighbouring windows, as a fraction of their size.
+DEFAULT_OVERLAP = 0.5
+
+
+def check_precision(precision: str) -> None:
+    """Raise InputError if ``precision`` is not one of :data:`PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: {precision!r}; expected one of {', '.join(PRECISIONS)}")
+
+
+def check_overlap(overlap: float) -> None:
+    """Raise InputError if the overlap of windows is not in [0, 1)."""
+    if not 0 <= overlap < 1:
+        raise InputError(f"overlap: {overlap}; expected a number from 0 to below 1")
+
+
+def check_spacing(spacing: Sequence[float]) -> None:
+    """Raise InputError if a voxel size is not three positive, finite numbers."""
+    if len(spacing) != 3 or not all(math.isfinite(size) and size > 0 for size in spacing):
+        raise InputError(f"spacing: {tuple(spacing)}; expected three positive voxel sizes in mm")
+
+
+def check_temperature(name: str, tau: float) -> None:
+    """Raise InputError, which begins with ``name``, if a temperature is not above 0."""
+    if not tau > 0:
+        raise InputError(f"{name}: {tau}; expected a temperature above 0")
