@@ -9,14 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 from egcnn import checkpoint
-from egcnn.data import LAYOUTS, open_dataset, read_image, read_label
+from egcnn.data import LAYOUTS, Dataset, open_dataset, read_image, read_label
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
 from egcnn.evaluation import Evaluation, score, write_evaluation
 from egcnn.inference import predict_cases
 from egcnn.report import View, edge_table, evaluation_table, write_picture
 from egcnn.terminal import duration, show
-from egcnn.training import fit, plan
+from egcnn.training import Run, fit, plan
 
 _PARTS = ("data", "run", "predictions", "evaluation")
 _PICTURE = "demo.png"
@@ -26,11 +26,11 @@ _MAX_ROWS = 3
 def run_demo(
     output: str | Path,
     *,
-    cases: int = 48,
-    shape: tuple[int, int, int] = (40, 40, 32),
-    epochs: int = 28,
-    seed: int = 0,
-    overwrite: bool = False,
+    cases: int,
+    shape: tuple[int, int, int],
+    epochs: int,
+    seed: int,
+    overwrite: bool,
 ) -> None:
     """Write synthetic BraTS cases, train EG-CNN on most of them, predict and evaluate the rest.
 
@@ -49,14 +49,7 @@ def run_demo(
     output = Path(output)
     if cases < 2:
         raise InputError(f"cases: {cases}; expected at least 2, one to train on and one to predict")
-    if any((output / part).exists() for part in _PARTS):
-        if not overwrite:
-            raise InputError(
-                f"output: {output} holds a demo already; overwrite it (--overwrite) or name "
-                "another folder"
-            )
-        for part in _PARTS:
-            shutil.rmtree(output / part, ignore_errors=True)
+    _prepare_folder(output, overwrite)
     console = Console(highlight=False, soft_wrap=True)
     data, run_folder, predictions, scores = (output / part for part in _PARTS)
     write_brats(data, cases, shape=shape, seed=seed)
@@ -68,22 +61,7 @@ def run_demo(
     console.print(f"2. training, {epochs} epochs")
     run = fit(config, dataset, run_folder)
     console.print(f"3. {len(run.validation)} unseen cases")
-    # The last epoch, since the best one was chosen on these very cases.
-    trained = checkpoint.load(run.last)
-    views, scored = [], {}
-    for case, found, _ in predict_cases(trained, run.validation, predictions, edges=True):
-        scored[case.name] = score(case, found.labels, dataset, found.edges)
-        views.append(
-            View(
-                case.name,
-                read_image(case)[dataset.modalities.index("flair")].numpy(),
-                read_label(case, dataset.regions)[0].numpy(),
-                found.labels,
-                found.edges,
-                (1.0, 1.0, 1.0),
-            )
-        )
-    evaluation = Evaluation(scored)
+    evaluation, views = _predict(run, dataset, predictions)
     written = write_evaluation(evaluation, scores)
     picture = write_picture(
         views[:_MAX_ROWS],
@@ -105,3 +83,36 @@ def run_demo(
     ):
         console.print(f"{title:<12}{path}")
     console.print(f"done in {duration(time.perf_counter() - started)}")
+
+
+def _prepare_folder(output: Path, overwrite: bool) -> None:
+    """Delete an earlier demo, or raise InputError if there is one."""
+    if not any((output / part).exists() for part in _PARTS):
+        return
+    if not overwrite:
+        raise InputError(
+            f"output: {output} holds a demo already; overwrite it (--overwrite) or name "
+            "another folder"
+        )
+    for part in _PARTS:
+        shutil.rmtree(output / part, ignore_errors=True)
+
+
+def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list[View]]:
+    """Predict, score and prepare for drawing the cases that the run has not seen."""
+    # The last epoch, since the best one was chosen on these very cases.
+    trained = checkpoint.load(run.last)
+    scores, views = {}, []
+    for case, prediction, _ in predict_cases(trained, run.validation, folder, edges=True):
+        scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
+        views.append(
+            View(
+                case.name,
+                read_image(case)[dataset.modalities.index("flair")].numpy(),
+                read_label(case, dataset.regions)[0].numpy(),
+                prediction.labels,
+                prediction.edges,
+                (1.0, 1.0, 1.0),
+            )
+        )
+    return Evaluation(scores), views

@@ -43,20 +43,20 @@ FLAT = {
 
 
 def tree(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert flat entries to nested ones; entries not listed in :data:`NAMES` stay at the root."""
+    """Convert flat entries to nested ones; entries not listed in :data:`FLAT` stay at the root."""
     # Formerly the edge stream had the main stream's width at each resolution, and a linear head.
-    found: dict[str, Any] = {"network": {"edge_stream": {"head": "linear"}}}
+    nested: dict[str, Any] = {"network": {"edge_stream": {"head": "linear"}}}
     if flat.get("edge_channels") is None:
         filters, levels = flat["filters"], len(flat.get("blocks_down", (1, 2, 2, 4)))
         widths = [filters * min(1 << level, 8) for level in reversed(range(levels))]
         flat = {**flat, "edge_channels": widths}
     for name, value in flat.items():
         *groups, last = FLAT.get(name, name).split(".")
-        inner = found
+        inner = nested
         for group in groups:
             inner = inner.setdefault(group, {})
         inner[last] = value
-    return found
+    return nested
 
 
 def config(data: Mapping[str, Any]) -> dict[str, Any]:

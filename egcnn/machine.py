@@ -90,10 +90,10 @@ def free_memory() -> float:
 
 def versions() -> dict[str, str]:
     """Versions of Python, egcnn and the libraries that affect results, without importing them."""
-    found = {"python": platform.python_version(), "egcnn": egcnn.__version__}
+    numbers = {"python": platform.python_version(), "egcnn": egcnn.__version__}
     for name in ("torch", "monai", "lightning", "nibabel", "numpy"):
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            numbers[name] = "not installed"
+    return numbers

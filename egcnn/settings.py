@@ -31,15 +31,15 @@ class Settings:
 
     def entries(self) -> dict[str, Any]:
         """All values by dotted name, in the order of definition."""
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Settings):
                 inner = value.entries().items()
-                found.update((f"{field.name}.{name}", entry) for name, entry in inner)
+                entries.update((f"{field.name}.{name}", entry) for name, entry in inner)
             else:
-                found[field.name] = value
-        return found
+                entries[field.name] = value
+        return entries
 
     def change(self: S, changes: Mapping[str, Any]) -> S:
         """Return a copy with other values, by dotted name.
@@ -90,14 +90,14 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain data for JSON; the inverse of :meth:`from_dict`."""
-        found: dict[str, Any] = {}
+        data: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Settings):
-                found[field.name] = value.to_dict()
+                data[field.name] = value.to_dict()
             else:
-                found[field.name] = list(value) if isinstance(value, tuple) else value
-        return found
+                data[field.name] = list(value) if isinstance(value, tuple) else value
+        return data
 
     @classmethod
     def from_dict(cls: type[S], data: Mapping[str, Any]) -> S:
@@ -144,13 +144,13 @@ def _hints(cls: type[Settings]) -> dict[str, Any]:
 
 def _leaves(cls: type[Settings]) -> dict[str, Any]:
     """The types of all entries by dotted name."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, hint in _hints(cls).items():
         if isinstance(hint, type) and issubclass(hint, Settings):
-            found.update((f"{name}.{inner}", kind) for inner, kind in _leaves(hint).items())
+            leaves.update((f"{name}.{inner}", kind) for inner, kind in _leaves(hint).items())
         else:
-            found[name] = hint
-    return found
+            leaves[name] = hint
+    return leaves
 
 
 def _find(name: str, names: Sequence[str]) -> str:
@@ -158,11 +158,11 @@ def _find(name: str, names: Sequence[str]) -> str:
     if name in names:
         return name
     parts = name.split(".")
-    found = [full for full in names if _shortens(parts, full.split("."))]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(f"{name}: several entries; expected one of {', '.join(found)}")
+    matches = [full for full in names if _shortens(parts, full.split("."))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise InputError(f"{name}: several entries; expected one of {', '.join(matches)}")
     raise InputError(f"{name}: no such entry; expected one of {', '.join(names)}")
 
 

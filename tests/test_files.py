@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from egcnn.errors import InputError
-from egcnn.files import atomic_write, write_json, write_text
+from egcnn.files import atomic_write, write_csv, write_json, write_text
 
 
 def test_a_text_replaces_another_with_the_users_permissions(tmp_path: Path) -> None:
@@ -20,6 +20,15 @@ def test_a_text_replaces_another_with_the_users_permissions(tmp_path: Path) -> N
     plain.touch()
     assert path.stat().st_mode == plain.stat().st_mode
     assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_rows_by_column(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.csv"
+    write_csv(path, ["b", "a"], ({"a": a, "b": "x, y"} for a in (1, "")))
+    assert path.read_bytes() == b'b,a\n"x, y",1\n"x, y",\n'
+    with pytest.raises(ValueError, match="c"):
+        write_csv(path, ["a"], [{"c": 1}])
+    assert path.read_bytes() == b'b,a\n"x, y",1\n"x, y",\n'
 
 
 def test_until_the_end_the_old_file_stays(tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ def networks(
     shape: Annotated[str, typer.Option(help="Image size in voxels, as D,H,W.")] = "160,192,128",
 ) -> None:
     """Print parameters and multiply-adds of backbones alone, with the edge stream, and larger."""
-    from egcnn.comparison import networks as compute
+    from egcnn.comparison import networks as network_table
 
     size = triple("--shape", shape)
-    for line in compute(modalities, regions, filters, size):
+    for line in network_table(modalities, regions, filters, size):
         print(line)
 
 

@@ -29,10 +29,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments)
     except Exception as error:
-        sentence = _message(error)
-        if sentence is None:
+        message = _message(error)
+        if message is None:
             raise
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -54,8 +54,8 @@ def _message(error: BaseException | None) -> str | None:
 
 def _from_worker(text: str) -> str | None:
     # Errors from a worker process arrive as a traceback in text.
-    found = re.findall(r"^egcnn\.errors\.InputError: (.*)$", text, re.MULTILINE)
-    return found[-1] if found else None
+    messages = re.findall(r"^egcnn\.errors\.InputError: (.*)$", text, re.MULTILINE)
+    return messages[-1] if messages else None
 
 
 def _show_version(value: bool) -> None:

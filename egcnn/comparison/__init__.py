@@ -1,8 +1,8 @@
 """Backbones with and without the edge stream, over several seeds: the paper's Tables 1 and 2."""
 
 from egcnn.comparison.arms import KINDS, Arm, Kind
-from egcnn.comparison.differences import COMPARED, Comparison, Difference, Result
-from egcnn.comparison.runs import EVALUATION, compare
+from egcnn.comparison.differences import Comparison, Difference, Result
+from egcnn.comparison.runs import compare
 from egcnn.comparison.sizes import larger_filters, networks, parameters
 from egcnn.comparison.tables import (
     EDGES_SHOWN,
@@ -15,9 +15,7 @@ from egcnn.comparison.tables import (
 )
 
 __all__ = [
-    "COMPARED",
     "EDGES_SHOWN",
-    "EVALUATION",
     "KINDS",
     "Arm",
     "Comparison",

@@ -9,9 +9,10 @@ from statistics import mean, stdev
 from scipy.stats import t as student
 
 from egcnn.comparison.arms import KINDS, Arm, Kind
+from egcnn.evaluation import MEAN
 
-#: Metrics that are compared, averaged over regions, and the decimals shown.
-COMPARED = {"dice": 4, "surface_dice": 4, "hd95": 2}
+#: Metrics that are compared, averaged over regions.
+COMPARED = ("dice", "surface_dice", "hd95")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Result:
         seed: seed of weights, case order, augmentation and noise.
         parameters: number of the network's parameters.
         step_seconds: median time of a training step.
-        regions: per region, and for their ``"mean"``, the mean of each metric over held-out cases.
+        regions: per region, and for :data:`egcnn.evaluation.MEAN`, the mean of each metric over
+            held-out cases.
     """
 
     arm: Arm
@@ -82,7 +84,7 @@ class Comparison:
             *(((kind, ""), ("none", "")) for kind in simpler[1:]),
             *(((kind, setting), (kind, "")) for kind, setting in variants if setting),
         ]
-        found = []
+        differences = []
         for one, other in pairs:
             if one not in variants or other not in variants:
                 continue
@@ -91,11 +93,9 @@ class Comparison:
                 members = backbones if group == "all" else [group]
                 runs = [pair for b in members for pair in self._pairs(Arm(b, *one), Arm(b, *other))]
                 for metric in COMPARED if runs else ():
-                    values = [
-                        a.regions["mean"][metric] - b.regions["mean"][metric] for a, b in runs
-                    ]
-                    found.append(_difference(group, what, metric, values))
-        return found
+                    values = [a.regions[MEAN][metric] - b.regions[MEAN][metric] for a, b in runs]
+                    differences.append(_difference(group, what, metric, values))
+        return differences
 
     def _pairs(self, arm: Arm, other: Arm) -> list[tuple[Result, Result]]:
         """Pairs of runs of two arms with the same seed."""

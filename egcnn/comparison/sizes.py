@@ -48,9 +48,9 @@ def networks(modalities: int, regions: int, filters: int, shape: tuple[int, int,
             (f"{entry.title}, larger", alone(wrapped, larger)),
         ):
             with torch.device("meta"):
-                found = cost(build_network(network, modalities, regions), (1, modalities, *shape))
+                size = cost(build_network(network, modalities, regions), (1, modalities, *shape))
             lines.append(
-                f"| {title} | {network.backbone.filters} | {found.parameters / 1e6:.2f} M "
-                f"| {found.multiply_adds / 1e9:.0f} G |"
+                f"| {title} | {network.backbone.filters} | {size.parameters / 1e6:.2f} M "
+                f"| {size.multiply_adds / 1e9:.0f} G |"
             )
     return lines

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
@@ -12,12 +10,15 @@ from typing import Any
 
 from rich.table import Table
 
-from egcnn.comparison.differences import COMPARED, Comparison
-from egcnn.files import without_nan, write_json, write_text
+from egcnn.comparison.differences import Comparison
+from egcnn.evaluation import MEAN
+from egcnn.files import without_nan, write_csv, write_json, write_text
 from egcnn.machine import versions
 from egcnn.metrics import EDGE_METRICS, METRICS
 from egcnn.nn.backbones import BACKBONES
 
+# The decimals of the paper's tables; runs differ by less than the cases of an evaluation.
+_DICE_DIGITS = 4
 #: Columns of the edge table: first the edge head's, then those of the segmentation.
 EDGES_SHOWN = {
     **{f"edge_{name}": METRICS[name].title for name in EDGE_METRICS},
@@ -37,19 +38,21 @@ def rows(comparison: Comparison) -> list[dict[str, str]]:
     table = []
     for arm in comparison.arms:
         runs = comparison.of(arm)
-        regions = [region for region in runs[0].regions if region != "mean"]
+        regions = [region for region in runs[0].regions if region != MEAN]
         row = {
             "Architecture": BACKBONES[arm.backbone].title,
             "Edge stream": arm.title,
             "Parameters": f"{runs[0].parameters:,}",
             "s/step": f"{median(run.step_seconds for run in runs):.3f}",
-            "Average Dice": _spread([run.regions["mean"]["dice"] for run in runs], 4),
+            "Average Dice": _spread([run.regions[MEAN]["dice"] for run in runs], _DICE_DIGITS),
         }
         for region in regions:
-            row[f"{region} Dice"] = _spread([run.regions[region]["dice"] for run in runs], 4)
-        for metric in ("surface_dice", "hd95"):
-            values = [run.regions["mean"][metric] for run in runs]
-            row[METRICS[metric].title] = _spread(values, COMPARED[metric])
+            row[f"{region} Dice"] = _spread(
+                [run.regions[region]["dice"] for run in runs], _DICE_DIGITS
+            )
+        for metric, digits in (("surface_dice", _DICE_DIGITS), ("hd95", METRICS["hd95"].digits)):
+            values = [run.regions[MEAN][metric] for run in runs]
+            row[METRICS[metric].title] = _spread(values, digits)
         table.append(row)
     return table
 
@@ -59,7 +62,7 @@ def edge_rows(comparison: Comparison) -> list[dict[str, str]]:
     return [
         {"Architecture": BACKBONES[arm.backbone].title, "Edge stream": arm.title}
         | {
-            title: _spread([run.regions["mean"][metric] for run in comparison.of(arm)], 3)
+            title: _spread([run.regions[MEAN][metric] for run in comparison.of(arm)], 3)
             for metric, title in EDGES_SHOWN.items()
         }
         for arm in comparison.arms
@@ -69,23 +72,22 @@ def edge_rows(comparison: Comparison) -> list[dict[str, str]]:
 def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
     """The paired differences, as text."""
     table = []
-    for found in comparison.differences():
-        digits = max(3, COMPARED[found.metric])
+    for difference in comparison.differences():
+        # A difference is smaller than the scores, and needs one more decimal than they do.
+        digits = METRICS[difference.metric].digits + 1
         interval = (
             "one pair"
-            if found.low is None or found.high is None
-            else f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
+            if difference.low is None or difference.high is None
+            else f"{difference.low:+.{digits}f} to {difference.high:+.{digits}f}"
         )
         table.append(
             {
-                "Architecture": "all"
-                if found.backbone == "all"
-                else BACKBONES[found.backbone].title,
-                "Difference": found.what,
-                "Metric": METRICS[found.metric].title,
-                "Mean": f"{found.mean:+.{digits}f}",
+                "Architecture": _architecture(difference.backbone),
+                "Difference": difference.what,
+                "Metric": METRICS[difference.metric].title,
+                "Mean": f"{difference.mean:+.{digits}f}",
                 "95 % interval": interval,
-                "Pairs": str(found.pairs),
+                "Pairs": str(difference.pairs),
             }
         )
     return table
@@ -122,20 +124,17 @@ def write_comparison(comparison: Comparison, output: str | Path) -> tuple[Path, 
     tables = [table for table in made if table]
     write_text(page := output / "comparison.md", "\n".join(markdown(table) for table in tables))
     metrics = list(next(iter(comparison.results[0].regions.values())))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["arm", "seed", "region", *metrics], lineterminator="\n")
-    writer.writeheader()
-    for result in comparison.results:
-        for region, values in result.regions.items():
-            writer.writerow(
-                {
-                    "arm": result.arm.name,
-                    "seed": result.seed,
-                    "region": region,
-                    **without_nan(values, ""),
-                }
-            )
-    write_text(sheet := output / "comparison.csv", text.getvalue())
+    lines = (
+        {
+            "arm": result.arm.name,
+            "seed": result.seed,
+            "region": region,
+            **without_nan(values, ""),
+        }
+        for result in comparison.results
+        for region, values in result.regions.items()
+    )
+    write_csv(sheet := output / "comparison.csv", ["arm", "seed", "region", *metrics], lines)
     data: dict[str, Any] = {
         "runs": [
             {
@@ -147,7 +146,7 @@ def write_comparison(comparison: Comparison, output: str | Path) -> tuple[Path, 
             }
             for result in comparison.results
         ],
-        "differences": [vars(found) for found in comparison.differences()],
+        "differences": [vars(difference) for difference in comparison.differences()],
         "versions": versions(),
     }
     write_json(plain := output / "comparison.json", data)

@@ -3,7 +3,7 @@
 The anatomy is drawn in normalised coordinates from smooth random fields, so a case looks the same
 at any size. Intensity alone does not separate the regions: tissue contrasts overlap, other
 structures are as bright as the tumour in each modality, and blur, a bias field, noise and a random
-gain per modality are applied.
+gain per modality are applied. The numbers of the anatomy were chosen by eye.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 
-from egcnn.evaluation import Evaluation
+from egcnn.evaluation import MEAN, Evaluation
 from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES, METRICS, VOXEL_METRICS
 from egcnn.terminal import duration
 
@@ -19,7 +19,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     for metric in VOXEL_METRICS:
         table.add_column(METRICS[metric].title, justify="right")
     for region, row in evaluation.summary().items():
-        if region == "mean":
+        if region == MEAN:
             table.add_section()
         table.add_row(region, *(_cell(row[metric], metric) for metric in VOXEL_METRICS))
     return table
@@ -36,7 +36,7 @@ def edge_table(evaluation: Evaluation) -> Table:
     for metric in EDGE_METRICS:
         table.add_column(METRICS[metric].title, justify="right")
     for region, row in evaluation.summary().items():
-        if region == "mean":
+        if region == MEAN:
             table.add_section()
         for source, name in EDGE_SOURCES.items():
             cells = [_cell(row[f"{source}_{metric}"], metric) for metric in EDGE_METRICS]
@@ -67,7 +67,7 @@ def training_table(
     )
     table.add_column("")
     table.add_column("Epoch", justify="right")
-    for name in [*names, "mean"]:
+    for name in [*names, MEAN]:
         table.add_column(name, justify="right")
     best = max(rows, key=lambda row: row["dice"])
     for title, row in (("best", best), ("last", rows[-1])):

@@ -58,18 +58,18 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add, write and print the epoch's row."""
-        found = trainer.callback_metrics
+        logged = trainer.callback_metrics
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         for name in _LOSSES:
             key = "loss_epoch" if name == "loss" else name
-            if key in found:
-                row[name] = float(found[key])
-        row["dice"] = float(found["dice"])
+            if key in logged:
+                row[name] = float(logged[key])
+        row["dice"] = float(logged["dice"])
         for name in self.regions:
-            row[f"dice_{name}"] = float(found[f"dice_{name}"])
+            row[f"dice_{name}"] = float(logged[f"dice_{name}"])
         for source in EDGE_SOURCES:
             keys = [f"{source}_{m}_{name}" for name in self.regions for m in EDGE_METRICS]
-            row.update((key, float(found[key])) for key in keys if key in found)
+            row.update((key, float(logged[key])) for key in keys if key in logged)
         row["lr"] = self.lr
         steps = [after - before for before, after in pairwise(self.steps)]
         row["step_seconds"] = round(median(steps), 4)

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from egcnn.data import BRATS, Case, read_image, read_label, write_volume
-from egcnn.data.case import Dataset
+from egcnn.data import case as case_module
+from egcnn.data.case import Dataset, read_edges
+from egcnn.data.nifti import open_volume
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
@@ -38,6 +40,25 @@ def refused(*words: str) -> pytest.RaisesExc:
         return "\n" not in str(error) and all(word in str(error) for word in words)
 
     return pytest.raises(InputError, check=check)
+
+
+def test_the_images_header_is_read_once_for_its_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = save(tmp_path / "x.nii", varied(2, 3, 5))
+    label = save(tmp_path / "y.nii", np.ones((2, 3, 5), np.uint8))
+    edges = save(tmp_path / "z.nii", np.zeros((2, 3, 5), np.float32))
+    opened = []
+    monkeypatch.setattr(case_module, "open_volume", lambda p: opened.append(p) or open_volume(p))
+    case = Case("x", (image,), label)
+    case.grid[1].flags.writeable = False
+    one, two = read_label(case, CLASSES), read_label(case, CLASSES, edges)
+    read_edges(case, edges, CLASSES)
+    assert opened == [image, label, edges, edges]
+    assert one[0, 0, 0, 0] == 1
+    assert two[0, 0, 0, 0] == 0
+    one.affine[0, 3] += 1
+    np.testing.assert_array_equal(case.grid[1], AFFINE)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
