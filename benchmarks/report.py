@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from egcnn.files import replacing, write_text
+from egcnn.files import atomic_write, write_text
 
 OURS = "egcnn"
 Row = dict[str, Any]
@@ -311,7 +311,7 @@ def picture(data: dict[str, Any], path: Path) -> None:
             axis.set_xlabel("voxels")
         axes[0][0].set_ylabel("time")
         figure.suptitle(heading(data), fontsize=7, color="#666666", x=0.01, ha="left", y=-0.02)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=200, facecolor="white", bbox_inches="tight")
         plt.close(figure)
 
