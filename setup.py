@@ -207,6 +207,20 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
         ninja.build(str(output), "link", objects)
 
 
+def check_complete(module: Path) -> None:
+    """Stop unless every name that the module uses is defined.
+
+    The linker leaves Python's names open and cannot tell a missing kernel from them. Loading the
+    module resolves all of them; without this, the reference would quietly serve instead.
+    """
+    load = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+    run = subprocess.run([sys.executable, "-c", load, str(module)], capture_output=True, text=True)
+    if run.returncode:
+        module.unlink()
+        reason = run.stderr.splitlines()[-1] if run.stderr else f"exit status {run.returncode}"
+        stop(f"the kernels compiled but do not load: {reason}")
+
+
 class NinjaBuild(build_ext):
     """Builds the one extension by ninja, in parallel."""
 
@@ -224,11 +238,12 @@ class NinjaBuild(build_ext):
         write_build_info(folder, compiler, cuda)
         write_ninja(folder, output, compiler, cuda)
         command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder)]
-        with (ROOT / "compile_commands.json").open("w") as file:  # for clangd and its like
+        with (folder.parent / "compile_commands.json").open("w") as file:  # where clangd looks
             subprocess.run([*command, "-t", "compdb", "cxx", "nvcc"], stdout=file, check=True)
         if subprocess.run(command).returncode:
             hint = "; EGCNN_CUDA=0 builds without the CUDA part" if cuda.nvcc else ""
             stop(f"the kernels did not compile; the compiler's message stands above{hint}")
+        check_complete(output)
 
 
 setup(

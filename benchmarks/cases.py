@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.peers import CALLS, PEERS, Peer, mixed_voxels
+from benchmarks.peers import PEERS, Peer, mixed_voxels
 from egcnn import ops
 from egcnn.data import BRATS
 
@@ -105,29 +105,12 @@ class Case:
 
 def peers_of(operator: str, group: str) -> list[Peer]:
     """Who is measured beside us in a group of cases."""
-    peers = PEERS[operator]
-    if group == "cliff":
-        return []
-    if group == "call":
-        return [CALLS[operator]]
-    if group == "sweep":
-        return [p for p in peers if p.name in ("eager reference", "scipy sobel", BEST[operator])]
-    return [peer for peer in peers if not peer.main_only or group == "main"]
+    return [peer for peer in PEERS[operator] if group in peer.groups]
 
 
 def parts_of(group: str) -> tuple[str, ...]:
     """What is measured of a differentiable operator."""
     return ("both",) if group == "sweep" else ("forward", "backward", "both")
-
-
-#: The peer that comes nearest to us at most sizes.
-BEST = {
-    "sobel_edges": "compiled slices",
-    "sobel_magnitude": "compiled slices",
-    "voxel_gate": "compiled sum",
-    "channel_gate": "compiled matmul",
-    "gumbel_consistency": "compiled sparse",
-}
 
 
 @functools.lru_cache(maxsize=4)

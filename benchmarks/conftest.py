@@ -91,7 +91,7 @@ class Suite:
         """Of memory that is not reused, the main cases alone, and neither every peer nor part."""
         if self.memory == "reused":
             return True
-        return case.group == "main" and not peer.main_only and what != "backward"
+        return case.group == "main" and "size" in peer.groups and what != "backward"
 
     def run_of(self, case: Case) -> CaseRun:
         """The case under way; one at a time, since it holds the inputs."""

@@ -70,7 +70,7 @@ step build 120 bash -euc build
 step tests 120 "$python" -m pytest tests/ops -k "cuda and not cuda_on_cpu" -p no:cacheprovider
 step sanitizer-build 40 bash -euc build_sanitized
 step memcheck 50 bash -euc 'sanitize memcheck'
-step racecheck 50 bash -euc 'sanitize racecheck 4'  # every fourth case
+step racecheck 50 bash -euc 'sanitize racecheck 5'  # every fifth case
 step benchmarks $((470 - SECONDS)) "$python" -m benchmarks.gpu \
   --output "$output" --budget $((450 - SECONDS)) --steps "$work/steps"
 

@@ -404,6 +404,16 @@ def call_cross_entropy(logits: Tensor, target: Tensor, *_: object) -> Tensor:
 
 OURS = "egcnn"
 
+# Of those much alike, all but one are measured in the main cases only, and so are slow ones. The
+# eager reference and whoever comes nearest to us at most sizes stand in the sweeps. Beside a call
+# stands a native operator of torch, which computes something else.
+MAIN, SIZES, SWEPT, CALL = (
+    ("main",),
+    ("main", "size", "real"),
+    ("main", "size", "real", "sweep"),
+    ("call",),
+)
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -416,7 +426,7 @@ class Peer:
         autotuned: with ``mode="max-autotune-no-cudagraphs"``, which takes long to compile.
         differentiable: whether autograd goes through it.
         exact: whether it computes the very same, and not only something near it.
-        main_only: left out of all but the main cases, being slow or much like another peer.
+        groups: of cases that it is measured in (see :class:`benchmarks.cases.Case`).
         devices: where it runs.
         package: what it needs beyond torch and SciPy.
     """
@@ -427,7 +437,7 @@ class Peer:
     autotuned: bool = False
     differentiable: bool = True
     exact: bool = True
-    main_only: bool = False
+    groups: tuple[str, ...] = SIZES
     devices: tuple[str, ...] = ("cpu", "cuda")
     package: str = "torch"
 
@@ -442,7 +452,7 @@ class Peer:
 def _array_peer(name: str, package: str, function: Callable[..., Tensor], **options: Any) -> Peer:
     """A peer that works on NumPy's arrays, or on CuPy's."""
     device = "cuda" if package == "cupy" else "cpu"
-    options = {"differentiable": False, "main_only": True, "devices": (device,), **options}
+    options = {"differentiable": False, "groups": MAIN, "devices": (device,), **options}
     return Peer(name, function, package=package, **options)
 
 
@@ -450,55 +460,51 @@ PEERS = {
     operator: [peer for peer in peers if importlib.util.find_spec(peer.package)]
     for operator, peers in {
         "sobel_edges": [
-            Peer("eager reference", reference.sobel_edges),
-            Peer("eager conv3d", edges_conv3d, main_only=True),
-            Peer("MONAI SobelGradients", edges_monai, main_only=True, package="monai"),
-            _array_peer("scipy sobel", "scipy", edges_scipy),
-            _array_peer("cupy sobel", "cupy", edges_cupy, main_only=False),
+            Peer("eager reference", reference.sobel_edges, groups=SWEPT),
+            Peer("eager conv3d", edges_conv3d, groups=MAIN),
+            Peer("MONAI SobelGradients", edges_monai, groups=MAIN, package="monai"),
+            _array_peer("scipy sobel", "scipy", edges_scipy, groups=("main", "sweep")),
+            _array_peer("cupy sobel", "cupy", edges_cupy, groups=SIZES),
             _array_peer("skimage sobel", "skimage", edges_skimage),
             _array_peer("skimage boundaries", "skimage", edges_boundaries, exact=False),
             _array_peer("SimpleITK Sobel", "SimpleITK", edges_itk_sobel, exact=False),
             _array_peer("SimpleITK gradient", "SimpleITK", edges_itk_gradient, exact=False),
             _array_peer("SimpleITK contour", "SimpleITK", edges_itk_contour, exact=False),
-            Peer("compiled slices", edges_slices, compiled=True),
-            Peer("compiled gather", edges_gather, compiled=True, main_only=True),
+            Peer("compiled slices", edges_slices, compiled=True, groups=SWEPT),
+            Peer("compiled gather", edges_gather, compiled=True, groups=MAIN),
+            Peer("torch avg_pool3d", call_pool, differentiable=False, exact=False, groups=CALL),
         ],
         "sobel_magnitude": [
-            Peer("eager reference", reference.sobel_magnitude),
-            Peer("eager conv3d", magnitude_conv3d, main_only=True),
-            Peer("MONAI SobelGradients", magnitude_monai, main_only=True, package="monai"),
-            _array_peer("scipy sobel", "scipy", magnitude_scipy),
-            _array_peer("cupy sobel", "cupy", magnitude_cupy, main_only=False),
+            Peer("eager reference", reference.sobel_magnitude, groups=SWEPT),
+            Peer("eager conv3d", magnitude_conv3d, groups=MAIN),
+            Peer("MONAI SobelGradients", magnitude_monai, groups=MAIN, package="monai"),
+            _array_peer("scipy sobel", "scipy", magnitude_scipy, groups=("main", "sweep")),
+            _array_peer("cupy sobel", "cupy", magnitude_cupy, groups=SIZES),
             _array_peer("skimage sobel", "skimage", magnitude_skimage),
-            Peer("compiled slices", magnitude_slices, compiled=True),
-            Peer("compiled reference", reference.sobel_magnitude, compiled=True, main_only=True),
+            Peer("compiled slices", magnitude_slices, compiled=True, groups=SWEPT),
+            Peer("compiled reference", reference.sobel_magnitude, compiled=True, groups=MAIN),
+            Peer("torch avg_pool3d", call_pool, exact=False, groups=CALL),
         ],
         "voxel_gate": [
-            Peer("eager reference", reference.edge_gate),
-            Peer("eager conv3d", gate_conv3d, main_only=True),
-            Peer("compiled sum", gate_sum, compiled=True),
+            Peer("eager reference", reference.edge_gate, groups=SWEPT),
+            Peer("eager conv3d", gate_conv3d, groups=MAIN),
+            Peer("compiled sum", gate_sum, compiled=True, groups=SWEPT),
+            Peer("torch conv3d", call_conv3d, exact=False, groups=CALL),
         ],
         "channel_gate": [
-            Peer("eager reference", reference.edge_gate),
-            Peer("eager conv3d", gate_conv3d, main_only=True),
-            Peer("compiled matmul", gate_matmul, compiled=True),
+            Peer("eager reference", reference.edge_gate, groups=SWEPT),
+            Peer("eager conv3d", gate_conv3d, groups=MAIN),
+            Peer("compiled matmul", gate_matmul, compiled=True, groups=SWEPT),
             Peer("compiled conv3d", gate_conv3d, compiled=True),
             Peer("autotuned matmul", gate_matmul, compiled=True, autotuned=True),
+            Peer("torch conv3d", call_conv3d, exact=False, groups=CALL),
         ],
         "gumbel_consistency": [
-            Peer("eager reference", reference.gumbel_consistency, main_only=True),
+            Peer("eager reference", reference.gumbel_consistency, groups=("main", "sweep")),
             Peer("eager sparse", consistency_sparse),
-            Peer("compiled reference", reference.gumbel_consistency, compiled=True, main_only=True),
-            Peer("compiled sparse", consistency_sparse, compiled=True),
+            Peer("compiled reference", reference.gumbel_consistency, compiled=True, groups=MAIN),
+            Peer("compiled sparse", consistency_sparse, compiled=True, groups=SWEPT),
+            Peer("torch cross_entropy", call_cross_entropy, exact=False, groups=CALL),
         ],
     }.items()
-}
-
-#: Native operators of torch beside which the time of a call of ours stands.
-CALLS = {
-    "sobel_edges": Peer("torch avg_pool3d", call_pool, differentiable=False, exact=False),
-    "sobel_magnitude": Peer("torch avg_pool3d", call_pool, exact=False),
-    "voxel_gate": Peer("torch conv3d", call_conv3d, exact=False),
-    "channel_gate": Peer("torch conv3d", call_conv3d, exact=False),
-    "gumbel_consistency": Peer("torch cross_entropy", call_cross_entropy, exact=False),
 }

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, Dataset, read_edges, read_label
-from egcnn.data.nifti import SUFFIXES, stem
+from egcnn.data.nifti import stem, volumes
 from egcnn.errors import InputError
 from egcnn.files import without_nan, write_csv, write_json
 from egcnn.inference import EDGES, predict_cases
@@ -77,7 +77,7 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
     labelled = {case.name: case for case in dataset.cases if case.label is not None}
     if not labelled:
         raise InputError(f"{dataset.root}: no case has a label; expected cases to compare with")
-    files = {stem(path): path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES)}
+    files = {stem(path): path for path in volumes(folder)}
     edges = {
         name: files.pop(name)
         for name in list(files)

@@ -243,10 +243,32 @@ def predict_cases(
 
     Yields:
         the case, its prediction and the path of its label map.
+
+    Raises:
+        InputError: a prediction would be written over a file of a case; before any is made.
     """
+    cases = list(cases)
+    inputs = {_place(file) for case in cases for file in (*case.images, case.label) if file}
+    for case in cases:
+        for path in _output_paths(folder, case.name):
+            if _place(path) in inputs:
+                raise InputError(
+                    f"{path}: is an input, and the prediction of {case.name} would replace it; "
+                    "expected another output folder"
+                )
     for case in cases:
         prediction = predict_case(trained, case, overlap=overlap, precision=precision)
         yield case, prediction, write_prediction(prediction, folder, case.name, edges=edges)
+
+
+def _place(path: Path) -> Path:
+    """The folder's entry that would be replaced; of a symbolic link, the link itself."""
+    return path.parent.resolve() / path.name
+
+
+def _output_paths(folder: str | Path, name: str) -> tuple[Path, Path]:
+    """Of the label map and of the edge probabilities."""
+    return Path(folder) / f"{name}.nii.gz", Path(folder) / f"{name}{EDGES}.nii.gz"
 
 
 def write_prediction(
@@ -264,16 +286,15 @@ def write_prediction(
     Returns:
         the label map's path.
     """
-    path = Path(folder) / f"{name}.nii.gz"
+    path, edges_path = _output_paths(folder, name)
     write_volume(prediction.labels, prediction.affine, path, prediction.header)
-    edge_path = path.with_name(f"{name}{EDGES}.nii.gz")
     if edges and prediction.edges is not None:
         volumes = prediction.edges
         channels = volumes[0] if len(volumes) == 1 else np.moveaxis(volumes, 0, 3)
-        write_volume(channels, prediction.affine, edge_path, prediction.header)
+        write_volume(channels, prediction.affine, edges_path, prediction.header)
     else:
         # An earlier prediction's edges would be mistaken for this one's.
-        edge_path.unlink(missing_ok=True)
+        edges_path.unlink(missing_ok=True)
     return path
 
 

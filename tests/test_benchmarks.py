@@ -19,18 +19,20 @@ from egcnn.ops import reference
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS.parent))
 
-from benchmarks import report  # noqa: E402
+from benchmarks import cases, report  # noqa: E402
 from benchmarks.cases import phantom  # noqa: E402
 from benchmarks.peers import PEERS, Peer  # noqa: E402
 
 REGIONS = [(1, 2, 4), (1, 4), (4,)]
 SHAPES = [(2, 3, 5, 7, 6), (1, 1, 1, 4, 9), (1, 2, 1, 1, 1)]
+#: All but those that stand beside a call and compute something else.
+MAIN = {operator: cases.peers_of(operator, "main") for operator in PEERS}
 FORMATS = [torch.contiguous_format, torch.channels_last_3d]
 
 
 def peers_of(operator: str, exact: bool = True) -> Any:
     """Each function once: whether it is also to be compiled makes no difference here."""
-    functions = {peer.function: peer for peer in PEERS[operator] if peer.exact == exact}
+    functions = {peer.function: peer for peer in MAIN[operator] if peer.exact == exact}
     return pytest.mark.parametrize("peer", functions.values(), ids=lambda peer: peer.name)
 
 
@@ -75,7 +77,7 @@ def test_sobel_magnitude(peer: Peer, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("gates", "peer"),
-    [(1, peer) for peer in PEERS["voxel_gate"]] + [(6, peer) for peer in PEERS["channel_gate"]],
+    [(1, peer) for peer in MAIN["voxel_gate"]] + [(6, peer) for peer in MAIN["channel_gate"]],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_edge_gate(
@@ -167,7 +169,7 @@ def test_gpu_script_without_a_gpu(tmp_path: Path) -> None:
     for row in rows:
         assert {"case", "what", "provider", "ms", "floor_ms", "share", "gb_s"} <= set(row)
         assert len(row["bandwidth_gb_s"]) == 2
-    names = {p.name: p for peers in PEERS.values() for p in peers if "cpu" in p.devices}
+    names = {p.name: p for peers in MAIN.values() for p in peers if "cpu" in p.devices}
     names = {name: peer for name, peer in names.items() if not peer.autotuned}
     for row in rows:
         if row["provider"] in names and names[row["provider"]].exact:

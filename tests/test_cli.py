@@ -191,6 +191,24 @@ def test_every_kind_of_input(brats: Path, model: Path, tmp_path: Path) -> None:
         )
 
 
+def test_predict_never_replaces_its_inputs(
+    brats: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scans, of today"
+    folder.mkdir()
+    volumes = [nib.load(path) for path in open_dataset(brats).cases[0].images]
+    stacked = np.stack([np.asarray(volume.dataobj) for volume in volumes], -1)
+    for name in ("a", "b"):
+        write_volume(stacked, volumes[0].affine, folder / f"{name}.nii.gz")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert run("predict", model, folder, "-o", folder) == 1
+    assert "a.nii.gz: is an input" in capfd.readouterr().err
+    assert run("predict", model, folder / "a.nii.gz", "-o", tmp_path / "one") == 0
+    assert run("predict", model, folder, "-o", tmp_path / "all") == 0
+    assert sorted(os.listdir(tmp_path / "all")) == ["a.nii.gz", "b.nii.gz"]
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
     """Arguments, and text that the line on stderr must contain."""
     case = open_dataset(brats).cases[0]

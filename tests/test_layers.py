@@ -1,8 +1,10 @@
-"""Import rules: a module imports only from its own package or from lower layers."""
+"""Import rules of egcnn and include rules of csrc: each part uses only those listed for it."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,20 @@ MODULES = {
         ".__init__"
     ): path
     for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+CSRC = PACKAGE.parent / "csrc"
+SOURCES = sorted(path for path in CSRC.rglob("*.*") if path.is_file())
+#: What each part of csrc may include besides itself. An operator's folder in cpu knows no other's.
+INCLUDES = {
+    "operators.inc": (),
+    "math": (),
+    "ops.h": ("operators.inc", "math"),
+    "cpu/simd": ("math",),
+    "cpu/OPERATOR": ("cpu/simd", "math", "ops.h"),
+    "cpu": ("operators.inc", "ops.h"),
+    "cuda": ("operators.inc", "math", "ops.h"),
+    "bindings.cpp": ("operators.inc", "ops.h", "pybind11"),
 }
 
 
@@ -81,6 +97,38 @@ def test_a_package_has_no_cycle() -> None:
             del waiting[name]
 
 
+def source_part(path: Path) -> str:
+    """The part of csrc that a source belongs to, such as ``"cpu/sobel"`` or ``"ops.h"``."""
+    *folders, name = path.relative_to(CSRC).parts
+    return "/".join(folders) or name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CSRC)))
+def test_includes_come_from_where_they_may(path: Path) -> None:
+    own = source_part(path)
+    allowed = INCLUDES.get(own, INCLUDES["cpu/OPERATOR"])
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE):
+        other = (path.parent / name).resolve()
+        if other.exists():  # all but build_info.h, which setup.py writes
+            assert source_part(other) in (own, *allowed), name
+    for package in re.findall(r"^#include <(pybind11|torch|ATen|c10)\b", text, re.MULTILINE):
+        assert package in allowed, package
+
+
+def test_types_of_the_cpu_have_names_of_their_own() -> None:
+    """All operators share a namespace: of two types of one name, the linker keeps one silently."""
+    found = defaultdict(set)
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"^namespace \{$.*?^\}  // namespace$", "", text, flags=re.S | re.M)
+        for name in re.findall(r"^(?:template <.*> )?(?:struct|class) (\w+)[^;]*?\{", text, re.M):
+            if source_part(path).startswith("cpu/"):
+                found[name].add(path.relative_to(CSRC))
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
 def test_no_file_is_longer_than_a_sitting() -> None:
-    long = {m: n for m, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 400}
+    files = [*MODULES.values(), *SOURCES]
+    long = {path for path in files if len(path.read_text(encoding="utf-8").splitlines()) > 400}
     assert not long

@@ -110,6 +110,29 @@ def test_a_build_that_cannot_succeed_says_why(
     assert "Traceback" not in result.stderr
 
 
+def test_a_kernel_that_is_declared_and_not_defined_fails_the_build(tmp_path: Path) -> None:
+    module = tmp_path / "module.cpp"
+    module.write_text("void blur_launch(); void call() { blur_launch(); }")
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        f"""#!/bin/sh
+        for output; do :; done
+        case " $* " in
+          *" --version "*) echo 1.0 ;;
+          *" -shared "*) exec {CXX} -shared -fPIC {module} -o "$output" ;;
+          *) : > "$output" ;;
+        esac
+        """
+    )
+    compiler.chmod(0o755)
+    command = ["build_ext", "-t", str(tmp_path / "objects"), "-b", str(tmp_path)]
+    result = build(command, tmp_path, CXX=str(compiler))
+    assert result.returncode == 1
+    assert "egcnn: the kernels compiled but do not load: OSError: " in result.stderr
+    assert "undefined symbol: _Z11blur_launchv" in result.stderr
+    assert not list(tmp_path.rglob("_C*"))
+
+
 @without_nvcc
 @pytest.mark.parametrize(
     ("version", "sentence"),

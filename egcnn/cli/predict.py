@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,20 +73,19 @@ def predict(
 
 def _input_cases(inputs: list[str], trained: Trained, split: str, checkpoint: Path) -> list[Case]:
     from egcnn.data.case import Case
-    from egcnn.data.nifti import stem
+    from egcnn.data.nifti import common_name
 
     if split not in ("all", "train", "validation"):
         raise InputError(f"--split: {split!r}; expected all, train or validation")
     cases: list[Case] = []
     for text in inputs:
-        files = [Path(part.strip()) for part in text.split(",") if part.strip()]
+        # A name may hold a comma itself.
+        parts = [text] if Path(text).exists() else text.split(",")
+        files = [Path(part.strip()) for part in parts if part.strip()]
         if len(files) == 1 and files[0].is_dir():
-            cases.extend(_folder_cases(files[0], split, checkpoint))
+            cases.extend(_folder_cases(files[0], split, checkpoint, len(trained.modalities)))
         elif files:
-            stems = [stem(file) for file in files]
-            # The common prefix of characters, not path components: CASE_t1 and CASE_t2 give CASE.
-            name = os.path.commonprefix(stems).rstrip("_-. ") or stems[0]  # noqa: RUF071
-            cases.append(Case(name, tuple(files)))
+            cases.append(Case(common_name(files), tuple(files)))
     seen: set[str] = set()
     for case in cases:
         if case.name in seen:
@@ -104,10 +102,10 @@ def _input_cases(inputs: list[str], trained: Trained, split: str, checkpoint: Pa
     return cases
 
 
-def _folder_cases(folder: Path, split: str, checkpoint: Path) -> list[Case]:
+def _folder_cases(folder: Path, split: str, checkpoint: Path, modalities: int) -> list[Case]:
     from egcnn.data import read_cases
 
-    cases = list(read_cases(folder))
+    cases = list(read_cases(folder, modalities))
     if split == "all":
         return cases
     from egcnn.training import CONFIG, read_config

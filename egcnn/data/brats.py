@@ -27,12 +27,10 @@ def find_brats(root: Path) -> Dataset:
         InputError: there is no case, a case lacks a modality, or two cases have the same name.
     """
     folders: dict[str, Path] = {}
-    for folder in _case_folders(root):
-        if folder.name in folders:
-            raise InputError(
-                f"{folder}: same name as {folders[folder.name]}; expected every name once"
-            )
-        folders[folder.name] = folder
+    for folder, name in _case_folders(root):
+        if name in folders:
+            raise InputError(f"{folder}: same name as {folders[name]}; expected every name once")
+        folders[name] = folder
     if not folders:
         raise InputError(
             f"{root}: no BraTS case; expected folders CASE with CASE_t1.nii.gz, CASE_t1ce.nii.gz, "
@@ -53,39 +51,49 @@ def brats_case(folder: Path) -> Case:
     Raises:
         InputError: a modality is missing.
     """
+    name = _prefix(folder) or folder.name
     images = []
     for modality in MODALITIES:
-        path = _file(folder, modality)
+        path = _file(folder, name, modality)
         if path is None:
             raise InputError(
-                f"{folder}: modality {modality} is missing; "
-                f"expected {folder.name}_{modality}.nii.gz or .nii"
+                f"{folder}: modality {modality} is missing; expected {name}_{modality}.nii.gz or "
+                ".nii"
             )
         images.append(path)
-    return Case(folder.name, tuple(images), _file(folder, "seg"))
+    return Case(name, tuple(images), _file(folder, name, "seg"))
 
 
 def _single_case(folder: Path) -> Case | None:
-    folder = folder.resolve()
-    return brats_case(folder) if any(folder.glob(f"{folder.name}_*.nii*")) else None
+    return brats_case(folder) if _prefix(folder) else None
 
 
-def _case_folders(root: Path) -> list[Path]:
+def _case_folders(root: Path) -> list[tuple[Path, str]]:
+    """Folders of cases with the prefix of their files."""
     parents = [root, *(root / grade for grade in _GRADES)]
     return [
-        folder
+        (folder, name)
         for parent in parents
         if parent.is_dir()
         for folder in sorted(parent.iterdir())
-        if folder.is_dir() and any(_file(folder, modality) for modality in MODALITIES)
+        if folder.is_dir() and (name := _prefix(folder))
     ]
 
 
-def _file(folder: Path, part: str) -> Path | None:
+def _prefix(folder: Path) -> str | None:
+    """The name that files of a case begin with: the folder's, or that of what a link points to."""
+    for name in (folder.absolute().name, folder.resolve().name):
+        if any(_file(folder, name, modality) for modality in MODALITIES):
+            return name
+    return None
+
+
+def _file(folder: Path, name: str, part: str) -> Path | None:
     for suffix in SUFFIXES:
-        path = folder / f"{folder.name}_{part}{suffix}"
-        if path.is_file():
-            return path
+        for ending in (suffix, suffix.upper()):
+            path = folder / f"{name}_{part}{ending}"
+            if path.is_file():
+                return path
     return None
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from egcnn.data.case import Case, Dataset, Layout
-from egcnn.data.nifti import stem
+from egcnn.data.nifti import common_name, stem
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
@@ -37,10 +39,12 @@ def find_decathlon(root: Path) -> Dataset:
         raise InputError(f"{path}: holds a {type(described).__name__}; expected an object")
 
     cases: dict[str, Case] = {}
-    for case in [
-        *(_training_case(path, entry) for entry in _list(path, described, "training")),
-        *(_test_case(path, entry) for entry in _list(path, described, "test")),
-    ]:
+    for case in _named_apart(
+        [
+            *(_training_case(path, entry) for entry in _list(path, described, "training")),
+            *(_test_case(path, entry) for entry in _list(path, described, "test")),
+        ]
+    ):
         if case.name in cases:
             raise InputError(f"{path}: lists the case {case.name} twice; expected each once")
         cases[case.name] = case
@@ -49,6 +53,19 @@ def find_decathlon(root: Path) -> Dataset:
     _check_files(path, list(cases.values()))
     modalities, regions = _modalities(path, described), _regions(path, described)
     return Dataset("decathlon", root, tuple(cases.values()), modalities, regions)
+
+
+def _named_apart(cases: list[Case]) -> list[Case]:
+    """The cases, those of one name renamed after their folders if these tell them apart.
+
+    ``case_1/imaging.nii.gz`` and ``case_2/imaging.nii.gz`` are ``case_1`` and ``case_2``.
+    """
+    count = Counter(case.name for case in cases)
+    renamed = [
+        case if count[case.name] == 1 else replace(case, name=case.images[0].parent.name)
+        for case in cases
+    ]
+    return renamed if len({case.name for case in renamed}) == len(cases) else cases
 
 
 def _list(path: Path, described: dict[str, Any], key: str) -> list[Any]:
@@ -74,7 +91,7 @@ def _training_case(path: Path, entry: Any) -> Case:
 
 def _test_case(path: Path, entry: Any) -> Case:
     images = _images(path, entry.get("image") if isinstance(entry, dict) else entry)
-    return Case(stem(images[0]), images)
+    return Case(common_name(images), images)
 
 
 def _images(path: Path, entry: Any) -> tuple[Path, ...]:

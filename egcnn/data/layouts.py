@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from egcnn.data import brats, decathlon
 from egcnn.data.case import Case, Dataset, Layout
+from egcnn.data.nifti import stem, volumes
 from egcnn.errors import InputError
 
 #: All layouts by name, in the order in which they are tried.
@@ -30,8 +32,13 @@ def open_dataset(root: Path) -> Dataset:
     raise InputError(f"{root}: no known dataset; looked for {looked_for}")
 
 
-def read_cases(folder: Path) -> tuple[Case, ...]:
-    """The cases of a folder, which may be one case or a dataset.
+def read_cases(folder: Path, modalities: int = 1) -> tuple[Case, ...]:
+    """The cases of a folder, which may be one case, a dataset, or a folder of scans.
+
+    Args:
+        folder: without a known layout, each of its NIfTI files is a case; where there is a file
+            per modality, named ``CASE_0000.nii.gz`` and so on as nnU-Net does, each ``CASE`` is.
+        modalities: number of files of a case that has one per modality.
 
     Raises:
         InputError: as :func:`open_dataset`.
@@ -39,7 +46,20 @@ def read_cases(folder: Path) -> tuple[Case, ...]:
     for layout in LAYOUTS.values():
         if (case := layout.read_case(folder)) is not None:
             return (case,)
+    known = any(layout.matches(folder) for layout in LAYOUTS.values())
+    if not known and folder.is_dir() and (files := volumes(folder)):
+        return _scans(files, modalities)
     return open_dataset(folder).cases
+
+
+def _scans(files: list[Path], modalities: int) -> tuple[Case, ...]:
+    """Cases of a folder of scans; a file per case, or per modality as nnU-Net names them."""
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault(re.sub(r"_\d{4}$", "", stem(file)), []).append(file)
+    if any(len(group) != modalities for group in groups.values()):
+        groups = {stem(file): [file] for file in files}
+    return tuple(Case(name, tuple(group)) for name, group in groups.items())
 
 
 def split(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import zlib
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -47,11 +50,29 @@ Grid: TypeAlias = tuple[tuple[int, int, int], NDArray[np.float64]]
 
 
 def stem(path: Path) -> str:
-    """The file's name without ``.nii`` or ``.nii.gz``."""
+    """The file's name without ``.nii`` or ``.nii.gz``, in upper or lower case."""
     for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
+        if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name
+
+
+def common_name(files: Sequence[Path]) -> str:
+    """The words with which all names begin: ``CASE_0000`` and ``CASE_0001`` give ``CASE``."""
+    words = [re.findall(r"[_\-. ]+|[^_\-. ]+", stem(file)) for file in files]
+    columns = zip(*words, strict=False)
+    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    return "".join(shared).rstrip("_-. ") or stem(files[0])
+
+
+def is_volume(path: Path) -> bool:
+    """Whether a path is a NIfTI file by its name; hidden files (``._x.nii`` of macOS) are not."""
+    return path.name.lower().endswith(SUFFIXES) and path.name[0] != "." and path.is_file()
+
+
+def volumes(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder, sorted by name."""
+    return sorted(path for path in folder.iterdir() if is_volume(path))
 
 
 def open_volume(path: Path) -> nib.Nifti1Image:
@@ -101,7 +122,7 @@ def read_array(path: Path, image: nib.Nifti1Image) -> NDArray[Any]:
         InputError: the file is truncated or damaged, or its voxels are not real numbers.
     """
     try:
-        if path.name.endswith(".gz"):
+        if _is_compressed(path):
             # Corrupted data may still decompress. Only the checksum at the end shows it, and
             # nibabel stops reading before it.
             stored = image.dataobj
@@ -125,13 +146,17 @@ def read_array(path: Path, image: nib.Nifti1Image) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def _is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
 def _read_header(path: Path) -> Header:
     """The header alone, unchecked.
 
     Raises:
         Exception: of many types, where the file is damaged or no NIfTI.
     """
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
+    with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
         block = stream.read(Nifti2Header.sizeof_hdr)
     second = Nifti2Header.sizeof_hdr in (
         int.from_bytes(block[:4], "little"),
@@ -162,7 +187,7 @@ def _check_claims(path: Path, header: Header) -> None:
         )
     voxels = math.prod(shape)
     claimed = voxels * header.get_data_dtype().itemsize
-    stored = path.stat().st_size * (_LARGEST_RATIO if path.name.endswith(".gz") else 1)
+    stored = path.stat().st_size * (_LARGEST_RATIO if _is_compressed(path) else 1)
     if offset + claimed > stored:
         raise InputError(
             f"{path}: truncated: shape {shape} takes {claimed} bytes; expected no more than the "

@@ -103,8 +103,8 @@ def bridge(tensor: Tensor) -> tuple[int, int, int, int, int]:
 def launch(name: str, **arguments: Any) -> None:
     """Run kernel ``name`` on the device of its tensors, with scratch memory from torch's allocator.
 
-    The arguments are those of ``csrc/bindings.cpp``, tensors as they are: volumes are made dense
-    and all are kept alive until the kernel is launched.
+    The arguments are those of ``csrc/bindings.cpp``, tensors as they are: each volume is made dense
+    in its own memory format, and all are kept alive until the kernel is launched.
     """
     tensors = {
         key: dense(value) if value.dim() == 5 else value.contiguous()

@@ -1,4 +1,4 @@
-"""The three operators in plain PyTorch: the specification of the kernels.
+"""The operators in plain PyTorch: the specification of the kernels.
 
 Short, readable, differentiable by autograd, with the kernels' own noise. Arguments are taken as
 checked by the public functions. 16-bit inputs are computed in float32 and rounded once at the end,

@@ -4,13 +4,17 @@
 // that depends on the order or on the workspace, or that no thread writes, does not. With nvcc,
 // benchmarks/gpu.sh compiles the same program for compute-sanitizer on a GPU.
 //
-//   kernels_main [EVERY]    runs only every EVERY-th case, for slow tools such as race detectors
+//   kernels_main [EVERY]    runs only every EVERY-th case of each operator, from its first on, for
+//                           slow tools such as race detectors; an odd number meets all options,
+//                           which come by twos
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,7 +35,7 @@ constexpr DType kIntegers[] = {DType::u8, DType::i8, DType::i16, DType::i32, DTy
 constexpr const char* kNames[] = {"f64", "f32", "f16", "bf16", "u8", "i8", "i16", "i32", "i64"};
 constexpr size_t kBytes[] = {8, 4, 2, 2, 1, 1, 2, 4, 8};
 
-int cases = 0, every = 1, failures = 0;
+int cases = 0, ran = 0, every = 1, failures = 0;
 
 // Pseudo-random; options are drawn from it, so that all combinations occur.
 unsigned draw() {
@@ -168,11 +172,20 @@ struct Variant {
 constexpr Variant kVariants[] = {
     {"forward", 0, 0, 0xA5}, {"reverse", 1, 0, 0x5A}, {"shuffled", 2, 1, 0xFF}};
 
-bool selected() { return cases++ % every == 0; }
+bool selected(const char* name) {
+  static std::map<std::string, int> counts;
+  ++cases;
+  if (counts[name]++ % every != 0) return false;
+  ++ran;
+  return true;
+}
+
+std::set<const void*> launched;  // kernels
 
 template <class Params>
 void run(const std::string& what, const Kernel<Params>& kernel, Params params,
          const std::vector<const Buffer*>& outputs) {
+  launched.insert(&kernel);
   std::vector<std::string> first;
   for (const Variant& variant : kVariants) {
     params.resources = {nullptr, 1, 0, nullptr};
@@ -220,7 +233,7 @@ void sobel_edges(DType dtype, Size size) {
   for (const bool from_labels : {false, true}) {
     if (from_labels && is_float) continue;
     for (const double threshold : {0.0, 0.5}) {
-      if (!selected()) continue;
+      if (!selected("sobel_edges")) continue;
       const Size labels_size{size.batch, from_labels ? 1 : size.channels, size.depth, size.height,
                              size.width};
       Volume labels(dtype, labels_size), edges(DType::u8, size);
@@ -246,7 +259,7 @@ void sobel_edges(DType dtype, Size size) {
 }
 
 void sobel_magnitude(DType dtype, Size size) {
-  if (!selected()) return;
+  if (!selected("sobel_magnitude")) return;
   Volume x(dtype, size), grad(dtype, size), out(dtype, size);
   x.fill_with_numbers(size);
   grad.fill_with_numbers(size);
@@ -268,7 +281,7 @@ void sobel_magnitude(DType dtype, Size size) {
 void edge_gate(DType dtype, Size size, int64_t main_channels) {
   const int64_t channels = size.channels;
   for (const int64_t gates : {int64_t(1), channels}) {
-    if (!selected()) continue;
+    if (!selected("edge_gate")) continue;
     Size main_size = size;
     main_size.channels = main_channels;
     const DType sums = accumulate(dtype);
@@ -324,7 +337,7 @@ void edge_gate(DType dtype, Size size, int64_t main_channels) {
 void consistency(DType dtype, DType target_dtype, Size size) {
   for (const bool softmax : {true, false}) {
     for (const bool hard : {true, false}) {
-      if (!selected()) continue;
+      if (!selected("consistency")) continue;
       Size target_size = size;
       if (softmax) target_size.channels = 1;
       const DType sums = accumulate(dtype);
@@ -358,6 +371,13 @@ void consistency(DType dtype, DType target_dtype, Size size) {
   }
 }
 
+template <class Params>
+void check_launched(const char* name, const Kernel<Params>& kernel) {
+  if (launched.count(&kernel)) return;
+  std::printf("%s: no case launches it\n", name);
+  ++failures;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -375,6 +395,9 @@ int main(int count, char** arguments) {
     }
     for (const DType dtype : kIntegers) sobel_edges(dtype, size);
   }
-  std::printf("%d cases of %d ran, %d went wrong\n", (cases + every - 1) / every, cases, failures);
+#define EGCNN_OPERATOR(name, Params) check_launched(#name, egcnn::cuda::kernels().name);
+#include "operators.inc"
+#undef EGCNN_OPERATOR
+  std::printf("%d cases of %d ran, %d went wrong\n", ran, cases, failures);
   return failures != 0;
 }

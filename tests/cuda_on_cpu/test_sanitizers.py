@@ -13,7 +13,7 @@ MEMORY, RACES = build.SANITIZERS
 ORDERS = ("forward", "reverse", "shuffled:1")
 SMOOTH = build.HERE / "planted" / "smooth.cu"
 # Run only every n-th case: the sanitizers, ThreadSanitizer above all, are slow.
-EVERY = {MEMORY: 3, RACES: 20}
+EVERY = {MEMORY: 3, RACES: 19}
 
 
 def need(sanitizer: str) -> None:

@@ -53,16 +53,14 @@ def _consistency(device: str) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, z)]
 
 
-CALLS: list[Callable[[str], list[Tensor]]] = [
-    _edges,
-    _magnitude,
-    lambda device: _gate(device, 1),
-    lambda device: _gate(device, 8),
-    _consistency,
-]
-every_call = pytest.mark.parametrize(
-    "call", CALLS, ids=["edges", "magnitude", "voxel gate", "channel gate", "consistency"]
-)
+CALLS: dict[str, Callable[[str], list[Tensor]]] = {
+    "edges": _edges,
+    "magnitude": _magnitude,
+    "voxel gate": lambda device: _gate(device, 1),
+    "channel gate": lambda device: _gate(device, 8),
+    "consistency": _consistency,
+}
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 
 
 @every_call
