@@ -242,7 +242,9 @@ def test_rejections() -> None:
         case_metrics(labels.astype(float), labels, ORGAN, (1, 1, 1))
     with pytest.raises(InputError, match=r"expected an integer label map \(D, H, W\)"):
         case_metrics(labels[0], labels[0], ORGAN, (1, 1, 1))
-    with pytest.raises(InputError, match="three positive numbers"):
+    with pytest.raises(
+        InputError, match=r"spacing: \(1, 0, 1\); expected three positive voxel sizes"
+    ):
         case_metrics(labels, labels, ORGAN, (1, 0, 1))
     with pytest.raises(InputError, match=r"\(B, R, D, H, W\)"):
         dice(torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 3))

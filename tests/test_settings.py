@@ -105,10 +105,10 @@ def test_plain_data_and_back() -> None:
 
 
 def test_constructors_take_settings_or_keywords() -> None:
-    assert Gate.given(None, {}) == Gate()
-    assert Gate.given(None, {"rate": 1.0}) == Gate(rate=1.0)
-    assert Gate.given(Gate("voxel"), {"rate": 1.0}) == Gate("voxel", rate=1.0)
+    assert Gate.resolve(None, {}) == Gate()
+    assert Gate.resolve(None, {"rate": 1.0}) == Gate(rate=1.0)
+    assert Gate.resolve(Gate("voxel"), {"rate": 1.0}) == Gate("voxel", rate=1.0)
     with pytest.raises(InputError, match="colour: no such option; expected some of kind, width"):
-        Gate.given(None, {"colour": "red"})
+        Gate.resolve(None, {"colour": "red"})
     with pytest.raises(InputError, match="kind: 'pixel'; expected one of 'channel', 'voxel'"):
-        Gate.given(None, {"kind": "pixel"})
+        Gate.resolve(None, {"kind": "pixel"})
