@@ -1,6 +1,7 @@
 // Matmuls of small fragments by a warp, on tensor cores where there are any.
 #pragma once
 
+#include "ptx.cuh"
 #include "warp.cuh"
 
 namespace egcnn::cuda {
@@ -38,12 +39,11 @@ __device__ __forceinline__ float to_tf32(float x) { return fmaf(-8192.0f, x, 819
 // One product in TF32. Ignores the bits of a and b that TF32 lacks.
 __device__ __forceinline__ void mma(float& d0, float& d1, float& d2, float& d3, const float (&a)[4],
                                     const float (&b)[2]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
-        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#if __CUDA_ARCH__ >= 800
+  ptx::mma_m16n8k8_tf32(d0, d1, d2, d3,
+                        {__float_as_uint(a[0]), __float_as_uint(a[1]), __float_as_uint(a[2]),
+                         __float_as_uint(a[3])},
+                        {__float_as_uint(b[0]), __float_as_uint(b[1])});
 #else
   const auto read = [](float x) { return __uint_as_float(__float_as_uint(x) & 0xFFFFE000u); };
   mma_by_shuffles(d0, d1, d2, d3, {read(a[0]), read(a[1]), read(a[2]), read(a[3])},
