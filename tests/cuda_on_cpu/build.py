@@ -100,21 +100,23 @@ def _link(name: str, objects: Sequence[Path], *flags: str) -> Path:
 
 
 def build_module(sources: Sequence[Path] | None = None, architecture: int = ARCHITECTURE) -> Path:
-    """A Python module ``_cuda_on_cpu`` like ``egcnn._C``, with kernels from the CUDA sources.
+    """A Python module like ``egcnn._C``, with kernels from the CUDA sources.
 
     Its ``cpu`` and its ``cuda`` are the same CUDA kernels; both take pointers to host memory.
-    ``architecture`` is that of the GPU, such as 75 for sm_75.
+    ``architecture`` is that of the GPU, such as 75 for sm_75. It is part of the module's name,
+    because pybind11 gives a process one module of a name.
     """
     import pybind11
 
+    name = f"_cuda_on_cpu_{architecture}"
     includes = [sysconfig.get_paths()["include"], pybind11.get_include()]
-    flags = [f"-isystem{path}" for path in includes] + ["-DEGCNN_MODULE=_cuda_on_cpu"]
+    flags = [f"-isystem{path}" for path in includes] + [f"-DEGCNN_MODULE={name}"]
     kernels = KERNELS if sources is None else sources
     own = [HERE / "cpu_kernels.cpp", *STAND_IN]
     jobs = [(CSRC / "bindings.cpp", [*FAST, *flags])]
     jobs += [(source, FAST) for source in [*kernels, *own]]
-    name = f"_cuda_on_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
-    return _link(name, _compile(jobs, architecture), "-shared")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return _link(f"{name}{suffix}", _compile(jobs, architecture), "-shared")
 
 
 def build_library(sources: Sequence[Path], architecture: int = ARCHITECTURE) -> Path:

@@ -23,7 +23,9 @@ def need(sanitizer: str) -> None:
 
 
 # The kernels with TF32 tensor cores, and with those for f16 or none.
-@pytest.mark.parametrize("architecture", [build.ARCHITECTURE, 75])
+@pytest.mark.parametrize(
+    "architecture", [build.ARCHITECTURE, pytest.param(75, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("sanitizer", [MEMORY, RACES])
 def test_kernels(sanitizer: str, architecture: int) -> None:
     need(sanitizer)

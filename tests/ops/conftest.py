@@ -18,7 +18,7 @@ from ..cuda_on_cpu.build import ARCHITECTURE, build_module
 def load_cuda_on_cpu(architecture: int) -> ModuleType:
     """The bindings with the CUDA sources behind them, for CPU tensors."""
     path = build_module(architecture=architecture)
-    spec = importlib.util.spec_from_file_location("_cuda_on_cpu", path)
+    spec = importlib.util.spec_from_file_location(path.name.split(".")[0], path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
