@@ -23,7 +23,7 @@ __device__ V warp_sum(V value) {
   for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(kAllLanes, value, lane);
   return value;
 }
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
 __device__ unsigned warp_sum(unsigned value) { return __reduce_add_sync(kAllLanes, value); }
 #endif
 

@@ -13,6 +13,8 @@ template <bool tf32, class T>
 __global__ void __launch_bounds__(kThreads, kChannelBlocks<T>)
     channel_gate_kernel(ChannelGate<T> gate, AnyView<T> out) {
   using Acc = Accumulate<T>;
+  __shared__ __align__(16) Acc shared_weights[kSharedWeights<T>];
+  gate.weights.stage(shared_weights);
   for (uint32_t tile = warp_index(); tile < gate.tiles; tile += warp_count()) {
     const LaneVoxels place = gate.lane_voxels(tile);
     for (int64_t gates = 0; gates < gate.gate_chunks(); ++gates) {

@@ -1,8 +1,5 @@
-// The edge gate with one attention value per channel of e: its 1x1x1 convolutions are matmuls on
-// tensor cores. What the lanes of a warp hold (edge_gate_access.cuh) already has the layout of
-// mma's operand a and of its result: row r of the two tiles of 16 voxels are voxels of lane 4 r +
-// q, and columns q and q + 4 of a, or 2 q and 2 q + 1 of d, are two channels of that lane. The
-// weights in operand b follow the resulting order of the channels.
+// The edge gate with one attention value per channel of e: its 1x1x1 convolutions are matmuls
+// (edge_gate_products.cuh).
 #pragma once
 
 #include "edge_gate_weights.cuh"
@@ -27,43 +24,20 @@ struct ChannelGate : Gate<T, Layout::any> {
   __device__ int64_t chunks() const { return this->e_chunks() + this->m_chunks(); }
 };
 
-// Values that are read or written in one access.
-template <class Acc, int n>
-struct alignas(n * sizeof(Acc) < 16 ? n * sizeof(Acc) : 16) Packet {
-  Acc x[n];
-};
-
-// sums += x times the weights of `fragments`.
-template <bool split_x, bool split_weights, class Acc>
-__device__ __forceinline__ void multiply(const LaneArray<Acc>& x, const Acc* fragments,
-                                         LaneArray<Acc>& sums) {
-  const auto* b = reinterpret_cast<const Packet<Acc, 4>*>(fragments) + lane_index();
-#pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-    for (int u = 0; u < kSteps; ++u) {
-      const Packet<Acc, 4> two = b[(s * kSteps + u) / 2 * 32];
-#pragma unroll
-      for (int v = 0; v < kLaneVoxels; v += 2) {
-        mma_split<split_x, split_weights>(
-            sums[2 * u][v], sums[2 * u + 1][v], sums[2 * u][v + 1], sums[2 * u + 1][v + 1],
-            {x[2 * s][v], x[2 * s][v + 1], x[2 * s + 1][v], x[2 * s + 1][v + 1]},
-            {two.x[u % 2 * 2], two.x[u % 2 * 2 + 1]});
-      }
-    }
-  }
-}
-
 template <bool tf32, class T>
 __device__ __forceinline__ void add_chunk(const LaneValues<T>& x, const Accumulate<T>* fragments,
                                           LaneArray<Accumulate<T>>& sums) {
-  LaneArray<Accumulate<T>> factors;
+  if constexpr (kSumProducts<T> == Products::f16) {
+    multiply_f16(x, fragments, sums);
+  } else {
+    LaneArray<Accumulate<T>> factors;
 #pragma unroll
-  for (int c = 0; c < kLaneChannels; ++c) {
+    for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) factors[c][v] = factor<kSplit<tf32, T>>(x.rows[c][v]);
+      for (int v = 0; v < kLaneVoxels; ++v) factors[c][v] = factor<kSplit<tf32, T>>(x.rows[c][v]);
+    }
+    multiply<kSplit<tf32, T>, kSplitSums<tf32, T>>(factors, fragments, sums);
   }
-  multiply<kSplit<tf32, T>, kSplitSums<tf32, T>>(factors, fragments, sums);
 }
 
 // Chunks are numbered through: first those of e, then those of m.

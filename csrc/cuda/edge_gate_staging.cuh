@@ -69,15 +69,17 @@ __host__ __device__ inline int product_gate(int i) {
   return row % 4 * kLaneChannels + row / 4;
 }
 
-// product += a quarter of the values times the slopes of a block's tiles.
-template <bool split, int tiles, class T, class Acc = Accumulate<T>>
-__device__ __forceinline__ void add_quarter(const Staging<T> (&stagings)[tiles], int quarter,
-                                            Acc* product) {
+// What a lane has of a quarter: for two steps over eight columns, four numbers in the order of d.
+template <class Acc>
+using QuarterSums = Acc[2][4];
+
+// A quarter of the values times the slopes of a block's tiles.
+template <bool split, int tiles, class T>
+__device__ __forceinline__ void sum_quarter_tf32(const Staging<T> (&stagings)[tiles], int quarter,
+                                                 QuarterSums<float>& result) {
   const int row = lane_index() / 4, pair = lane_index() % 4;
   const int a_row = quarter % 2 * 8 + row, b_row = quarter / 2 * 16 + row;
-  // Tensor cores round towards zero. Starting at zero and adding whole sums keeps that error from
-  // growing with the number of tiles. Two sums of each kind keep more products in flight.
-  Acc sums[2][2][4] = {};
+  float sums[2][2][4] = {};  // two of each kind keep more products in flight
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
     const Staging<T>& staging = stagings[tile];
@@ -87,9 +89,9 @@ __device__ __forceinline__ void add_quarter(const Staging<T> (&stagings)[tiles],
           &staging.values[a_row][Staging<T>::column(a_row, 4 * s + pair)]);
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
-        const auto b = *reinterpret_cast<const Packet<Acc, 2>*>(
+        const auto b = *reinterpret_cast<const Packet<float, 2>*>(
             &staging.slopes[b_row + 8 * u][2 * (4 * s + pair)]);
-        Acc* d = sums[s % 2][u];
+        float* d = sums[s % 2][u];
         mma_split<split, split>(
             d[0], d[1], d[2], d[3],
             {factor<split>(a[0]), factor<split>(a[1]), factor<split>(a[2]), factor<split>(a[3])},
@@ -97,12 +99,59 @@ __device__ __forceinline__ void add_quarter(const Staging<T> (&stagings)[tiles],
       }
     }
   }
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) result[u][i] = sums[0][u][i] + sums[1][u][i];
+  }
+}
+
+// The same by multiply-adds: the lane goes through all voxels for its two rows and four columns.
+template <int tiles, class T, class Acc>
+__device__ __forceinline__ void sum_quarter_plain(const Staging<T> (&stagings)[tiles], int quarter,
+                                                  QuarterSums<Acc>& result) {
+  const int a_row = quarter % 2 * 8 + lane_index() / 4;
+  const int b_row = quarter / 2 * 16 + lane_index() % 4 * 2;
+#pragma unroll 1
+  for (int tile = 0; tile < tiles; ++tile) {
+    const Staging<T>& staging = stagings[tile];
+#pragma unroll 4
+    for (int pair = 0; pair < kTile / 2; ++pair) {
+      const auto a = *reinterpret_cast<const Four<T>*>(
+          &staging.values[a_row][Staging<T>::column(a_row, pair)]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const auto b = *reinterpret_cast<const Packet<Acc, 2>*>(
+            &staging.slopes[b_row + i / 2 * 8 + i % 2][2 * pair]);
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+          Acc& sum = result[i / 2][row * 2 + i % 2];
+          sum += widen(a[row]) * b.x[0];
+          sum += widen(a[row + 2]) * b.x[1];
+        }
+      }
+    }
+  }
+}
+
+// product += a quarter of the values times the slopes of a block's tiles. Tensor cores round
+// towards zero; starting at zero and adding whole sums keeps that error from growing with the
+// number of tiles.
+template <bool split, int tiles, class T, class Acc = Accumulate<T>>
+__device__ __forceinline__ void add_quarter(const Staging<T> (&stagings)[tiles], int quarter,
+                                            Acc* product) {
+  QuarterSums<Acc> sums = {};
+  if constexpr (kGradientProducts<T> == Products::tf32) {
+    sum_quarter_tf32<split>(stagings, quarter, sums);
+  } else {
+    sum_quarter_plain(stagings, quarter, sums);
+  }
   auto* to = reinterpret_cast<Packet<Acc, 4>*>(product) + quarter * 64 + lane_index();
 #pragma unroll
   for (int u = 0; u < 2; ++u) {
     Packet<Acc, 4> sum = to[32 * u];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum.x[i] += sums[0][u][i] + sums[1][u][i];
+    for (int i = 0; i < 4; ++i) sum.x[i] += sums[u][i];
     to[32 * u] = sum;
   }
 }

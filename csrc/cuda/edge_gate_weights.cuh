@@ -1,9 +1,9 @@
-// The weights of the edge gate with one attention value per channel, packed in the workspace as the
-// tensor cores' operand b, and how precise products with them are.
+// The weights of the edge gate with one attention value per channel, packed in the workspace as
+// products take them, and how precise these are.
 #pragma once
 
+#include "edge_gate_products.cuh"
 #include "edge_gate_tile.cuh"
-#include "mma.cuh"
 
 namespace egcnn::cuda {
 namespace {
@@ -19,10 +19,10 @@ constexpr bool kSplit = std::is_same_v<T, float> && !tf32;
 template <bool tf32, class T>
 constexpr bool kSplitSums = kSplit<tf32, T> || sizeof(T) == 2;
 
-// Rounds a factor that is not split; 16-bit values are exact in TF32.
+// Rounds a factor that is not split to TF32, in which 16-bit values are exact.
 template <bool split, class T>
 __device__ __forceinline__ Accumulate<T> factor(T x) {
-  if constexpr (std::is_same_v<T, float> && !split) {
+  if constexpr (std::is_same_v<T, float> && !split && kGradientProducts<T> == Products::tf32) {
     return to_tf32(x);
   } else {
     return widen(x);
@@ -40,10 +40,26 @@ void with_tf32(const Params& p, Body&& body) {
 
 // --- Packing ---
 
-// The fragments of a chunk of gates and a chunk of channels: for step s over eight of the summed
-// index and two steps u over eight of the other, four numbers for each lane.
+// The weights of a chunk of gates and a chunk of channels. For tensor cores as fragments: for step
+// s over eight of the summed index and two steps u over eight of the other, four numbers for each
+// lane. Otherwise as a matrix whose rows are the summed index.
 constexpr int kFragments = kChunk * kChunk;
-constexpr int kSteps = 4;
+
+// Where element i is in that matrix.
+struct PackedPlace {
+  int summed, other;
+  __device__ PackedPlace(int i, bool fragments) {
+    const int lane = i / 4 % 32, u = i / 128 % 2 * 2 + i / 2 % 2, s = i / 256 % kSteps;
+    summed = fragments ? lane % 4 * 8 + 2 * s + i % 2 : i / kChunk % kChunk;
+    other = fragments ? lane / 8 * 8 + 2 * u + lane / 4 % 2 : i % kChunk;
+  }
+};
+
+// Weights that a block of the forward pass keeps in shared memory: for multiply-adds, which read
+// them all for each tile, those of one chunk each of gates, of e and of m. (Backward fills shared
+// memory with tiles, and leaves weights to the L1 cache.)
+template <class T>
+constexpr int kSharedWeights = kSumProducts<T> == Products::plain ? kChunk + 2 * kFragments : 1;
 
 // In the workspace: the bias, padded to whole chunks; fragments for the sums; and, for backward,
 // fragments of the transposed weights, for the gradients of e and m.
@@ -66,6 +82,18 @@ struct PackedWeights {
   }
   int64_t count(bool with_transposed) const {
     return gate_chunks() * (kChunk + (with_transposed ? 2 : 1) * chunks() * kFragments);
+  }
+
+  // Reads from shared memory henceforth, if the weights of the sums fit. For all threads of a
+  // block.
+  __device__ void stage(Acc (&shared)[kSharedWeights<T>]) {
+    if constexpr (kSumProducts<T> == Products::plain) {
+      const int64_t count = gate_chunks() * (kChunk + chunks() * kFragments);
+      if (count > kSharedWeights<T>) return;
+      for (int i = threadIdx.x; i < count; i += blockDim.x) shared[i] = data[i];
+      __syncthreads();
+      data = shared;
+    }
   }
 
   __device__ const Acc* bias(int64_t gates) const { return data + gates * kChunk; }
@@ -91,21 +119,31 @@ __global__ void __launch_bounds__(256)
     return;
   }
   i -= packed.gate_chunks() * kChunk;
-  const int lane = i / 4 % 32, u = i / 128 % 2 * 2 + i / 2 % 2, s = i / 256 % kSteps;
-  const int summed = lane % 4 * 8 + 2 * s + i % 2, other = lane / 8 * 8 + 2 * u + lane / 4 % 2;
   int64_t block = i / kFragments;
   const int64_t chunk = block % packed.chunks();
   block /= packed.chunks();
   const bool transposed = block >= packed.gate_chunks();
-  const int64_t row = block % packed.gate_chunks() * kChunk + (transposed ? summed : other);
   const bool of_e = chunk < packed.e_chunks();
   const int64_t channels = of_e ? packed.e_channels : packed.m_channels;
-  const int64_t channel =
-      (of_e ? chunk : chunk - packed.e_chunks()) * kChunk + (transposed ? other : summed);
-  const Acc* weights = of_e ? weight_e : weight_m;
-  const bool inside = row < gates && channel < channels;
-  const Acc weight = inside ? weights[row * channels + channel] : Acc(0);
-  *to = transposed ? factor<kSplit<tf32, T>>(weight) : factor<kSplitSums<tf32, T>>(weight);
+  const int64_t first_gate = block % packed.gate_chunks() * kChunk;
+  const int64_t first_channel = (of_e ? chunk : chunk - packed.e_chunks()) * kChunk;
+  const auto weight = [&](int summed, int other) {
+    const int64_t gate = first_gate + (transposed ? summed : other);
+    const int64_t channel = first_channel + (transposed ? other : summed);
+    const bool inside = gate < gates && channel < channels;
+    return inside ? (of_e ? weight_e : weight_m)[gate * channels + channel] : Acc(0);
+  };
+  const Products products = transposed ? kGradientProducts<T> : kSumProducts<T>;
+  const PackedPlace at(int(i % kFragments), products != Products::plain);
+  if constexpr (kSumProducts<T> == Products::f16) {
+    if (products == Products::f16) {
+      const int pair = at.summed - int(i % 2);
+      *to = __uint_as_float(f16_pair(weight(pair, at.other), weight(pair + 1, at.other), i % 2));
+      return;
+    }
+  }
+  const Acc value = weight(at.summed, at.other);
+  *to = transposed ? factor<kSplit<tf32, T>>(value) : factor<kSplitSums<tf32, T>>(value);
 }
 
 template <class T, bool tf32, class Params>

@@ -22,8 +22,13 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fn
 # One section per static array, so that shared_arrays.ld can gather them.
 FLAGS += ["-fdata-sections", "-Wall", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", f"-I{CSRC}"]
 FAST = ["-O2", "-g0"]
+# The GPU that is simulated, unless a caller asks for another: its tensor cores take TF32.
+ARCHITECTURE = 90
 CHECKED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
-STAND_IN = (HERE / "scheduler.cpp", HERE / "runtime.cpp")
+SCHEDULER = tuple(sorted(HERE.glob("scheduler/*.cpp")))
+STAND_IN = (*SCHEDULER, HERE / "runtime.cpp", HERE / "tensor_core.cpp")
+# Compiled once for all architectures.
+SHARED = {*SCHEDULER, HERE / "cpu_kernels.cpp", CSRC / "bindings.cpp"}
 # The stand-in is not instrumented; it tells the sanitizer what it does. ThreadSanitizer runs over
 # swapcontext, so that both ways of switching stacks are tested.
 SANITIZERS = {
@@ -73,19 +78,20 @@ def _cached(name: str, command: list[str], inputs: Sequence[Path]) -> Path:
     return output
 
 
-def _compile(jobs: Sequence[tuple[Path, list[str]]]) -> list[Path]:
+def _compile(jobs: Sequence[tuple[Path, list[str]]], architecture: int) -> list[Path]:
     def compile_one(job: tuple[Path, list[str]]) -> Path:
         source, flags = job
-        command = [compiler(), *FLAGS, *flags, "-x", "c++", "-c"]
+        gpu = [] if source in SHARED else [f"-DCUDA_ON_CPU_ARCHITECTURE={architecture}"]
+        command = [compiler(), *FLAGS, *gpu, *flags, "-x", "c++", "-c"]
         return _cached(f"{source.stem}.o", command, [source])
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(compile_one, jobs))
 
 
-def build_objects(sources: Sequence[Path]) -> list[Path]:
+def build_objects(sources: Sequence[Path], architecture: int = ARCHITECTURE) -> list[Path]:
     """Object files of the sources."""
-    return _compile([(source, FAST) for source in sources])
+    return _compile([(source, FAST) for source in sources], architecture)
 
 
 def _link(name: str, objects: Sequence[Path], *flags: str) -> Path:
@@ -93,36 +99,42 @@ def _link(name: str, objects: Sequence[Path], *flags: str) -> Path:
     return _cached(name, command, objects)
 
 
-def build_module(sources: Sequence[Path] | None = None) -> Path:
-    """A Python module ``_cuda_on_cpu`` like ``egcnn._C``, with kernels from the CUDA sources.
+def build_module(sources: Sequence[Path] | None = None, architecture: int = ARCHITECTURE) -> Path:
+    """A Python module like ``egcnn._C``, with kernels from the CUDA sources.
 
     Its ``cpu`` and its ``cuda`` are the same CUDA kernels; both take pointers to host memory.
+    ``architecture`` is that of the GPU, such as 75 for sm_75. It is part of the module's name,
+    because pybind11 gives a process one module of a name.
     """
     import pybind11
 
+    name = f"_cuda_on_cpu_{architecture}"
     includes = [sysconfig.get_paths()["include"], pybind11.get_include()]
-    flags = [f"-isystem{path}" for path in includes] + ["-DEGCNN_MODULE=_cuda_on_cpu"]
+    flags = [f"-isystem{path}" for path in includes] + [f"-DEGCNN_MODULE={name}"]
     kernels = KERNELS if sources is None else sources
     own = [HERE / "cpu_kernels.cpp", *STAND_IN]
     jobs = [(CSRC / "bindings.cpp", [*FAST, *flags])]
     jobs += [(source, FAST) for source in [*kernels, *own]]
-    name = f"_cuda_on_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
-    return _link(name, _compile(jobs), "-shared")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return _link(f"{name}{suffix}", _compile(jobs, architecture), "-shared")
 
 
-def build_library(sources: Sequence[Path]) -> Path:
+def build_library(sources: Sequence[Path], architecture: int = ARCHITECTURE) -> Path:
     """A shared library, for ctypes."""
-    return _link(f"{sources[0].stem}.so", build_objects([*sources, *STAND_IN]), "-shared")
+    objects = build_objects([*sources, *STAND_IN], architecture)
+    return _link(f"{sources[0].stem}.so", objects, "-shared")
 
 
-def build_executable(sources: Sequence[Path], sanitizer: str = "") -> Path:
+def build_executable(
+    sources: Sequence[Path], sanitizer: str = "", architecture: int = ARCHITECTURE
+) -> Path:
     """An executable; ``sanitizer`` is one of :data:`SANITIZERS`, or none."""
     if not sanitizer:
-        return _link(sources[0].stem, build_objects([*sources, *STAND_IN]))
+        return _link(sources[0].stem, build_objects([*sources, *STAND_IN], architecture))
     flag = f"-fsanitize={sanitizer}"
     jobs = [(source, [*CHECKED, flag]) for source in sources]
     jobs += [(source, [*FAST, *SANITIZERS[sanitizer]]) for source in STAND_IN]
-    return _link(sources[0].stem, _compile(jobs), flag)
+    return _link(sources[0].stem, _compile(jobs, architecture), flag)
 
 
 @cache

@@ -1,6 +1,6 @@
 // The simulated GPU: three multiprocessors, so that kernels with a block or two for each loop over
 // tiles even at small sizes; otherwise the limits of an H100.
-#include "cuda_on_cpu/runtime.h"
+#include "cuda_runtime.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -82,8 +82,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMaxThreadsPerMultiProcessor:
       *value = kThreadsPerMultiprocessor;
       return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = CUDA_ON_CPU_ARCHITECTURE / 10;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = CUDA_ON_CPU_ARCHITECTURE % 10;
+      return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
       *value = kSharedPerMultiprocessor;
       return cudaSuccess;

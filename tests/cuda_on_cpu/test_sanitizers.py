@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from . import build
 
 MEMORY, RACES = build.SANITIZERS
 ORDERS = ("forward", "reverse", "shuffled:1")
-SMOOTH = build.HERE / "planted" / "smooth.cu"
+SMOOTH, MULTIPLY = (build.HERE / "planted" / name for name in ("smooth.cu", "multiply.cu"))
 # Run only every n-th case: the sanitizers, ThreadSanitizer above all, are slow.
 EVERY = {MEMORY: 3, RACES: 19}
 
@@ -21,27 +22,35 @@ def need(sanitizer: str) -> None:
         pytest.skip(why)
 
 
+# The kernels with TF32 tensor cores, and with those for f16 or none.
+@pytest.mark.parametrize(
+    "architecture", [build.ARCHITECTURE, pytest.param(75, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("sanitizer", [MEMORY, RACES])
-def test_kernels(sanitizer: str) -> None:
+def test_kernels(sanitizer: str, architecture: int) -> None:
     need(sanitizer)
-    program = build.build_executable([build.HERE / "kernels_main.cpp", *build.KERNELS], sanitizer)
+    sources = [build.HERE / "kernels_main.cpp", *build.KERNELS]
+    program = build.build_executable(sources, sanitizer, architecture)
     result = build.run(program, str(EVERY[sanitizer]))
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"^\d+ cases of \d+ ran, 0 went wrong$", result.stdout, re.MULTILINE)
 
 
-def run_smooth(
-    monkeypatch: pytest.MonkeyPatch, sanitizer: str, bug: str, order: str
+def run_planted(
+    monkeypatch: pytest.MonkeyPatch, kernel: Path, sanitizer: str, bug: str, order: str
 ) -> subprocess.CompletedProcess[str]:
     need(sanitizer)
     monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
-    return build.run(build.build_executable([SMOOTH], sanitizer), bug)
+    return build.run(build.build_executable([kernel], sanitizer), bug)
 
 
+@pytest.mark.parametrize("kernel", [SMOOTH, MULTIPLY], ids=lambda path: path.stem)
 @pytest.mark.parametrize("sanitizer", ["", MEMORY, RACES])
 @pytest.mark.parametrize("order", ORDERS)
-def test_clean_kernel_is_clean(monkeypatch: pytest.MonkeyPatch, sanitizer: str, order: str) -> None:
-    result = run_smooth(monkeypatch, sanitizer, "none", order)
+def test_clean_kernel_is_clean(
+    monkeypatch: pytest.MonkeyPatch, kernel: Path, sanitizer: str, order: str
+) -> None:
+    result = run_planted(monkeypatch, kernel, sanitizer, "none", order)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
@@ -64,7 +73,29 @@ def test_clean_kernel_is_clean(monkeypatch: pytest.MonkeyPatch, sanitizer: str, 
 def test_planted_bug_shows(
     monkeypatch: pytest.MonkeyPatch, order: str, bug: str, words: str
 ) -> None:
-    result = run_smooth(monkeypatch, "", bug, order)
+    result = run_planted(monkeypatch, SMOOTH, "", bug, order)
+    assert result.returncode == 1
+    assert re.search(words, result.stdout), result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("bug", "words"),
+    [
+        ("swapped_a", "results differ from the reference"),
+        ("transposed_b", "results differ from the reference"),
+        ("wrong_d", "results differ from the reference"),
+        ("neighbours_a", "results differ from the reference"),
+        ("swapped_halves", "results differ from the reference"),
+        ("unrounded", "results differ from the reference"),
+        ("half_a_warp", "mma.m16n8k8.tf32 in multiply_tf32 .* lane 0, which has left the kernel"),
+        ("another_place", "mma.m16n8k8.tf32 in .*, which waits in mma.m16n8k8.tf32 in multiply_tf"),
+    ],
+)
+def test_planted_fragment_bug_shows(
+    monkeypatch: pytest.MonkeyPatch, order: str, bug: str, words: str
+) -> None:
+    result = run_planted(monkeypatch, MULTIPLY, "", bug, order)
     assert result.returncode == 1
     assert re.search(words, result.stdout), result.stdout + result.stderr
 
@@ -81,7 +112,7 @@ def test_planted_bug_shows(
 def test_planted_bug_is_named(
     monkeypatch: pytest.MonkeyPatch, bug: str, sanitizer: str, words: str
 ) -> None:
-    result = run_smooth(monkeypatch, sanitizer, bug, "forward")
+    result = run_planted(monkeypatch, SMOOTH, sanitizer, bug, "forward")
     assert result.returncode not in (0, 2)
     assert re.search(words, result.stderr), result.stdout + result.stderr
 

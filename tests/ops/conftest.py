@@ -12,18 +12,24 @@ import torch
 
 from egcnn.ops import _backend, _tensors
 
-from ..cuda_on_cpu.build import build_module
+from ..cuda_on_cpu.build import ARCHITECTURE, build_module
 
 
-@pytest.fixture(scope="session")
-def cuda_on_cpu() -> ModuleType:
+def load_cuda_on_cpu(architecture: int) -> ModuleType:
     """The bindings with the CUDA sources behind them, for CPU tensors."""
-    spec = importlib.util.spec_from_file_location("_cuda_on_cpu", build_module())
+    path = build_module(architecture=architecture)
+    spec = importlib.util.spec_from_file_location(path.name.split(".")[0], path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def cuda_on_cpu() -> ModuleType:
+    """The CUDA sources as compiled for the stand-in's usual architecture."""
+    return load_cuda_on_cpu(ARCHITECTURE)
 
 
 @pytest.fixture(params=["cpu", "cuda_on_cpu", "cuda"])

@@ -1,10 +1,10 @@
 // Stands in for CUDA's header of this name where g++ compiles .cu files as C++, so that tests run
 // the kernels on a CPU. It holds what those files use, with CUDA's meaning; see README.md on how to
-// extend it.
+// extend it. CUDA_ON_CPU_ARCHITECTURE, which build.py defines, is the GPU's: 75 for sm_75.
 //
 // It requires of the sources, beyond what CUDA does:
 //   - launches by cudaLaunchKernelEx; dynamic shared memory from cuda_on_cpu::dynamic_shared()
-//     instead of `extern __shared__`; a plain C++ twin of inline PTX and of warp matrix functions;
+//     instead of `extern __shared__`; the functions of cuda_on_cpu/ptx.h instead of inline PTX;
 //   - all threads of a block at the same __syncthreads, on the same line, and all lanes that a mask
 //     names at the same warp operation;
 //   - kernels in anonymous namespaces, with names that end in _kernel, so that their __shared__
@@ -13,7 +13,11 @@
 
 #include <memory>  // before the macros: it uses __noinline__ as the name of a GNU attribute
 
+#define __CUDA_ARCH__ (10 * CUDA_ON_CPU_ARCHITECTURE)
+#define __CUDA_ARCH_LIST__ __CUDA_ARCH__  // what nvcc was asked for
+
 #include "cuda_on_cpu/arithmetic.h"
+#include "cuda_on_cpu/ptx.h"
 #include "cuda_on_cpu/runtime.h"
 #include "cuda_on_cpu/scheduler.h"
 #include "cuda_on_cpu/threads.h"
@@ -29,4 +33,3 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
-#define __CUDA_ARCH_LIST__ 900  // what nvcc was asked for

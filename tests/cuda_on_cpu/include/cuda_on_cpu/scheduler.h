@@ -28,9 +28,14 @@ unsigned block_barrier(bool predicate, const Site& site);
 
 // Waits for all lanes in `mask` to come to the same place with the same mask. A shuffle returns
 // the value of lane `source`; the others combine the values of all lanes.
-enum class Exchange { shuffle, ballot, add, min, max, bit_and, bit_or, bit_xor };
+enum class Exchange { shuffle, ballot, add, min, max, bit_and, bit_or, bit_xor, work };
 uint64_t warp_exchange(Exchange kind, unsigned mask, uint64_t value, unsigned source,
                        const Site& site);
+
+// Waits for all 32 lanes of the warp to come to the same place, then calls `work` once, with what
+// each lane brings: its operands, which also take its results.
+using WarpWork = void (*)(void* const* operands);
+void warp_work(WarpWork work, void* operands, const Site& site);
 
 // The calling thread's place in its warp, 0 to 31.
 unsigned lane();

@@ -39,7 +39,8 @@ inline int __all_sync(unsigned mask, int predicate, CUDA_ON_CPU_SITE("__all_sync
   return __ballot_sync(mask, predicate, site) == mask;
 }
 
-// CUDA has these for unsigned values, and add, min and max for int as well.
+// CUDA has these for unsigned values, and add, min and max for int as well, from sm_80 on.
+#if CUDA_ON_CPU_ARCHITECTURE >= 80
 #define CUDA_ON_CPU_REDUCE(name, kind, type)                                    \
   inline type name(unsigned mask, type value, CUDA_ON_CPU_SITE(#name)) {        \
     return type(cuda_on_cpu::warp_exchange(cuda_on_cpu::Exchange::kind, mask,   \
@@ -55,6 +56,7 @@ CUDA_ON_CPU_REDUCE(__reduce_add_sync, add, int)
 CUDA_ON_CPU_REDUCE(__reduce_min_sync, min, int)
 CUDA_ON_CPU_REDUCE(__reduce_max_sync, max, int)
 #undef CUDA_ON_CPU_REDUCE
+#endif
 
 namespace cuda_on_cpu {
 
