@@ -1,35 +1,14 @@
-// Fast scalar math and the noise of the consistency loss. In float a few units in the last place
-// suffice; correct rounding would cost branches, calls and registers. In double everything is
-// exact.
+// The noise of the consistency loss.
 #pragma once
 
 #include <cfloat>
 
+#include "fast_math.cuh"
 #include "gumbel.cuh"
 #include "launch.cuh"
 
 namespace egcnn::cuda {
 namespace {
-
-#ifdef __CUDA_ARCH__
-// Accurate to 2^-22 of the result or of 1, whichever is larger.
-__device__ __forceinline__ float fast_log2(float x) {
-  float result;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-__device__ __forceinline__ float root(float x) {
-  float result;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-#else
-__device__ __forceinline__ float fast_log2(float x) { return log2f(x); }
-__device__ __forceinline__ float root(float x) { return sqrtf(x); }
-#endif
-__device__ __forceinline__ double root(double x) { return sqrt(x); }
-__device__ __forceinline__ float divide(float a, float b) { return __fdividef(a, b); }
-__device__ __forceinline__ double divide(double a, double b) { return a / b; }
 
 template <class Acc>
 __device__ Acc sigmoid(Acc x) {
