@@ -14,10 +14,8 @@ template <class T, bool kAdjacent>
 constexpr int kAlongX = kAdjacent && sizeof(T) == 2 ? 4 : 2;
 constexpr int kAlongY = 2;
 // Blocks per multiprocessor: as many as leave a thread the registers it needs.
-template <class T, bool kAdjacent>
-constexpr int kBlocks = !kAdjacent       ? 3
-                        : sizeof(T) == 2 ? 4
-                                         : 5;
+template <class T, class Out, bool kAdjacent>
+constexpr int kBlocks = kAdjacent ? (sizeof(T) == 2 ? 4 : 5) : (std::is_same_v<Out, T> ? 4 : 3);
 
 // Writes the first `count` of a row's values.
 template <bool kAdjacent, class Out, int X>
@@ -36,7 +34,7 @@ __device__ __forceinline__ void store(Out* to, const Out (&values)[X], int count
 
 // Writes the magnitude, or as a byte whether its square is above the limit.
 template <class T, class Out, bool kAdjacent>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, kAdjacent>)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, Out, kAdjacent>)
     magnitude_kernel(Tensor x, Tensor out, Columns<kAlongX<T, kAdjacent>, kAlongY> columns,
                      Accumulate<T> limit) {
   constexpr int X = kAlongX<T, kAdjacent>;

@@ -17,16 +17,15 @@ struct Slopes {
 
   using SlopePlane = Plane<Acc, 1, kSlopeRows>;
 
-  // `grad` is the incoming gradient's plane, `height` the number of rows from first_y to the
-  // border.
+  // `grad` is the incoming gradient, `height` the number of rows from first_y to the border.
   template <class T>
   __device__ __forceinline__ Slopes(const SlopePlane& before, const SlopePlane& at,
-                                    const SlopePlane& after, const T* grad,
-                                    const int (&grad_row)[kSlopeRows], int first_y, int height) {
+                                    const SlopePlane& after, const T (&grad)[kSlopeRows],
+                                    int first_y, int height) {
 #pragma unroll
     for (int j = 0; j < kSlopeRows; ++j) {
       const Gradient<Acc> g(before, at, after, j, 0);
-      const Acc slope = widen(grad[grad_row[j]]) * g.slope();
+      const Acc slope = widen(grad[j]) * g.slope();
       z[j] = slope * g.z, y[j] = slope * g.y, x[j] = slope * g.x;
       if (j > 0 && j - 1 == height) z[j] = z[j - 1], y[j] = -y[j - 1], x[j] = x[j - 1];
     }
@@ -69,13 +68,22 @@ __global__ void __launch_bounds__(kThreads, 3)
   // sums over the planes so far, and s + d of the plane before.
   Acc sum_s[kRows] = {}, sum_d[kRows] = {}, before_yz[kRows] = {}, before_x[kRows] = {};
   const int depth = int(size.depth);
+  // What a plane needs is on its way while the one before is worked on.
+  T next_grad[kSlopeRows];
+  const auto load_grad = [&](int z) {
+    const T* plane = grad_from + clamp(z, depth) * grad_plane;
+#pragma unroll
+    for (int j = 0; j < kSlopeRows; ++j) next_grad[j] = plane[grad_row[j]];
+  };
+  load_grad(c.z - 1);
   Plane<Acc, 1, kSlopeRows> before(window.next()), at(window.next());
-#pragma unroll(kAdjacent ? 3 : 1)  // by 3 rotates `before`, `at` and `after` without moves
+  auto next = window.next();
   for (int k = -1; k <= columns.planes; ++k) {
     const int z = c.z + k;
-    const Plane<Acc, 1, kSlopeRows> after(window.next());
-    const Slopes<Acc> q(before, at, after, grad_from + clamp(z, depth) * grad_plane, grad_row, c.y,
-                        height);
+    const auto after_next = window.next();
+    const Plane<Acc, 1, kSlopeRows> after(next);
+    const Slopes<Acc> q(before, at, after, next_grad, c.y, height);
+    load_grad(z + 1);
     Acc s[kRows], sum[kRows], difference[kRows];
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
@@ -104,6 +112,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     }
     before = at;
     at = after;
+    next = after_next;
   }
 }
 
