@@ -162,6 +162,7 @@ void unpack_inputs(Arguments& a, egcnn::Consistency& p) {
   READ(a, p.softmax, softmax);
   READ(a, p.support_both, both);
   READ(a, p.edges, edges);
+  READ(a, p.candidates, candidates);
   if (p.softmax && p.size.channels > egcnn::kMaxClasses) {
     throw py::value_error("logits has " + std::to_string(p.size.channels) +
                           " channels; expected at most " + std::to_string(egcnn::kMaxClasses) +
@@ -232,6 +233,7 @@ PYBIND11_MODULE(EGCNN_MODULE, m) {
 
   // Local, so that tests/cuda_on_cpu can be imported beside egcnn._C.
   py::class_<Kernels> kernels(m, "Kernels", py::module_local());
+  kernels.def_readonly("name", &Kernels::name);
 #define EGCNN_OPERATOR(name, Params) define(kernels, #name, &Kernels::name);
 #include "operators.inc"
 #undef EGCNN_OPERATOR

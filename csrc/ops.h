@@ -100,7 +100,10 @@ struct Consistency {
   bool hard;
   bool softmax;       // exclusive classes, at most kMaxClasses; else independent regions
   bool support_both;  // edges of the truth or of the hard sample count; else of the truth alone
-  int64_t* edges;     // (B, C) their number: an output of forward, an input of backward
+  // Outputs of forward, inputs of backward: the number of edges (B, C) and, only on CUDA, one bit a
+  // voxel for where there may be one (volumes, D, H, W / 32 rounded up).
+  int64_t* edges;
+  uint32_t* candidates;
   void* loss;
   Resources resources;
 };

@@ -1,37 +1,20 @@
 // The gradient of the consistency loss. Forward has counted the edges, so each edge's weight is
-// known. A first kernel marks the candidates of all tiles; then each block takes a tile and there
-//   writes zeros,
+// known, and has kept the candidates. Each block takes a tile and there
+//   writes zeros, and is done where there is no candidate,
 //   draws the sample in the band around the candidates, as forward drew it,
 //   scatters the gradient of each edge's term to its neighbourhood,
 //   takes it through the softmax to the logits.
-#include <numeric>
-
 #include "consistency_plan.cuh"
 
 namespace egcnn::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kThreads)
-    mark_kernel(const __grid_constant__ Task t, unsigned first_tile) {
-  using B = ForwardBox;
-  alignas(16) __shared__ uint8_t truth[B::kBytes];
-  __shared__ Changes<B> changes;
-  __shared__ uint4 candidates[B::kSetRows];
-  __shared__ int64_t rows[B::kRows];
-  __shared__ Tile tile;
-  if (threadIdx.x == 0) tile = tile_at<B>(t, first_tile + blockIdx.x);
-  __syncthreads();
-  locate_rows<B>(t, tile, rows);
-  __syncthreads();
-  mark_candidates<B>(t, tile, rows, truth, changes, candidates);
-}
-
-// One warp: the factors of the sums' gradients.
+// By what the gradients of each class's sum are multiplied.
 template <class Acc>
-__global__ void scales_kernel(const __grid_constant__ Task t) {
-  const double grad = double(*static_cast<const Acc*>(t.p.grad));
-  for (int64_t i = threadIdx.x; i < t.p.size.batch * t.p.size.channels; i += 32) {
-    static_cast<Acc*>(t.scales)[i] = Acc(grad * edge_weight(t, t.p.edges[i]));
+__device__ void make_scales(const Task& t, const Tile& tile, Acc* scales) {
+  for (int c = threadIdx.x; c < t.classes; c += kThreads) {
+    const double grad = double(*static_cast<const Acc*>(t.p.grad));
+    scales[c] = Acc(grad * edge_weight(t, t.p.edges[tile.pair + c]));
   }
 }
 
@@ -39,10 +22,9 @@ __global__ void scales_kernel(const __grid_constant__ Task t) {
 // `sums`, each next one `pitch` further.
 template <class T, class Sum>
 __device__ void softmax_backward(const Task& t, const Tile& tile, const int64_t* rows,
-                                 const uint32_t* keys, const Position& at, const Sum* sums,
-                                 int pitch) {
+                                 const uint32_t* keys, const Accumulate<T>* scales,
+                                 const Position& at, const Sum* sums, int pitch) {
   using Acc = Accumulate<T>;
-  const Acc* scales = static_cast<const Acc*>(t.scales) + tile.pair;
   const auto grad = [&](int c) {
     return Acc(sums[c * pitch]) * (1 / Fixed<Acc>::kOne) * scales[c];
   };
@@ -83,7 +65,8 @@ __device__ void softmax_backward(const Task& t, const Tile& tile, const int64_t*
 template <class T, class B, class Sum>
 __device__ __forceinline__ void write_band(const Task& t, const Tile& tile, const Window& window,
                                            const int64_t* rows, const uint32_t* keys,
-                                           const uint4* candidates, List& list, const Sum* sums) {
+                                           const Accumulate<T>* scales, const uint4* candidates,
+                                           List& list, const Sum* sums) {
   for_each_list<B>(
       list,
       [&](int z, int y) -> uint4 {
@@ -96,7 +79,7 @@ __device__ __forceinline__ void write_band(const Task& t, const Tile& tile, cons
           const Position at = position<B>(list.entries[k]);
           const int row = B::row_z(at.row) * B::kHeight + B::row_y(at.row);
           const Sum* gradients = sums + window.line(row) + at.x;
-          softmax_backward<T>(t, tile, rows, keys, at, gradients, window.lines());
+          softmax_backward<T>(t, tile, rows, keys, scales, at, gradients, window.lines());
         }
       });
 }
@@ -128,42 +111,41 @@ __device__ void write_zeros(const Task& t, const Tile& tile, const int64_t* rows
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 3)
-    backward_kernel(const __grid_constant__ Task t, unsigned first_tile, unsigned tile_rows,
-                    unsigned stride) {
+__global__ void __launch_bounds__(kThreads, BackwardBox::kBlocks)
+    backward_kernel(const __grid_constant__ Task t) {
   using B = BackwardBox;
-  using Sum = typename Fixed<Accumulate<T>>::Type;
+  using Acc = Accumulate<T>;
+  using Sum = typename Fixed<Acc>::Type;
   alignas(16) __shared__ uint8_t truth[B::kBytes], hard[B::kBytes];
   __shared__ Sum sums[Window::kBytes / sizeof(Sum)];  // (classes, rows, pitch)
   __shared__ List list;
   __shared__ uint4 candidates[B::kSetRows];
   __shared__ int64_t rows[B::kRows];
+  __shared__ Acc scales[kMaxClasses];
   alignas(16) __shared__ uint32_t keys[math::kPhiloxKeys];
   __shared__ Tile tile;
-  if (threadIdx.x == 0) {
-    const unsigned across = unsigned(divide_up<int64_t>(t.p.size.width, B::kWidth));
-    const unsigned index = first_tile + blockIdx.x;
-    const unsigned row = unsigned(uint64_t(index / across) * stride % tile_rows);
-    tile = tile_at<B>(t, row * across + index % across);
-  }
-  __syncthreads();
-  locate_rows<B>(t, tile, rows);
-  const bool any = load_candidates<B>(t, tile, candidates);
-  write_zeros<T, B>(t, tile, rows);
-  if (!any) return;
+  start_tiles(tile);
+  while (next_tile<B>(t, tile)) {
+    locate_rows<B>(t, tile, rows);
+    // Nothing waits for the candidates until the zeros are on their way.
+    const uint4 bits = read_candidates<B>(t, tile);
+    __syncthreads();
+    write_zeros<T, B>(t, tile, rows);
+    if (threadIdx.x < B::kSetRows) candidates[threadIdx.x] = bits;
+    if (!__syncthreads_or((bits.x | bits.y | bits.z) != 0)) continue;
 
-  const auto samples = Samples<Accumulate<T>>::template of<B>(t, hard);
-  make_keys(t, keys);
-  load_target<B>(t, tile, rows, truth);
-  __syncthreads();
-  replicate_borders<B>(tile, truth);
-  draw<T, B>(t, tile, rows, keys, candidates, list, samples);
-  for (int first_row = 0; first_row < B::kCoreRows; first_row += t.window_rows) {
-    for (int first_x = 0; first_x < B::kWidth; first_x += t.window_width) {
-      const Window window{first_row, min(t.window_rows, B::kCoreRows - first_row), first_x,
-                          t.window_width};
-      scatter_edges<B>(t, tile, window, truth, samples, candidates, list, sums);
-      write_band<T, B>(t, tile, window, rows, keys, candidates, list, sums);
+    const auto samples = Samples<Acc>::template of<B>(t, hard);
+    make_keys(t, keys);
+    make_scales(t, tile, scales);
+    load_target<B>(t, tile, rows, truth);
+    draw<T, B>(t, tile, rows, keys, candidates, list, samples);
+    for (int first_row = 0; first_row < B::kCoreRows; first_row += t.window_rows) {
+      for (int first_x = 0; first_x < B::kWidth; first_x += t.window_width) {
+        const Window window{first_row, min(t.window_rows, B::kCoreRows - first_row), first_x,
+                            t.window_width};
+        scatter_edges<B>(t, tile, window, truth, samples, candidates, list, sums);
+        write_band<T, B>(t, tile, window, rows, keys, scales, candidates, list, sums);
+      }
     }
   }
 }
@@ -171,27 +153,17 @@ __global__ void __launch_bounds__(kThreads, 3)
 }  // namespace
 
 size_t consistency_backward_workspace(const ConsistencyBackward& p) {
-  return p.size.empty() ? 0 : make_plan(p, false).bytes;
+  return p.size.empty() ? 0 : make_plan<BackwardBox>(p).bytes;
 }
 
 void consistency_backward_launch(const ConsistencyBackward& p) {
   if (p.size.empty()) return;
   const DeviceGuard guard(p.resources.device);
-  const Plan plan = make_plan(p, false);
-  // Tiles with much work are close together, and so are empty ones. Visiting the rows of tiles in
-  // steps of about the golden ratio, coprime to their number, keeps both in flight at all times.
-  const int64_t tiles = tile_count<BackwardBox>(p);
-  const int64_t rows = tiles / divide_up<int64_t>(p.size.width, BackwardBox::kWidth);
-  int64_t stride = int64_t(0.618 * double(rows)) + 1;
-  while (std::gcd(stride, rows) != 1) ++stride;
-  const int64_t marked = tile_count<ForwardBox>(p);
-  launch_tiles("consistency's mark_kernel", plan, marked, marked, mark_kernel);
+  const Plan plan = make_plan<BackwardBox>(p);
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch("consistency's scales_kernel", p.resources, 1, 32, 0, scales_kernel<Accumulate<T>>,
-           plan.task);
-    launch_tiles("consistency's backward_kernel", plan, tiles, plan.blocks, backward_kernel<T>,
-                 unsigned(rows), unsigned(stride));
+    launch("consistency's backward_kernel", p.resources, plan.blocks, kThreads, 0,
+           backward_kernel<T>, plan.task);
   });
 }
 

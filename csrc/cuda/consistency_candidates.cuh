@@ -92,6 +92,13 @@ __device__ uint4 dilate(const Tile& tile, const uint4* set, int z, int y) {
           spread(near.y, near.z, near.w, 32), spread(near.z, near.w, 0, 64)};
 }
 
+// The word of candidates in global memory of the voxels from (z, y, x) of a tile on.
+__device__ __forceinline__ uint32_t* candidates_at(const Task& t, const Tile& tile, int z, int y,
+                                                   int x) {
+  const int64_t row = tile.candidate_row + (tile.z0 + z) * t.p.size.height + tile.y0 + y;
+  return t.p.candidates + row * t.row_words + (tile.x0 + x) / 32;
+}
+
 // Loads the target and marks the candidates in a tile's core, for backward also in global memory.
 // Returns whether there are any. Call with all threads of the block.
 //
@@ -102,44 +109,37 @@ __device__ bool mark_candidates(const Task& t, const Tile& tile, const int64_t* 
   constexpr int kColumns = B::kWidth / 32;
   static_assert(kColumns * B::kCoreRows == kThreads, "one thread per word");
   if (threadIdx.x < B::kSetRows) candidates[threadIdx.x] = {};
-  const bool constant = !__syncthreads_or(load_target<B>(t, tile, rows, truth));
-  if (constant && t.forward && !t.p.support_both) return false;
-  replicate_borders<B>(tile, truth);
-  changes.mark(truth);
-  __syncthreads();
+  const bool differs = __syncthreads_or(load_target<B>(t, tile, rows, truth));
+  const bool any = differs || t.p.support_both;
+  if (any) {
+    changes.mark(truth);
+    __syncthreads();
+  }
   const int column = threadIdx.x % kColumns, y = threadIdx.x / kColumns % B::kHeight;
   const int z = threadIdx.x / kColumns / B::kHeight, x = 32 * column;
   uint32_t bits = 0;
   if (z <= tile.z.last && y <= tile.y.last && x <= tile.x.last) {
-    bits = t.p.support_both ? ~0u : changes.candidates(column, B::row(z, y));
+    if (any) bits = t.p.support_both ? ~0u : changes.candidates(column, B::row(z, y));
     bits &= bits_inside(tile.x, x);
     reinterpret_cast<uint32_t*>(candidates + B::set_row(z, y))[column + 1] = bits;
-    if (!t.forward) {
-      const int64_t row = tile.candidate_row + (tile.z0 + z) * t.p.size.height + tile.y0 + y;
-      t.candidates[row * t.row_words + (tile.x0 + x) / 32] = bits;
-    }
+    *candidates_at(t, tile, z, y, x) = bits;
   }
-  return __syncthreads_or(bits != 0);
+  return any && __syncthreads_or(bits != 0);
 }
 
-// Loads the candidates of the core and of one voxel around it. Returns whether there are any. Call
-// with all threads of the block.
+// Reads the candidates of one row per thread, of the core and of one voxel around it.
 template <class B>
-__device__ bool load_candidates(const Task& t, const Tile& tile, uint4* candidates) {
+__device__ uint4 read_candidates(const Task& t, const Tile& tile) {
   const int z = int(threadIdx.x) / B::kSetPlaneRows - B::kHalo - 1;
   const int y = int(threadIdx.x) % B::kSetPlaneRows - B::kHalo - 1;
   uint4 bits{};
-  if (z >= -1 && z <= B::kDepth && tile.z.contains(z) && y >= -1 && y <= B::kHeight &&
-      tile.y.contains(y)) {
-    const int64_t row = tile.candidate_row + (tile.z0 + z) * t.p.size.height + tile.y0 + y;
-    const int64_t column = tile.x0 / 32;
-    const uint32_t* words = t.candidates + row * t.row_words + column;
-    bits.y = words[0];
-    if (column > 0) bits.x = words[-1] & 1u << 31;
-    if (column + 1 < t.row_words) bits.z = words[1] & 1u;
-  }
-  if (threadIdx.x < B::kSetRows) candidates[threadIdx.x] = bits;
-  return __syncthreads_or((bits.x | bits.y | bits.z) != 0);
+  if (z < -1 || z > B::kDepth || !tile.z.contains(z)) return bits;
+  if (y < -1 || y > B::kHeight || !tile.y.contains(y)) return bits;
+  const uint32_t* words = candidates_at(t, tile, z, y, 0);
+  bits.y = words[0];
+  if (tile.x.first < 0) bits.x = words[-1] & 1u << 31;
+  if (tile.x.last >= 32) bits.z = words[1] & 1u;
+  return bits;
 }
 
 // --- Lists ---
@@ -147,7 +147,7 @@ __device__ bool load_candidates(const Task& t, const Tile& tile, uint4* candidat
 // The voxels of a set as a list, so that the threads share the work evenly. The order varies
 // from run to run; nothing depends on it.
 struct List {
-  static constexpr int kCapacity = 3000;
+  static constexpr int kCapacity = 8 * kThreads;
   uint16_t entries[kCapacity];  // 128 row + x + 32
   int count, end;
 };
@@ -167,37 +167,36 @@ __device__ Position position(int entry) {
 // takes: each list holds as many whole rows as fit. Call with all threads of the block.
 template <class B, class Bits, class Visit>
 __device__ void for_each_list(List& list, Bits&& bits_of, Visit&& visit) {
-  const int row = threadIdx.x;
-  bool pending = row < B::kRows;
+  int row = threadIdx.x;  // past the last once it is listed
   do {
     if (threadIdx.x == 0) {
       list.count = 0;
       list.end = List::kCapacity;
     }
     __syncthreads();
-    if (pending) {
+    if (row < B::kRows) {
       const uint4 bits = bits_of(B::row_z(row), B::row_y(row));
       const int count = __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
       int at = count > 0 ? atomicAdd(&list.count, count) : 0;
-      pending = at + count > List::kCapacity;
       const auto append = [&](uint32_t word, int x) {
 #pragma unroll 1
         for (; word != 0; word &= word - 1) {
           list.entries[at++] = uint16_t(row * 128 + x + __ffs(int(word)) - 1);
         }
       };
-      if (pending) {
+      if (at + count > List::kCapacity) {
         atomicMin(&list.end, at);  // every later row is past the end, too
       } else {
         append(bits.x, 0);
         append(bits.y, 32);
         append(bits.z, 64);
         append(bits.w, 96);
+        row = B::kRows;
       }
     }
     __syncthreads();
     visit(min(list.count, list.end));
-  } while (__syncthreads_or(pending));
+  } while (__syncthreads_or(row < B::kRows));
 }
 
 }  // namespace

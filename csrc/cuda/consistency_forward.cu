@@ -27,18 +27,52 @@ __device__ V warp_sum(V value) {
 __device__ unsigned warp_sum(unsigned value) { return __reduce_add_sync(kAllLanes, value); }
 #endif
 
-// Adds the listed edges and their mismatches to the totals.
+// A tile's sums, in shared memory: a class has the number of its edges and, in pieces, the sum of
+// their mismatches. 32-bit atomics need not be waited for, and pieces leave them room for carries.
+template <class Acc>
+struct Sums {
+  using Amount = decltype(to_fixed(Acc(), 0));
+  static constexpr int kPieceBits = 22, kPieces = divide_up<int>(8 * sizeof(Amount), kPieceBits);
+  static constexpr int kWords = 1 + kPieces;
+  static_assert(2 * ForwardBox::kCoreRows * ForwardBox::kWidth / kWarpSize <=
+                    1 << (32 - kPieceBits),
+                "pieces hold what all warps add");
+
+  // Adds the edges of a warp's `lanes`. Call with all its lanes, each with its mismatch.
+  static __device__ void add(uint32_t* sums, int c, unsigned lanes, Amount mismatch) {
+    const int lane = lane_index();
+    mismatch = warp_sum(mismatch);
+    if (lane >= kWords) return;
+    const int bits = kPieceBits * (lane - 1);
+    const uint32_t piece = uint32_t(mismatch >> max(bits, 0)) & ((1u << kPieceBits) - 1);
+    atomicAdd(sums + c * kWords + lane, lane == 0 ? uint32_t(__popc(lanes)) : piece);
+  }
+
+  static __device__ void add_to_totals(const uint32_t* sums, int classes,
+                                       unsigned long long* totals) {
+#pragma unroll 1
+    for (int c = threadIdx.x; c < classes; c += kThreads) {
+      const uint32_t* of = sums + c * kWords;
+      if (of[0] == 0) continue;
+      unsigned long long amount = 0;
+      for (int i = kPieces; i > 0; --i) amount = (amount << kPieceBits) + of[i];
+      atomicAdd(totals + 2 * c, (unsigned long long)(of[0]));
+      atomicAdd(totals + 2 * c + 1, amount);
+    }
+  }
+};
+
+// Adds the listed edges and their mismatches to the sums.
 template <class B, class Acc>
 __device__ __forceinline__ void compare(const Task& t, const uint8_t* truth,
                                         const Samples<Acc>& samples, const List& list, int count,
-                                        unsigned long long* totals) {
-  const int lane = lane_index();
+                                        uint32_t* sums) {
   for_each_edge<B>(
       t, truth, samples, list, count,
       [&](const Position& at, int c, unsigned lanes, int k, const Gradients& of_truth,
           const Gradients& of_hard) {
-        decltype(to_fixed(Acc(), 0)) amount = 0;
-        if (lanes >> lane & 1) {
+        typename Sums<Acc>::Amount amount = 0;
+        if (lanes >> lane_index() & 1) {
           const Acc mismatch =
               term<B>(of_truth, of_hard, k, samples.soft, c * B::kBytes + at.index).mismatch;
           if (mismatch == mismatch) {
@@ -47,18 +81,15 @@ __device__ __forceinline__ void compare(const Task& t, const uint8_t* truth,
             atomicExch(t.invalid, 1);
           }
         }
-        amount = warp_sum(amount);
-        if (lane < 2) {
-          atomicAdd(totals + 2 * c + lane,
-                    (unsigned long long)(lane == 0 ? __popc(lanes) : amount));
-        }
+        Sums<Acc>::add(sums, c, lanes, amount);
       });
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4)
-    compare_kernel(const __grid_constant__ Task t, unsigned first_tile) {
+__global__ void __launch_bounds__(kThreads, ForwardBox::kBlocks)
+    compare_kernel(const __grid_constant__ Task t) {
   using B = ForwardBox;
+  using Acc = Accumulate<T>;
   alignas(16) __shared__ uint8_t truth[B::kBytes], hard[B::kBytes];
   __shared__ union {
     Changes<B> changes;
@@ -66,21 +97,25 @@ __global__ void __launch_bounds__(kThreads, 4)
   } memory;
   __shared__ uint4 candidates[B::kSetRows];
   __shared__ int64_t rows[B::kRows];
+  __shared__ uint32_t sums[kMaxClasses * Sums<Acc>::kWords];
   alignas(16) __shared__ uint32_t keys[math::kPhiloxKeys];
   __shared__ Tile tile;
-  if (threadIdx.x == 0) tile = tile_at<B>(t, first_tile + blockIdx.x);
-  __syncthreads();
-  locate_rows<B>(t, tile, rows);
-  __syncthreads();
-  if (!mark_candidates<B>(t, tile, rows, truth, memory.changes, candidates)) return;
-
-  const auto samples = Samples<Accumulate<T>>::template of<B>(t, hard);
-  List& list = memory.list;
-  make_keys(t, keys);
-  draw<T, B>(t, tile, rows, keys, candidates, list, samples);
-  for_each_list<B>(
-      list, [&](int z, int y) { return candidates[B::set_row(z, y)]; },
-      [&](int count) { compare<B>(t, truth, samples, list, count, t.totals + 2 * tile.pair); });
+  start_tiles(tile);
+  while (next_tile<B>(t, tile)) {
+    locate_rows<B>(t, tile, rows);
+    __syncthreads();
+    if (mark_candidates<B>(t, tile, rows, truth, memory.changes, candidates)) {
+      const auto samples = Samples<Acc>::template of<B>(t, hard);
+      List& list = memory.list;
+      make_keys(t, keys);
+      for (int i = threadIdx.x; i < t.classes * Sums<Acc>::kWords; i += kThreads) sums[i] = 0;
+      draw<T, B>(t, tile, rows, keys, candidates, list, samples);
+      for_each_list<B>(
+          list, [&](int z, int y) { return candidates[B::set_row(z, y)]; },
+          [&](int count) { compare<B>(t, truth, samples, list, count, sums); });
+      Sums<Acc>::add_to_totals(sums, t.classes, t.totals + 2 * tile.pair);
+    }
+  }
 }
 
 // One warp: the loss, and the number of edges for backward.
@@ -104,7 +139,7 @@ void clear(const Resources& resources, void* data, size_t bytes) {
 }  // namespace
 
 size_t consistency_workspace(const Consistency& p) {
-  return p.size.empty() ? 0 : make_plan({p, nullptr, {}}, true).bytes;
+  return p.size.empty() ? 0 : make_plan<ForwardBox>({p, nullptr, {}}).bytes;
 }
 
 void consistency_launch(const Consistency& p) {
@@ -114,14 +149,14 @@ void consistency_launch(const Consistency& p) {
     clear(p.resources, p.edges, p.size.batch * p.size.channels * sizeof *p.edges);
     return clear(p.resources, p.loss, is_double ? sizeof(double) : sizeof(float));
   }
-  const Plan plan = make_plan({p, nullptr, {}}, true);
+  const Plan plan = make_plan<ForwardBox>({p, nullptr, {}});
   const Task& t = plan.task;
-  // `totals` and `invalid` come first in the workspace, `scales` right behind them.
-  clear(p.resources, t.totals, static_cast<char*>(t.scales) - reinterpret_cast<char*>(t.totals));
+  // `totals` and `invalid` come first in the workspace, `soft` right behind them.
+  clear(p.resources, t.totals, static_cast<char*>(t.soft) - reinterpret_cast<char*>(t.totals));
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch_tiles("consistency's compare_kernel", plan, tile_count<ForwardBox>(p), plan.blocks,
-                 compare_kernel<T>);
+    launch("consistency's compare_kernel", p.resources, plan.blocks, kThreads, 0, compare_kernel<T>,
+           t);
     launch("consistency's loss_kernel", p.resources, 1, 32, 0, loss_kernel<Accumulate<T>>, t);
   });
 }

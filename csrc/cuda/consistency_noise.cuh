@@ -1,22 +1,14 @@
-// Fast scalar math and the noise of the consistency loss. In float a few units in the last place
-// suffice; correct rounding would cost branches, calls and registers. In double everything is
-// exact.
+// The noise of the consistency loss.
 #pragma once
 
 #include <cfloat>
 
+#include "fast_math.cuh"
 #include "gumbel.cuh"
 #include "launch.cuh"
-#include "ptx.cuh"
 
 namespace egcnn::cuda {
 namespace {
-
-__device__ __forceinline__ float fast_log2(float x) { return ptx::lg2_approx(x); }
-__device__ __forceinline__ float root(float x) { return ptx::sqrt_approx(x); }
-__device__ __forceinline__ double root(double x) { return sqrt(x); }
-__device__ __forceinline__ float divide(float a, float b) { return __fdividef(a, b); }
-__device__ __forceinline__ double divide(double a, double b) { return a / b; }
 
 template <class Acc>
 __device__ Acc sigmoid(Acc x) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 
 #include "consistency_scatter.cuh"
 
@@ -18,8 +19,8 @@ int64_t tile_count(const Consistency& p) {
 
 struct Plan {
   Task task;
-  int64_t blocks;  // most blocks per launch: each keeps its soft samples in the workspace
-  size_t bytes;    // of workspace
+  int64_t blocks;
+  size_t bytes;  // of workspace
 };
 
 inline void check_limits(const Consistency& p) {
@@ -41,14 +42,25 @@ inline int fraction_bits(bool is_double, int64_t voxels) {
   return bits;
 }
 
-// Soft samples have room for as many blocks as fill the GPU, or as 256 MB hold.
+// Blocks go from tile to tile only where they keep soft samples: then there are as many as fill the
+// GPU, or have room in 256 MB.
 template <class B>
-int64_t most_blocks(const Consistency& p, int64_t soft_bytes) {
-  if (p.hard) return tile_count<B>(p);
-  return std::clamp<int64_t>((256 << 20) / soft_bytes, 1, 4 * multiprocessors(p.resources.device));
+int64_t block_count(const Consistency& p, int64_t tiles, int64_t soft_bytes) {
+  if (p.hard) return tiles;
+  const int64_t most = std::min<int64_t>(B::kBlocks * multiprocessors(p.resources.device), tiles);
+  return std::clamp<int64_t>((256 << 20) / soft_bytes, 1, most);
 }
 
-inline Plan make_plan(const ConsistencyBackward& p, bool forward) {
+// Tiles with much work are close together, and so are empty ones. Steps of about the golden ratio,
+// coprime to the number of rows, keep both in flight at all times.
+inline unsigned mixing_stride(unsigned rows) {
+  unsigned stride = unsigned(0.618 * rows) + 1;
+  while (std::gcd(stride, rows) != 1) ++stride;
+  return stride;
+}
+
+template <class B>
+Plan make_plan(const ConsistencyBackward& p) {
   check_limits(p);
   const Size& size = p.size;
   const bool is_double = p.logits.dtype == DType::f64;
@@ -60,7 +72,6 @@ inline Plan make_plan(const ConsistencyBackward& p, bool forward) {
   Plan plan{};
   Task& t = plan.task;
   t.p = p;
-  t.forward = forward;
   t.classes = p.softmax ? int(size.channels) : 1;
   t.first_code = p.softmax ? 0 : kInside;
   t.voxels = size.voxels();
@@ -75,32 +86,21 @@ inline Plan make_plan(const ConsistencyBackward& p, bool forward) {
   t.window_width = std::min(BackwardBox::kWidth, room / t.window_rows - Window::pitch(0));
   t.fraction_bits = fraction_bits(is_double, t.voxels);
 
-  const int64_t box = forward ? ForwardBox::kBytes : BackwardBox::kBytes;
-  const int64_t soft = t.classes * accumulate * box;
-  plan.blocks = forward ? most_blocks<ForwardBox>(p, soft) : most_blocks<BackwardBox>(p, soft);
-  const int64_t pairs = size.batch * size.channels, volumes = pairs / t.classes;
+  constexpr bool kForward = std::is_same_v<B, ForwardBox>;
+  t.tiles = unsigned(tile_count<B>(p));
+  t.tile_rows = unsigned(t.tiles / divide_up<int64_t>(size.width, B::kWidth));
+  t.stride = kForward ? 1 : mixing_stride(t.tile_rows);
+  const int64_t pairs = size.batch * size.channels, soft = t.classes * accumulate * B::kBytes;
+  plan.blocks = block_count<B>(p, t.tiles, soft);
   char* const start = static_cast<char*>(p.resources.workspace);
   const auto place = [&](auto*& array, int64_t count, int64_t each) {
     array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(start + plan.bytes);
     plan.bytes += (size_t(count * each) + 63) / 64 * 64;
   };
-  place(t.totals, forward ? 2 * pairs : 0, sizeof *t.totals);
-  place(t.invalid, forward, sizeof *t.invalid);
-  place(t.scales, forward ? 0 : pairs, accumulate);
-  place(t.candidates, forward ? 0 : volumes * size.depth * size.height * t.row_words,
-        sizeof *t.candidates);
+  place(t.totals, kForward ? 2 * pairs : 0, sizeof *t.totals);
+  place(t.invalid, kForward, sizeof *t.invalid);
   place(t.soft, p.hard ? 0 : plan.blocks, soft);
   return plan;
-}
-
-// Launches one block per tile, at most `most` at a time.
-template <class... Parameters, class... Arguments>
-void launch_tiles(const char* name, const Plan& plan, int64_t tiles, int64_t most,
-                  void (*kernel)(Task, unsigned, Parameters...), Arguments... arguments) {
-  for (int64_t first = 0; first < tiles; first += most) {
-    launch(name, plan.task.p.resources, std::min(most, tiles - first), kThreads, 0, kernel,
-           plan.task, unsigned(first), arguments...);
-  }
 }
 
 }  // namespace

@@ -77,6 +77,32 @@ struct Softmax {
   }
 };
 
+// Copies a voxel's value in each of `count` boxes to where it repeats beyond the volume's borders.
+template <class B, class V>
+__device__ void repeat_beyond_borders(const Tile& tile, const Position& at, V* boxes, int count) {
+  const auto sides = [](const Range& inside, int i, int length) -> Range {
+    return {i == inside.first && i > -B::kHalo ? -1 : 0,
+            i == inside.last && i < length + B::kHalo - 1 ? 1 : 0};
+  };
+  const Range z = sides(tile.z, B::row_z(at.row), B::kDepth);
+  const Range y = sides(tile.y, B::row_y(at.row), B::kHeight);
+  const Range x = sides(tile.x, at.x, B::kWidth);
+  if ((z.first | z.last | y.first | y.last | x.first | x.last) == 0) return;
+  V* box = boxes + at.index;
+#pragma unroll 1
+  for (int c = 0; c < count; ++c, box += B::kBytes) {
+    const V value = *box;
+#pragma unroll 1
+    for (int i = z.first; i <= z.last; ++i) {
+#pragma unroll 1
+      for (int j = y.first; j <= y.last; ++j) {
+#pragma unroll 1
+        for (int k = x.first; k <= x.last; ++k) box[B::step(i, j, k)] = value;
+      }
+    }
+  }
+}
+
 template <class T, class B>
 __device__ void draw_hard(const Task& t, const Tile& tile, const int64_t* rows,
                           const uint32_t* keys, const Position& at, uint8_t* hard) {
@@ -126,7 +152,7 @@ __device__ void draw_soft(const Task& t, const Tile& tile, const int64_t* rows,
   }
 }
 
-// A block's samples, in boxes of which only the band is filled.
+// A block's samples, in boxes of which only the band is filled, and what repeats it beyond borders.
 template <class Acc>
 struct Samples {
   bool use_hard;  // whether there are hard samples
@@ -154,11 +180,12 @@ __device__ void draw(const Task& t, const Tile& tile, const int64_t* rows, const
         for (int k = threadIdx.x; samples.soft && k < count; k += kThreads) {
           draw_soft<T, B>(t, tile, rows, keys, position<B>(list.entries[k]), samples.soft);
         }
+        for (int k = threadIdx.x; k < count; k += kThreads) {  // each thread its own
+          const Position at = position<B>(list.entries[k]);
+          if (samples.use_hard) repeat_beyond_borders<B>(tile, at, samples.hard, 1);
+          if (samples.soft) repeat_beyond_borders<B>(tile, at, samples.soft, t.classes);
+        }
       });
-  if (samples.use_hard) replicate_borders<B>(tile, samples.hard);
-  for (int c = 0; samples.soft && c < t.classes; ++c) {
-    replicate_borders<B>(tile, samples.soft + c * B::kBytes);
-  }
 }
 
 }  // namespace

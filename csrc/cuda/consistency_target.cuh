@@ -26,13 +26,26 @@ __device__ uint4 class_codes(uint4 word) {
           class_codes<kSoftmax>(word.z), class_codes<kSoftmax>(word.w)};
 }
 
+// A word of nothing but the first of its bytes, or the last.
+__device__ __forceinline__ uint32_t repeat_first(uint32_t word) { return __byte_perm(word, 0, 0); }
+__device__ __forceinline__ uint32_t repeat_last(uint32_t word) {
+  return __byte_perm(word, 0, 0x3333);
+}
+__device__ __forceinline__ uint4 repeat_first(uint4 word) {
+  const uint32_t each = repeat_first(word.x);
+  return {each, each, each, each};
+}
+__device__ __forceinline__ uint4 repeat_last(uint4 word) {
+  const uint32_t each = repeat_last(word.w);
+  return {each, each, each, each};
+}
+
 __device__ __forceinline__ bool differs(uint32_t word, uint32_t other) { return word != other; }
 __device__ __forceinline__ bool differs(uint4 word, uint32_t other) {
   return ((word.x ^ other) | (word.y ^ other) | (word.z ^ other) | (word.w ^ other)) != 0;
 }
 
-// Fills the box from bytes in aligned rows. Returns whether a voxel that this thread loaded differs
-// from the core's first voxel.
+// load_target from bytes in aligned rows.
 template <class B, bool kSoftmax>
 __device__ bool load_bytes(const Task& t, const Tile& tile, const int64_t* rows, uint8_t* box) {
   using Word = typename B::Word;
@@ -42,7 +55,8 @@ __device__ bool load_bytes(const Task& t, const Tile& tile, const int64_t* rows,
   const uint32_t first = class_codes<kSoftmax>(target[rows[B::row(0, 0)]] * 0x01010101u);
   const int column = threadIdx.x % kWords, row = threadIdx.x / kWords;
   if (row >= kRowsAtOnce) return false;
-  target += min(max((column - 1) * B::kPad, tile.x.first), tile.x.last + 1 - B::kPad);
+  const int x = (column - 1) * B::kPad;  // of the word's first voxel
+  target += min(max(x, tile.x.first), tile.x.last + 1 - B::kPad);
   Word words[kPasses];
 #pragma unroll
   for (int k = 0; k < kPasses; ++k) {
@@ -53,7 +67,9 @@ __device__ bool load_bytes(const Task& t, const Tile& tile, const int64_t* rows,
 #pragma unroll
   for (int k = 0; k < kPasses; ++k) {
     const int at = row + k * kRowsAtOnce;
-    const Word word = class_codes<kSoftmax>(words[k]);
+    Word word = class_codes<kSoftmax>(words[k]);
+    if (x < tile.x.first) word = repeat_first(word);
+    if (x > tile.x.last) word = repeat_last(word);
     if (at < B::kRows) reinterpret_cast<Word*>(box)[at * kWords + column] = word;
     any |= differs(word, first);
   }
@@ -92,6 +108,8 @@ __device__ bool load_labels(const Task& t, const Tile& tile, const int64_t* rows
   return any;
 }
 
+// Fills the box; beyond the volume's borders with the voxels there. Returns whether a voxel that
+// this thread loaded differs from the core's first voxel.
 template <class B>
 __device__ bool load_target(const Task& t, const Tile& tile, const int64_t* rows, uint8_t* box) {
   if (t.target_vectors && t.p.softmax) return load_bytes<B, true>(t, tile, rows, box);

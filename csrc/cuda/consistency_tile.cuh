@@ -13,9 +13,10 @@ constexpr int kThreads = 256;
 // The part of a volume that a block holds in shared memory: a core of kWidth x kHeight x kDepth
 // voxels and a halo of kHalo voxels on every side. Rows are padded by one word at both ends, so
 // that words are aligned as in global memory. Coordinates count from the core's first voxel.
-template <class Word_, int kWidth_, int kHeight_, int kHalo_>
+template <class Word_, int kWidth_, int kHeight_, int kHalo_, int kBlocks_>
 struct Box {
   using Word = Word_;
+  static constexpr int kBlocks = kBlocks_;  // that a multiprocessor is to hold
   static constexpr int kWidth = kWidth_, kHeight = kHeight_, kDepth = 8, kHalo = kHalo_;
   static constexpr int kPad = sizeof(Word), kPitch = kWidth + 2 * kPad;
   static constexpr int kPlaneRows = kHeight + 2 * kHalo, kPlanes = kDepth + 2 * kHalo;
@@ -40,14 +41,15 @@ struct Box {
 };
 
 // Wide tiles suit reading the target; narrow ones leave shared memory for the gradients of classes.
-using ForwardBox = Box<uint4, 64, 16, 1>;
-using BackwardBox = Box<uint32_t, 32, 8, 2>;
+using ForwardBox = Box<uint4, 64, 16, 1, 4>;
+using BackwardBox = Box<uint32_t, 32, 8, 2, 3>;
 
 struct Task {
   ConsistencyBackward p;  // forward has no gradients
-  bool forward;
-  int classes;     // per volume, which is a sample or, with sigmoid, one region of a sample
-  int first_code;  // of the first class, see consistency_target.cuh
+  int classes;            // per volume, which is a sample or, with sigmoid, one region of a sample
+  int first_code;         // of the first class, see consistency_target.cuh
+  unsigned tiles, tile_rows;  // a row of tiles lies along x
+  unsigned stride;            // blocks take rows of tiles in steps of so many
   int64_t voxels;
   int64_t row_words;              // words of candidates per row
   int fraction_bits;              // of the fixed-point sums of mismatches
@@ -58,8 +60,6 @@ struct Task {
 
   unsigned long long* totals;  // (B, C, 2) number of edges, sum of their mismatches
   int* invalid;                // whether a mismatch was NaN
-  void* scales;                // (B, C) d loss / d sum of mismatches, times the incoming gradient
-  uint32_t* candidates;        // (volumes, D, H, row_words) one bit per voxel
   void* soft;                  // (blocks, classes, Box::kBytes) soft samples
 };
 
@@ -77,6 +77,7 @@ __device__ __forceinline__ Range range(int64_t start, int64_t size, int length) 
 }
 
 struct Tile {
+  unsigned index;  // in the order in which blocks take them
   int64_t region;
   int64_t pair;                                       // the volume's first (sample, class) pair
   int64_t first_voxel;                                // of the sample, counted through the batch
@@ -92,7 +93,9 @@ __device__ Tile tile_at(const Task& t, unsigned index) {
   const unsigned across = unsigned(divide_up<int64_t>(s.width, B::kWidth));
   const unsigned down = unsigned(divide_up<int64_t>(s.height, B::kHeight));
   const unsigned deep = unsigned(divide_up<int64_t>(s.depth, B::kDepth));
-  const unsigned column = index / across, layer = column / down, volume = layer / deep;
+  unsigned column = index / across;
+  if (t.stride > 1) column = unsigned(uint64_t(column) * t.stride % t.tile_rows);
+  const unsigned layer = column / down, volume = layer / deep;
   const unsigned regions = t.p.softmax ? 1 : unsigned(s.channels);
   const int64_t batch = volume / regions;
   Tile tile;
@@ -112,6 +115,24 @@ __device__ Tile tile_at(const Task& t, unsigned index) {
   return tile;
 }
 
+// A block takes every gridDim.x-th tile, from that of its own index on:
+//   start_tiles(tile); while (next_tile<B>(t, tile)) ...
+// Call with all threads of the block. What they share is free again after next_tile.
+__device__ __forceinline__ void start_tiles(Tile& tile) {
+  if (threadIdx.x == 0) tile.index = blockIdx.x - gridDim.x;
+}
+template <class B>
+__device__ __forceinline__ bool next_tile(const Task& t, Tile& tile) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const unsigned index = tile.index + gridDim.x;
+    if (index < t.tiles) tile = tile_at<B>(t, index);
+    tile.index = index;
+  }
+  __syncthreads();
+  return tile.index < t.tiles;
+}
+
 // For each row of the box, the index in the volume of its voxel at x = 0. Borders are replicated.
 template <class B>
 __device__ void locate_rows(const Task& t, const Tile& tile, int64_t* rows) {
@@ -120,38 +141,6 @@ __device__ void locate_rows(const Task& t, const Tile& tile, int64_t* rows) {
   const int64_t z = tile.z0 + tile.z.clamp(B::row_z(row));
   const int64_t y = tile.y0 + tile.y.clamp(B::row_y(row));
   rows[row] = (z * t.p.size.height + y) * t.p.size.width + tile.x0;
-}
-
-// Replicates a box's borders by one voxel, axis by axis, so that edges and corners follow. Call
-// with all threads of the block.
-template <class B, class V>
-__device__ void replicate_borders(const Tile& tile, V* box) {
-  constexpr int kPlane = B::step(1, 0, 0);
-  const int i = threadIdx.x;
-  const auto copy_row = [](V* to, const V* from) {
-#pragma unroll 1
-    for (int k = 0; k < B::kPitch; ++k) to[k] = from[k];
-  };
-  if (i < B::kRows) {
-    V* row = box + i * B::kPitch + B::kPad;
-    if (tile.x.first == 0) row[-1] = row[0];
-    if (tile.x.last < B::kWidth + B::kHalo - 1) row[tile.x.last + 1] = row[tile.x.last];
-  }
-  __syncthreads();
-  if (i < B::kPlanes) {
-    V* row = box + i * kPlane + B::kHalo * B::kPitch;
-    V* last = row + tile.y.last * B::kPitch;
-    if (tile.y.first == 0) copy_row(row - B::kPitch, row);
-    if (tile.y.last < B::kHeight + B::kHalo - 1) copy_row(last + B::kPitch, last);
-  }
-  __syncthreads();
-  if (i < B::kPlaneRows) {
-    V* row = box + B::kHalo * kPlane + i * B::kPitch;
-    V* last = row + tile.z.last * kPlane;
-    if (tile.z.first == 0) copy_row(row - kPlane, row);
-    if (tile.z.last < B::kDepth + B::kHalo - 1) copy_row(last + kPlane, last);
-  }
-  __syncthreads();
 }
 
 }  // namespace

@@ -52,6 +52,13 @@ __device__ __forceinline__ float sqrt_approx(float x) {
   return result;
 }
 
+// 1 / sqrt(x), within 2^-22.9 of it.
+__device__ __forceinline__ float rsqrt_approx(float x) {
+  float result;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // 2^x, within two units in the last place.
 __device__ __forceinline__ float ex2_approx(float x) {
   float result;

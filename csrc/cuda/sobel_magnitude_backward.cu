@@ -8,26 +8,24 @@
 namespace egcnn::cuda {
 namespace {
 
-constexpr int kSlopeRows = kRows + 2;
+constexpr int kRows = 4, kSlopeRows = kRows + 2;
 
 // The slopes of one plane, for a column's rows and one on either side.
 template <class Acc>
 struct Slopes {
   Acc z[kSlopeRows], y[kSlopeRows], x[kSlopeRows];
 
-  using SlopePlane = Plane<Acc, kSlopeRows>;
+  using SlopePlane = Plane<Acc, 1, kSlopeRows>;
 
-  // `grad` is the incoming gradient's plane, `height` the number of rows from first_y to the
-  // border.
+  // `grad` is the incoming gradient, `height` the number of rows from first_y to the border.
   template <class T>
   __device__ __forceinline__ Slopes(const SlopePlane& before, const SlopePlane& at,
-                                    const SlopePlane& after, const T* grad,
-                                    const int64_t (&grad_row)[kSlopeRows], int64_t first_y,
-                                    int height) {
+                                    const SlopePlane& after, const T (&grad)[kSlopeRows],
+                                    int first_y, int height) {
 #pragma unroll
     for (int j = 0; j < kSlopeRows; ++j) {
-      const Gradient<Acc> g(before, at, after, j);
-      const Acc slope = widen(grad[grad_row[j]]) * g.slope();
+      const Gradient<Acc> g(before, at, after, j, 0);
+      const Acc slope = widen(grad[j]) * g.slope();
       z[j] = slope * g.z, y[j] = slope * g.y, x[j] = slope * g.x;
       if (j > 0 && j - 1 == height) z[j] = z[j - 1], y[j] = -y[j - 1], x[j] = x[j - 1];
     }
@@ -37,50 +35,63 @@ struct Slopes {
 
 // The outer threads of a block only provide the halo of their neighbours along x, `adjacent`
 // threads away.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    magnitude_backward_kernel(Tensor grad, Tensor x, Tensor grad_x, Columns columns) {
+template <class T, bool kAdjacent>
+__global__ void __launch_bounds__(kThreads, 3)
+    magnitude_backward_kernel(Tensor grad, Tensor x, Tensor grad_x, Columns<1, kRows> columns) {
   using Acc = Accumulate<T>;
   __shared__ Acc sums[2][kRows][kThreads], differences[2][kRows][kThreads];
   const Size& size = columns.size;
   const int thread = threadIdx.x, step = int(columns.adjacent);
   const int64_t unclamped = int64_t(blockIdx.x) * (kThreads - 2 * step) + thread - step;
-  Column c = columns[clamp(unclamped, columns.count())];
+  Column c = columns[unsigned(clamp(unclamped, columns.count()))];
   const bool inner = thread >= step && thread < kThreads - step && unclamped < columns.count() &&
                      c.channel < size.channels;
   c.channel = min(c.channel, size.channels - 1);
 
-  const Window<T, kSlopeRows> window(x, size, c, c.y - 1);
+  Window<T, 1, kSlopeRows, kAdjacent> window(x, size, c, c.y - 1, c.z - 2);
   const int64_t grad_plane = size.height * size.width * grad.voxel_stride;
-  const T* grad_from = static_cast<const T*>(grad.data) + offset(grad, c.batch, c.channel, c.x);
-  int64_t grad_row[kSlopeRows];
+  const T* grad_from =
+      static_cast<const T*>(grad.data) + offset(grad, c.batch, c.channel, c.y * size.width + c.x);
+  int grad_row[kSlopeRows];
 #pragma unroll
   for (int j = 0; j < kSlopeRows; ++j) {
-    grad_row[j] = clamp(c.y + j - 1, size.height) * size.width * grad.voxel_stride;
+    grad_row[j] =
+        (clamp(c.y + j - 1, int(size.height)) - c.y) * int(size.width * grad.voxel_stride);
   }
   const int64_t row_stride = size.width * grad_x.voxel_stride;
   T* to = static_cast<T*>(grad_x.data) +
           offset(grad_x, c.batch, c.channel, (c.z * size.height + c.y) * size.width + c.x);
-  const int height = int(min(int64_t(kSlopeRows), size.height - c.y));
+  const int height = min(kSlopeRows, int(size.height) - c.y);
   const int rows = inner ? min(kRows, height) : 0;
 
   // Along z, d comes from q.z and all else is s. What comes from q.x is d along x: for it, keep the
   // sums over the planes so far, and s + d of the plane before.
   Acc sum_s[kRows] = {}, sum_d[kRows] = {}, before_yz[kRows] = {}, before_x[kRows] = {};
-  Plane<Acc, kSlopeRows> before(window, c.z - 2), at(window, c.z - 1);
+  const int depth = int(size.depth);
+  // What a plane needs is on its way while the one before is worked on.
+  T next_grad[kSlopeRows];
+  const auto load_grad = [&](int z) {
+    const T* plane = grad_from + clamp(z, depth) * grad_plane;
+#pragma unroll
+    for (int j = 0; j < kSlopeRows; ++j) next_grad[j] = plane[grad_row[j]];
+  };
+  load_grad(c.z - 1);
+  Plane<Acc, 1, kSlopeRows> before(window.next()), at(window.next());
+  auto next = window.next();
   for (int k = -1; k <= columns.planes; ++k) {
-    const int64_t z = c.z + k;
-    const Plane<Acc, kSlopeRows> after(window, z + 1);
-    const Slopes<Acc> q(before, at, after, grad_from + clamp(z, size.depth) * grad_plane, grad_row,
-                        c.y, height);
+    const int z = c.z + k;
+    const auto after_next = window.next();
+    const Plane<Acc, 1, kSlopeRows> after(next);
+    const Slopes<Acc> q(before, at, after, next_grad, c.y, height);
+    load_grad(z + 1);
     Acc s[kRows], sum[kRows], difference[kRows];
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       const Acc from_z = math::smooth(q.z[j], q.z[j + 1], q.z[j + 2]);
       const Acc from_y = math::difference(q.y[j + 2], q.y[j]);
       const Acc from_x = math::smooth(q.x[j], q.x[j + 1], q.x[j + 2]);
-      s[j] = sum_s[j] + (z == size.depth ? before_yz[j] : from_y - from_z);
-      const Acc d = sum_d[j] + (z == size.depth ? before_x[j] : from_x);
+      s[j] = sum_s[j] + (z == depth ? before_yz[j] : from_y - from_z);
+      const Acc d = sum_d[j] + (z == depth ? before_x[j] : from_x);
       sum_s[j] = (z == 0 ? from_y - from_z : before_yz[j]) + Acc(2) * from_y;
       sum_d[j] = (z == 0 ? from_x : before_x[j]) + Acc(2) * from_x;
       before_yz[j] = from_y + from_z;
@@ -89,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
       differences[k & 1][j][thread] = difference[j] = s[j] - d;
     }
     __syncthreads();  // one is enough: the next plane goes to the other buffer
-    if (k > 0 && z <= size.depth) {
+    if (k > 0 && z <= depth) {
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
         if (j >= rows) break;
@@ -101,6 +112,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     before = at;
     at = after;
+    next = after_next;
   }
 }
 
@@ -111,12 +123,14 @@ size_t sobel_magnitude_backward_workspace(const SobelMagnitudeBackward&) { retur
 void sobel_magnitude_backward_launch(const SobelMagnitudeBackward& p) {
   if (p.size.empty()) return;
   const DeviceGuard guard(p.resources.device);
-  const Columns columns(p.size, p.x, p.resources);
+  const Columns<1, kRows> columns("sobel_magnitude_backward", p.size, p.x, p.resources);
   with_float(p.x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    const auto kernel = adjacent<T, 1>(p.x, p.size) ? magnitude_backward_kernel<T, true>
+                                                    : magnitude_backward_kernel<T, false>;
     launch("sobel_magnitude_backward", p.resources,
-           divide_up<int64_t>(columns.count(), kThreads - 2 * columns.adjacent), kThreads, 0,
-           magnitude_backward_kernel<T>, p.grad, p.x, p.grad_x, columns);
+           divide_up<int64_t>(columns.count(), kThreads - 2 * int64_t(columns.adjacent)), kThreads,
+           0, kernel, p.grad, p.x, p.grad_x, columns);
   });
 }
 

@@ -21,8 +21,9 @@ inline int64_t march_length(int64_t n, int64_t blocks, const Resources& resource
   return equal_part(n, std::clamp<int64_t>(n / parts, 8, 32));
 }
 
-__device__ __forceinline__ int64_t clamp(int64_t i, int64_t n) {
-  return min(max(i, int64_t(0)), n - 1);
+template <class Int>
+__device__ __forceinline__ Int clamp(Int i, Int n) {
+  return min(max(i, Int(0)), n - 1);
 }
 
 }  // namespace

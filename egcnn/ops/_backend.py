@@ -86,6 +86,11 @@ def device_kernels(device: str) -> Any:
     return getattr(_C, device)
 
 
+def kernels_name(device: str) -> str:
+    """``"cuda"`` or an instruction set of the CPU; ``""`` for a type of device without kernels."""
+    return getattr(getattr(_C, device, None), "name", "")
+
+
 def backend_info() -> dict[str, Any]:
     """What was built and what serves each device, as plain data.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from egcnn.errors import InputError
 from egcnn.ops import reference
-from egcnn.ops._backend import native
+from egcnn.ops._backend import kernels_name, native
 from egcnn.ops._tensors import (
     DEVICES,
     FLOATS,
@@ -95,15 +95,18 @@ def _seed_tensor(seed: Tensor | int | None, device: torch.device) -> Tensor:
 
 
 # Forward also tells backward how many edges each sample and class has, (B, C): they scale the
-# gradients, and backward would have to find them all before the first.
+# gradients, and backward would have to find them all before the first. On CUDA it also keeps where
+# edges may be, one bit a voxel, so that backward need not search the target again.
 _OPTIONS = "float tau, bool hard, str activation, str support"
 torch.library.define(
     "egcnn::gumbel_consistency",
-    f"(Tensor logits, Tensor target, Tensor seed, {_OPTIONS}) -> (Tensor loss, Tensor edges)",
+    f"(Tensor logits, Tensor target, Tensor seed, {_OPTIONS}) "
+    "-> (Tensor loss, Tensor edges, Tensor candidates)",
 )
 torch.library.define(
     "egcnn::gumbel_consistency_backward",
-    f"(Tensor grad, Tensor logits, Tensor target, Tensor seed, Tensor edges, {_OPTIONS}) -> Tensor",
+    "(Tensor grad, Tensor logits, Tensor target, Tensor seed, Tensor edges, Tensor candidates, "
+    f"{_OPTIONS}) -> Tensor",
 )
 
 
@@ -112,6 +115,7 @@ def _arguments(
     target: Tensor,
     seed: Tensor,
     edges: Tensor,
+    candidates: Tensor,
     tau: float,
     hard: bool,
     activation: str,
@@ -124,6 +128,7 @@ def _arguments(
         "shape": logits.shape,
         "seed": seed,
         "edges": edges,
+        "candidates": candidates,
         "tau": tau,
         "hard": hard,
         "softmax": activation == "softmax",
@@ -132,16 +137,21 @@ def _arguments(
 
 
 @torch.library.register_fake("egcnn::gumbel_consistency")
-def _results(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+def _results(logits: Tensor, target: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     loss = logits.new_empty((), dtype=reference.accumulate_dtype(logits.dtype))
-    return loss, logits.new_empty(logits.shape[:2], dtype=torch.int64)
+    edges = logits.new_empty(logits.shape[:2], dtype=torch.int64)
+    batch, volumes, depth, height, width = target.shape
+    words = (width + 31) // 32 if kernels_name(logits.device.type) == "cuda" else 0
+    candidates = logits.new_empty((batch * volumes, depth, height, words), dtype=torch.int32)
+    return loss, edges, candidates
 
 
 @torch.library.impl("egcnn::gumbel_consistency", DEVICES)
-def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    loss, edges = _results(logits, target, seed)
-    launch("consistency", **_arguments(logits, target, seed, edges, *options), loss=loss)
-    return loss, edges
+def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    loss, edges, candidates = _results(logits, target)
+    arguments = _arguments(logits, target, seed, edges, candidates, *options)
+    launch("consistency", **arguments, loss=loss)
+    return loss, edges, candidates
 
 
 @torch.library.register_fake("egcnn::gumbel_consistency_backward")
@@ -161,12 +171,14 @@ def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
     return grad_logits
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:3], output[1])
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    ctx.save_for_backward(*inputs[:3], *output[1:])
     ctx.options = inputs[3:]
 
 
-def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     gradient = torch.ops.egcnn.gumbel_consistency_backward(grad, *ctx.saved_tensors, *ctx.options)
     return (gradient, *(None,) * 6)
 

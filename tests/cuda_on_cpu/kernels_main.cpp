@@ -346,6 +346,9 @@ void consistency(DType dtype, DType target_dtype, Size size) {
       target.fill_with_classes(target_size, softmax ? std::max<int64_t>(size.channels, 1) : 2);
       const Buffer loss = numbers(sums, 1), grad = numbers(sums, 1);
       const Buffer edges(size.batch * size.channels, sizeof(int64_t), false);
+      const int64_t volumes = size.batch * (softmax ? 1 : size.channels);
+      const int64_t words = volumes * size.depth * size.height * ((size.width + 31) / 32);
+      const Buffer candidates(words, sizeof(uint32_t), false);
       const Buffer seed(1, sizeof(int64_t), false);
       seed.write([](void* data) { set(data, DType::i64, 0, 1234567890123.0); });
       egcnn::Consistency p{};
@@ -358,12 +361,13 @@ void consistency(DType dtype, DType target_dtype, Size size) {
       p.softmax = softmax;
       p.support_both = draw() % 2;
       p.edges = static_cast<int64_t*>(edges.data());
+      p.candidates = static_cast<uint32_t*>(candidates.data());
       p.loss = loss.data();
       const std::string options = std::string("; target ") + kNames[int(target_dtype)] +
                                   (softmax ? ", softmax" : ", sigmoid") + (hard ? ", hard" : "") +
                                   (p.support_both ? ", both" : "");
       run(text("consistency", dtype, p.logits, size) + options, egcnn::cuda::kernels().consistency,
-          p, {&edges, &loss});
+          p, {&edges, &candidates, &loss});
       const egcnn::ConsistencyBackward q{p, grad.data(), grad_logits.tensor};
       run(text("consistency_backward", dtype, p.logits, size) + options,
           egcnn::cuda::kernels().consistency_backward, q, {&grad_logits.buffer});

@@ -48,10 +48,10 @@ def both(logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor
 
 def kernels(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """The loss and its gradient by the two operators themselves; neither changes the arguments."""
-    loss, edges = torch.ops.egcnn.gumbel_consistency(logits, *arguments)
+    loss, *found = torch.ops.egcnn.gumbel_consistency(logits, *arguments)
     target, seed, *options = arguments
     grad = torch.ops.egcnn.gumbel_consistency_backward(
-        torch.ones_like(loss), logits, target, seed, edges, *options
+        torch.ones_like(loss), logits, target, seed, *found, *options
     )
     return loss, grad
 
@@ -248,15 +248,46 @@ def test_forward_counts_the_edges_for_backward(
     logits, seed = torch.randn(2, 3, *size), torch.tensor(5)
     target = blobs(activation, 2, 3, size)
     options = (target, seed, 0.5, hard, activation, support)
-    loss, edges = torch.ops.egcnn.gumbel_consistency(logits.requires_grad_(), *options)
+    loss, edges, candidates = torch.ops.egcnn.gumbel_consistency(logits.requires_grad_(), *options)
     assert loss.requires_grad
     assert not edges.requires_grad
+    assert not candidates.requires_grad
     truth = target == torch.arange(3).view(1, 3, 1, 1, 1) if activation == "softmax" else target
     expected = reference.sobel_magnitude(truth.float()) > 0
     if support == "both":
         _, sample = reference.gumbel_sample(logits.detach(), seed, 0.5, activation)
         expected |= reference.sobel_magnitude(sample) > 0
     assert torch.equal(edges, expected.sum((2, 3, 4)))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("hard", [True, False])
+def test_more_volumes_than_blocks_of_the_gpu(activation: str, hard: bool) -> None:
+    # For soft samples a block takes one volume after another, and what lies in between is empty.
+    logits = torch.randn(40, 2, 2, 4, 9)
+    target = blobs(activation, 40, 2, (2, 4, 9))
+    target[1::3] = 0
+    loss, expected, exact = both(logits, target, tau=0.7, hard=hard, activation=activation)
+    assert_near(loss.detach(), expected.detach(), torch.float32)
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+@pytest.mark.parametrize("size", [*SIZES, (9, 17, 66), (4, 9, 80)])
+def test_candidates_are_where_the_neighbourhood_varies(
+    size: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    target = blobs("softmax", 2, 3, size).to(dtype)
+    target[1] = 1
+    options = (torch.tensor(5), 0.5, True, "softmax", "gt")
+    *_, candidates = torch.ops.egcnn.gumbel_consistency(torch.randn(2, 3, *size), target, *options)
+    if candidates.numel() == 0:
+        pytest.skip("only CUDA's kernels keep candidates")
+    bits = (candidates[..., None] >> torch.arange(32)) & 1
+    padded = torch.nn.functional.pad(target[:, 0].double(), (1,) * 6, mode="replicate")
+    highest, lowest = (torch.nn.functional.max_pool3d(x, 3, 1) for x in (padded, -padded))
+    assert torch.equal(bits.flatten(-2)[..., : size[2]] == 1, highest != -lowest)
+    assert bits.flatten(-2)[..., size[2] :].eq(0).all()
 
 
 @pytest.mark.usefixtures("cpu_kernels")
@@ -337,7 +368,7 @@ def test_as_many_classes_as_a_byte_holds() -> None:
     for support in ("gt", "both"):
         options = (target, torch.tensor(3), 0.7, True, "softmax", support)
         (expected,) = torch.autograd.grad(reference.gumbel_consistency(logits, *options), logits)
-        loss, _ = torch.ops.egcnn.gumbel_consistency(logits, *options)
+        loss, *_ = torch.ops.egcnn.gumbel_consistency(logits, *options)
         (grad,) = torch.autograd.grad(loss, logits)
         torch.testing.assert_close(grad, expected)
         with pytest.raises(ValueError, match="at most 255 exclusive classes"):
@@ -351,8 +382,8 @@ def test_opcheck() -> None:
         inputs, options = (target, torch.tensor(1)), (0.5, hard, activation, support)
         forward = torch.ops.egcnn.gumbel_consistency
         opcheck(forward, (logits.clone().requires_grad_(), *inputs, *options))
-        loss, edges = forward(logits, *inputs, *options)
-        arguments = (torch.ones_like(loss), logits, *inputs, edges, *options)
+        loss, *found = forward(logits, *inputs, *options)
+        arguments = (torch.ones_like(loss), logits, *inputs, *found, *options)
         opcheck(torch.ops.egcnn.gumbel_consistency_backward, arguments)
 
 

@@ -207,6 +207,17 @@ def test_edges_above_a_threshold_that_some_magnitudes_equal(threshold: float) ->
     assert torch.equal(edges, reference.sobel_edges(masks, threshold=threshold))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("threshold", [0.0, 1 / 16, 0.25, 3**0.5 / 16, 0.75, 1.0, 2.0])
+def test_edges_of_floats_above_a_threshold_that_some_magnitudes_equal(
+    threshold: float, dtype: torch.dtype
+) -> None:
+    for width in (11, 12):
+        masks = (torch.rand(1, 2, 10, 9, width) > 0.5).to(dtype)
+        edges = ops.sobel_edges(masks, threshold=threshold)
+        assert torch.equal(edges, reference.sobel_edges(masks, threshold=threshold))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64])
 def test_edges_of_many_regions_of_a_few_large_objects(dtype: torch.dtype) -> None:
     labels = torch.zeros(1, 1, 19, 41, 12, dtype=dtype)

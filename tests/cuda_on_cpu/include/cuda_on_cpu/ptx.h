@@ -51,6 +51,12 @@ inline float sqrt_approx(float x) {
   return isfinite(exact) ? flushed(wrong_by(0x1p-24 * exact, exact, x)) : float(exact);
 }
 
+// rsqrt.approx.ftz.f32: within 2^-22.9 of the result.
+inline float rsqrt_approx(float x) {
+  const double exact = 1 / sqrt(double(flushed(x)));
+  return isfinite(exact) ? flushed(wrong_by(0x1p-24 * exact, exact, x)) : float(exact);
+}
+
 // ex2.approx.ftz.f32: within two units in the last place.
 inline float ex2_approx(float x) {
   const double exact = exp2(double(flushed(x)));
