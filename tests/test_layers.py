@@ -1,13 +1,17 @@
-"""Import rules: a module imports only from its own package or from lower layers."""
+"""Import and include rules: modules and sources use only their own part and lower layers."""
 
 from __future__ import annotations
 
 import ast
+import os
+import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "egcnn"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "egcnn"
 
 #: From the lowest layer up; entries of one line do not import each other.
 FLOORS = (
@@ -67,20 +71,107 @@ def test_imports_come_from_below(module: str) -> None:
         assert same_package or FLOOR[part(other)] < floor, f"{module} imports {other} from above"
 
 
-def test_a_package_has_no_cycle() -> None:
-    """Modules within a package do not import each other in a cycle."""
-    waiting = {
-        module: {name for name in imports(module) if name != part(module) and name in MODULES}
-        for module, path in MODULES.items()
-        if path.name != "__init__.py"
-    }
+def assert_no_cycle(uses: dict[str, set[str]]) -> None:
+    """Fail if keys use each other in a cycle, and name it."""
+    waiting = dict(uses)
     while waiting:
         free = [name for name, others in waiting.items() if not others & set(waiting)]
-        assert free, f"these import each other: {', '.join(sorted(waiting))}"
+        if not free:
+            path = [min(waiting)]
+            while path[-1] not in path[:-1]:
+                path.append(min(waiting[path[-1]] & set(waiting)))
+            raise AssertionError(f"cycle: {' -> '.join(path[path.index(path[-1]) :])}")
         for name in free:
             del waiting[name]
 
 
+def test_a_package_has_no_cycle() -> None:
+    """Modules within a package do not import each other in a cycle."""
+    assert_no_cycle(
+        {
+            module: {name for name in imports(module) if name != part(module) and name in MODULES}
+            for module, path in MODULES.items()
+            if path.name != "__init__.py"
+        }
+    )
+
+
+CSRC = ROOT / "csrc"
+SOURCES = sorted(
+    path.relative_to(CSRC).as_posix()
+    for path in CSRC.rglob("*")
+    if path.suffix in {".h", ".cpp", ".cuh", ".cu", ".inc"}
+)
+
+
+def include_rules() -> list[tuple[str, set[str]]]:
+    """The rows of CONTRIBUTING's table: a file or folder of csrc, and what it may include."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("| part | includes |\n|---|---|\n")[1].split("\n\n")[0]
+    cells = [line.strip("|").split("|") for line in table.splitlines()]
+    return [(re.findall("`(.+?)`", row)[0], set(re.findall("`(.+?)`", to))) for row, to in cells]
+
+
+RULES = include_rules()
+#: Headers of the system or of libraries that only some parts may include.
+RESERVED = {header for _, allowed in RULES for header in allowed if header.startswith("<")}
+
+
+def rule(source: str) -> tuple[str, set[str]]:
+    """The part that a source belongs to, and what it may include besides that part."""
+    for row, allowed in RULES:
+        pattern = re.escape(row).replace("NAME", "[^/]+") + ("" if row.endswith("/") else "$")
+        if match := re.match(pattern, source):
+            return match[0], allowed
+    raise AssertionError(f"csrc/{source} has no row in CONTRIBUTING's table of includes")
+
+
+def includes(source: str) -> set[str]:
+    """What a source includes: paths within csrc, and headers in angle brackets with these."""
+    text = (CSRC / source).read_text(encoding="utf-8")
+    quoted = re.findall(r'^ *# *include *"(.+)"', text, re.M)
+    folder = os.path.dirname(source)
+    return {os.path.normpath(os.path.join(folder, path)) for path in quoted} | set(
+        re.findall(r"^ *# *include *(<.+>)", text, re.M)
+    )
+
+
+@pytest.mark.parametrize("source", [name for name in SOURCES if includes(name)])
+def test_includes_follow_the_table(source: str) -> None:
+    own, allowed = rule(source)
+    for other in includes(source):
+        assert not re.match("<(torch|ATen|c10)/", other), f"csrc/{source} includes {other}"
+        if other.startswith("<"):
+            reserved = any(fnmatch(other, header) for header in RESERVED)
+            assert not reserved or any(fnmatch(other, header) for header in allowed), (
+                f"CONTRIBUTING's table does not let csrc/{source} include {other}"
+            )
+        else:
+            assert other.startswith((own, *(part for part in allowed if part.endswith("/")))) or (
+                other in allowed
+            ), f"CONTRIBUTING's table does not let csrc/{source} include {other}"
+
+
+def test_the_table_of_includes_has_no_dead_entry() -> None:
+    """Each row has a source, and each entry an include."""
+    used = {
+        (rule(name)[0], other) for name in SOURCES if includes(name) for other in includes(name)
+    }
+    for row, allowed in RULES:
+        pattern = re.escape(row).replace("NAME", "[^/]+")
+        found = {other for own, other in used if re.fullmatch(pattern, own)}
+        assert found, f"no source of {row}"
+        for entry in allowed:
+            assert any(fnmatch(other, entry + "*" * entry.endswith("/")) for other in found), (
+                f"CONTRIBUTING's table lets {row} include {entry}, which it does not"
+            )
+
+
+def test_sources_have_no_cycle() -> None:
+    assert_no_cycle({name: includes(name) for name in SOURCES})
+
+
 def test_no_file_is_longer_than_a_sitting() -> None:
-    long = {m: n for m, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 400}
-    assert not long
+    paths = [*MODULES.values(), *(CSRC / name for name in SOURCES)]
+    lines = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in paths}
+    assert not {path: number for path, number in lines.items() if number > 400}
