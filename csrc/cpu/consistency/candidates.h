@@ -46,7 +46,7 @@ static inline void mark_row_changes(const uint8_t* at, const uint8_t* below, con
     if ((dx | dy | dz | carry) == 0) continue;
     along[w] |= dz;
     const uint64_t wide = dx | dx << 1 | carry;
-    carry = dx >> 63;
+    carry = dx >> (kWord - 1);
     across[w] |= wide | dy;
     if (before != nullptr) before[w] |= wide;
     if (after != nullptr) after[w] |= wide | dy;
@@ -182,7 +182,7 @@ class Candidates {
       return;
     }
     const auto add = [&](int64_t code) {
-      if (code < plan_.classes) classes[code / 64] |= uint64_t(1) << code % 64;
+      if (code < plan_.classes) classes[code / kWord] |= uint64_t(1) << code % kWord;
     };
     const uint64_t* found = set(z, y);
     const uint8_t *at = codes(z, y), *hard = nullptr;

@@ -92,7 +92,7 @@ class GumbelSampler {
   void draw(int64_t first, const Group* group, const Group* end, uint8_t* hard, Acc* soft,
             int64_t pitch) {
     for_batches(group, end, kBatch, [&](const Group* batch, const Group* next, int64_t exact) {
-      const int64_t n = (exact + kGroup - 1) / kGroup * kGroup;
+      const int64_t n = round_up(exact, kGroup);
       for (const Group* g = batch; g < next; ++g) {
         compress_range(g->first, g->bits, voxel_ + g->index - batch->index);
       }

@@ -16,7 +16,7 @@ class ZeroFill {
   ZeroFill() = default;
   ZeroFill(uint8_t* first, int64_t bytes, int64_t count, int64_t pitch, int64_t parts, bool stream)
       : first_(first), bytes_(bytes), count_(count), pitch_(pitch),
-        part_((bytes / parts + kLine - 1) / kLine * kLine), stream_(stream) {}
+        part_(round_up(bytes / parts, kLine)), stream_(stream) {}
 
   void fill_part() {
     if (done_ == bytes_) return;

@@ -14,8 +14,6 @@
 
 namespace egcnn::EGCNN_ISA {
 
-constexpr int64_t kLine = 64;
-
 // Larger outputs are streamed; a smaller one is still cached when it is read.
 constexpr int64_t kStreamed = 8 << 20;
 

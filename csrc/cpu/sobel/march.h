@@ -147,13 +147,13 @@ class SobelMarch : public MarkedRows {
 
  public:
   SobelMarch(const SobelPlan& t, const Slab& slab, char* scratch) : MarkedRows(t, slab, kSobelRun) {
-    T* rows = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
+    T* rows = align_up<T>(scratch);
     ring_ = rows;
     extra = ring_ + 3 * t.rows() * t.pitch;
     zeros_ = extra + t.extra * t.rows() * t.pitch;
-    std::fill(zeros_, zeros_ + t.pitch + 64, T(0));
-    output = zeros_ + t.pitch + 64;
-    place_marks(reinterpret_cast<uint8_t*>(output + kSobelRun * t.pitch + 64));
+    std::fill(zeros_, zeros_ + t.pitch + kSobelSpill, T(0));
+    output = zeros_ + t.pitch + kSobelSpill;
+    place_marks(reinterpret_cast<uint8_t*>(output + kSobelRun * t.pitch + kSobelSpill));
   }
 
   T* output;  // kSobelRun rows and a vector, for use by emit()
