@@ -68,9 +68,8 @@ class Candidates {
   }
 
   void begin(int64_t z) {
-    const auto from = [](int64_t i) { return i > 0 ? i : 0; };
-    next_ = from(z);
-    next_marked_ = next_loaded_ = from(z - 1);
+    next_ = z;
+    next_marked_ = next_loaded_ = below(z);
   }
 
   // Finds the candidates up to plane z. Calls between_rows() between some rows.

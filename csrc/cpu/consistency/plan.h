@@ -60,6 +60,8 @@ class Arena {
     next_ += round_up(count * int64_t(sizeof(T)), kLine);
   }
 
+  void skip(size_t bytes) { next_ += bytes; }
+
   size_t bytes() const { return size_t(next_ - first_); }
 
  private:

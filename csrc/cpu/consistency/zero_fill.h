@@ -1,5 +1,6 @@
 // Sets the gradient to 0 in small parts between other work, so that stores overlap with
-// computation.
+// computation. It takes 0.5 to 3 % off backward, and forward is 7 % slower without the calls in
+// between, for an unknown reason (paired runs, AVX-512).
 #pragma once
 
 #include <algorithm>

@@ -51,7 +51,7 @@ static void channel_gate_in(const EdgeGate& p) {
 }
 
 void channel_gate(const EdgeGate& p) {
-  p.e.dtype == DType::f64 ? channel_gate_in<double>(p) : channel_gate_in<float>(p);
+  with_accumulator(p.e.dtype, [&](auto acc) { channel_gate_in<decltype(acc)>(p); });
 }
 
 template <class Acc>
@@ -114,8 +114,7 @@ static void channel_gate_backward_in(const EdgeGateBackward& p) {
 }
 
 void channel_gate_backward(const EdgeGateBackward& p) {
-  p.e.dtype == DType::f64 ? channel_gate_backward_in<double>(p)
-                          : channel_gate_backward_in<float>(p);
+  with_accumulator(p.e.dtype, [&](auto acc) { channel_gate_backward_in<decltype(acc)>(p); });
 }
 
 }  // namespace egcnn::EGCNN_ISA

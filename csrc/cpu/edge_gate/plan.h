@@ -13,8 +13,8 @@ namespace egcnn::EGCNN_ISA {
 
 // A call is cut into blocks of voxels, with a row for every channel of e and of m.
 struct EdgeGatePlan {
-  // Whether the next block is staged in scratch during the matmuls of this one: 9 to 13 % of the
-  // channel gate's forward and backward time, against prefetching it only (paired runs, AVX-512).
+  // Whether the next block is staged in scratch during the matmuls of this one. It takes 9 to 13 %
+  // off the channel gate's forward and backward (paired runs, AVX-512).
   bool stage_next;
   int64_t inputs;
   int64_t block;    // maximum voxels per block; a multiple of kBlockStep
@@ -42,12 +42,12 @@ struct EdgeGatePlan {
   static constexpr int64_t kBlockStep = 64;  // whole panels, and whole lines of every type
   static constexpr int64_t kMostVoxels = 1024;
   static constexpr int64_t kEnoughBlocks = 32;
-  // Voxels that are worth starting a block for, with one attention value for each, or many.
+  // Voxels that are worth a block, with one attention value per voxel or per channel.
   static constexpr int64_t kLeastVoxels = 256, kLeastChannels = 64;
   // Elements of a block's rows: 512 KB of floats, or less if the next block is cached beside it.
   static constexpr int64_t kCached = 128 << 10, kCachedBesideNext = 96 << 10;
 
-  // Chunks: enough for many threads, but partial sums of at most 8 MB as long as that leaves a few.
+  // Between these limits, as many chunks as keep their sums within 8 MB.
   static constexpr int64_t kLeastChunks = 16, kMostChunks = 128;
   static constexpr int64_t kPartialSums = 1 << 20;  // doubles
 

@@ -59,7 +59,7 @@ static void voxel_gate_in(const EdgeGate& p) {
 }
 
 void voxel_gate(const EdgeGate& p) {
-  p.e.dtype == DType::f64 ? voxel_gate_in<double>(p) : voxel_gate_in<float>(p);
+  with_accumulator(p.e.dtype, [&](auto acc) { voxel_gate_in<decltype(acc)>(p); });
 }
 
 template <class Acc>
@@ -141,7 +141,7 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p) {
 }
 
 void voxel_gate_backward(const EdgeGateBackward& p) {
-  p.e.dtype == DType::f64 ? voxel_gate_backward_in<double>(p) : voxel_gate_backward_in<float>(p);
+  with_accumulator(p.e.dtype, [&](auto acc) { voxel_gate_backward_in<decltype(acc)>(p); });
 }
 
 }  // namespace egcnn::EGCNN_ISA

@@ -14,7 +14,8 @@ static inline bool channels_in_vectors(const Tensor& t, int64_t channels) {
 }
 
 // As many voxels as a vector has lanes, in the accumulation type, held in the first-level cache.
-// Their scratch is at least kRoom voxels: the last line that load() converts may reach beyond them.
+// Scratch has room for kRoom voxels and their sums, since the last line that load() converts may
+// reach beyond the voxels.
 template <class Acc>
 struct Voxels {
   static constexpr int64_t kRoom = 32;

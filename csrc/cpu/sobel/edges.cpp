@@ -274,8 +274,9 @@ size_t sobel_edges_workspace(const SobelEdges& p) {
 void sobel_edges_launch(const SobelEdges& p) {
   if (p.size.empty()) return;
   advise_huge(p.edges.data, p.size.batch * p.size.channels * p.size.voxels());
-  if (p.labels.dtype == DType::f64) return soft_sobel_edges<double>(p);
-  if (is_float(p.labels.dtype)) return soft_sobel_edges<float>(p);
+  if (is_float(p.labels.dtype)) {
+    return with_accumulator(p.labels.dtype, [&](auto acc) { soft_sobel_edges<decltype(acc)>(p); });
+  }
   if (p.threshold == 0) {
     // Modulo 256 is exact, since no gradient component exceeds 16.
     return sobel_edges<uint8_t>(p, [](auto gz, auto gy, auto gx) { return (gz | gy | gx) != 0; });

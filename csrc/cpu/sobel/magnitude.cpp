@@ -63,8 +63,7 @@ void sobel_magnitude_launch(const SobelMagnitude& p) {
   if (p.size.empty()) return;
   const int64_t element = float_bytes(p.out.dtype);
   advise_huge(p.out.data, p.size.batch * p.size.channels * p.size.voxels() * element);
-  if (p.x.dtype == DType::f64) return sobel_magnitude<double>(p, element);
-  sobel_magnitude<float>(p, element);
+  with_accumulator(p.x.dtype, [&](auto acc) { sobel_magnitude<decltype(acc)>(p, element); });
 }
 
 // math::sobel_slope of magnitudes, from the sums of the squares.
@@ -147,8 +146,8 @@ void sobel_magnitude_backward_launch(const SobelMagnitudeBackward& p) {
   if (p.size.empty()) return;
   const int64_t element = float_bytes(p.grad_x.dtype);
   advise_huge(p.grad_x.data, p.size.batch * p.size.channels * p.size.voxels() * element);
-  if (p.x.dtype == DType::f64) return sobel_magnitude_backward<double>(p, element);
-  sobel_magnitude_backward<float>(p, element);
+  with_accumulator(p.x.dtype,
+                   [&](auto acc) { sobel_magnitude_backward<decltype(acc)>(p, element); });
 }
 
 }  // namespace egcnn::EGCNN_ISA

@@ -203,16 +203,15 @@ class SobelMarch : public MarkedRows {
       V smooth, smooth_of_difference, difference;
 
       void set(const Along& before, const Along& at, const Along& after) {
-        smooth = SobelMarch::smooth(before.smooth, at.smooth, after.smooth);
-        smooth_of_difference =
-            SobelMarch::smooth(before.difference, at.difference, after.difference);
+        smooth = math::smooth(before.smooth, at.smooth, after.smooth);
+        smooth_of_difference = math::smooth(before.difference, at.difference, after.difference);
         difference = after.smooth - before.smooth;
       }
     };
     const auto along = [=](const T* const* planes, int64_t x) {
       const V a = value(load_vector(planes[0] + x)), b = value(load_vector(planes[1] + x)),
               c = value(load_vector(planes[2] + x));
-      return Along{smooth(a, b, c), V(c - a)};
+      return Along{V(math::smooth(a, b, c)), V(c - a)};
     };
     const auto across = [=](const T* const* planes, int64_t x, Across* found) {
       if constexpr (adjacent) {
@@ -240,17 +239,15 @@ class SobelMarch : public MarkedRows {
         across(around[i + 2], x, down);
         for (int k = 0; k < kBlock; ++k) {
           emit(i, x + k * lanes,
-               smooth(up[k].smooth_of_difference, mid[k].smooth_of_difference,
-                      down[k].smooth_of_difference),
+               math::smooth(up[k].smooth_of_difference, mid[k].smooth_of_difference,
+                            down[k].smooth_of_difference),
                V(down[k].smooth - up[k].smooth),
-               smooth(up[k].difference, mid[k].difference, down[k].difference));
+               math::smooth(up[k].difference, mid[k].difference, down[k].difference));
           up[k] = mid[k], mid[k] = down[k];
         }
       }
     }
   }
-
-  static inline V smooth(V before, V at, V after) { return before + T(2) * at + after; }
 
   int64_t clamp(int64_t y) const { return y < 0 ? 0 : y < t_.height ? y : t_.height - 1; }
 

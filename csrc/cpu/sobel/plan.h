@@ -6,7 +6,8 @@
 #include <cstdint>
 
 #include "../../ops.h"
-#include "../simd/threads.h"
+#include "../simd/elements.h"
+#include "../simd/isa.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -82,10 +83,9 @@ struct SobelPlan {
 };
 
 static inline SobelPlan sobel_edges_plan(const SobelEdges& p) {
-  const int64_t element = p.labels.dtype == DType::f64    ? 8
-                          : p.labels.dtype <= DType::bf16 ? 4
-                          : p.threshold > 0               ? 2
-                                                          : 1;
+  const int64_t element = is_float(p.labels.dtype) ? accumulator_bytes(p.labels.dtype)
+                          : p.threshold > 0        ? 2
+                                                   : 1;
   // A label map has one channel for all regions.
   Size size = p.size;
   if (p.region_counts != nullptr) size.channels = 1;
@@ -97,12 +97,12 @@ static inline SobelPlan sobel_edges_plan(const SobelEdges& p) {
 }
 
 static inline SobelPlan sobel_magnitude_plan(const SobelMagnitude& p) {
-  return SobelPlan(p.size, p.x, 1, 0, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
+  return SobelPlan(p.size, p.x, 1, 0, accumulator_bytes(p.x.dtype), p.resources.threads);
 }
 
 // In addition to the ring, the planes of SobelGather.
 static inline SobelPlan sobel_magnitude_backward_plan(const SobelMagnitudeBackward& p) {
-  return SobelPlan(p.size, p.x, 2, 5, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
+  return SobelPlan(p.size, p.x, 2, 5, accumulator_bytes(p.x.dtype), p.resources.threads);
 }
 
 }  // namespace egcnn::EGCNN_ISA
