@@ -1,6 +1,8 @@
 // Philox 4x32-10 (Salmon et al., SC 2011): counter-based noise without stored state.
 #pragma once
 
+#include <cstdint>
+
 #include "common.h"
 
 namespace egcnn::math {

@@ -1,6 +1,9 @@
 // Stage 2: the band, the candidates and their 3x3x3 neighbourhoods, as a list of groups.
 #pragma once
 
+#include <cstdint>
+
+#include "../../math/common.h"
 #include "../simd/bits.h"
 #include "candidates.h"
 #include "plan.h"

@@ -14,11 +14,18 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 
+#include "../../ops.h"
+#include "../simd/elements.h"
 #include "../simd/pages.h"
 #include "../simd/stream.h"
 #include "../simd/threads.h"
+#include "gradient.h"
 #include "march.h"
+#include "plan.h"
+#include "sampler.h"
 
 namespace egcnn::EGCNN_ISA {
 

@@ -3,7 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 
+#include "../../ops.h"
+#include "../simd/bits.h"
+#include "../simd/compress.h"
 #include "band.h"
 #include "candidates.h"
 #include "gradient.h"
@@ -11,6 +15,7 @@
 #include "sampler.h"
 #include "samples.h"
 #include "terms.h"
+#include "zero_fill.h"
 
 namespace egcnn::EGCNN_ISA {
 

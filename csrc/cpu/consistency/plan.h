@@ -4,8 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../../math/common.h"
 #include "../../ops.h"
 #include "../simd/bits.h"
+#include "../simd/isa.h"
 
 namespace egcnn::EGCNN_ISA {
 

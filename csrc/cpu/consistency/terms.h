@@ -2,6 +2,9 @@
 // gradient scattered to the sample's.
 #pragma once
 
+#include <cstdint>
+
+#include "../../ops.h"
 #include "../simd/bits.h"
 #include "candidates.h"
 #include "edges.h"

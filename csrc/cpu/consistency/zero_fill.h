@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../math/common.h"
+#include "../simd/isa.h"
 #include "../simd/stream.h"
 
 namespace egcnn::EGCNN_ISA {

@@ -6,10 +6,13 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../../math/common.h"
 #include "../../ops.h"
 #include "../simd/elements.h"
+#include "../simd/isa.h"
 #include "../simd/pages.h"
 #include "../simd/stream.h"
+#include "../simd/vectors.h"
 #include "matmul.h"
 #include "plan.h"
 #include "prefetch.h"
@@ -22,7 +25,7 @@ struct Block {
 };
 
 template <class Acc>
-static inline Block find_block(const EdgeGatePlan& plan, const Size& size, int64_t job) {
+static inline Block block_at(const EdgeGatePlan& plan, const Size& size, int64_t job) {
   const int64_t voxel = job % plan.blocks * plan.block, rest = size.voxels() - voxel;
   const int64_t n = rest < plan.block ? rest : plan.block;
   return {job / plan.blocks, voxel, n, round_up(n, kPanel<Acc>)};
@@ -34,7 +37,7 @@ template <class T, class Acc, class Use>
 static inline void load_run(const T* in, int64_t n, PrefetchQueue::Lines next, Acc* __restrict out,
                             Use&& use) {
   constexpr int64_t line = kLine / sizeof(T), lanes = kLanes<Acc>;
-  const auto take = [&](int64_t i, const Acc* values) __attribute__((always_inline)) {
+  const auto emit = [&](int64_t i, const Acc* values) __attribute__((always_inline)) {
     for (int64_t k = 0; k < line; k += lanes) {
       const Vector<Acc> x = load_vector(values + k);
       store_vector(out + i + k, x);
@@ -45,17 +48,17 @@ static inline void load_run(const T* in, int64_t n, PrefetchQueue::Lines next, A
   for (; i + line <= n; i += line) {
     if (i < next.count * line) __builtin_prefetch(next.from + i * sizeof(T), 0, 2);
     if constexpr (std::is_same<T, Acc>()) {
-      take(i, in + i);
+      emit(i, in + i);
     } else {
       Acc values[line];
       for (int64_t k = 0; k < line; ++k) values[k] = widen<Acc>(in[i + k]);
-      take(i, values);
+      emit(i, values);
     }
   }
   if (i < n) {
     Acc values[line] = {};
     for (int64_t k = 0; k < n - i; ++k) values[k] = widen<Acc>(in[i + k]);
-    take(i, values);
+    emit(i, values);
   }
 }
 

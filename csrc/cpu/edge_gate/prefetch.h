@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../math/common.h"
 #include "../simd/isa.h"
 
 namespace egcnn::EGCNN_ISA {

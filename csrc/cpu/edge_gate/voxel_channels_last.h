@@ -2,8 +2,16 @@
 // voxels at a time, without an intermediate copy.
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+
+#include "../../ops.h"
+#include "../simd/elements.h"
+#include "../simd/isa.h"
+#include "../simd/vectors.h"
 #include "blocks.h"
 #include "gate.h"
+#include "prefetch.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -66,7 +74,7 @@ static inline Vector<Acc> gate_sums(const Voxels<Acc>& e, const Voxels<Acc>& m, 
   Vector<Acc> products[kLanes<Acc>] = {};
   e.add_products(weights, voxels, products);
   m.add_products(weights + e.channels, voxels, products);
-  return sum_each<1, Acc>(products) + weights[e.channels + m.channels];
+  return horizontal_sums<1, Acc>(products) + weights[e.channels + m.channels];
 }
 
 template <class Acc>
@@ -126,7 +134,8 @@ EGCNN_OUT_OF_LINE void voxel_channels_last_backward(const EdgeGateBackward& p, c
           products[i] += load_vector(e.values + at) * load_vector(grad.values + at);
         }
       }
-      const auto ds = sum_each<1, Acc>(products) * slope<Acc>(sum, alpha, low), factor = 1 + alpha;
+      const auto ds = horizontal_sums<1, Acc>(products) * slope<Acc>(sum, alpha, low),
+                 factor = 1 + alpha;
       to_bias += ds;
       for (int64_t c = 0; c < e.channels; c += lanes) {
         const auto weight = load_vector(weights + c);

@@ -3,6 +3,12 @@
 // double are the library's, since double is only for gradcheck.
 #pragma once
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
 #include "../../math/common.h"
 #include "elements.h"
 #include "vectors.h"

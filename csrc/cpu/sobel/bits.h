@@ -3,17 +3,23 @@
 // is nonzero, which a few bit-sliced additions decide for all voxels of a vector.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
 #include "../simd/bits.h"
+#include "../simd/isa.h"
+#include "../simd/vectors.h"
 #include "bit_stream.h"
 #include "march.h"
+#include "plan.h"
 
 namespace egcnn::EGCNN_ISA {
 
 // The number of set bits among four, in binary.
-struct Count {
+struct BitCount {
   Bits ones, twos, fours;
 
-  Count(Bits a, Bits b, Bits c, Bits d) {
+  BitCount(Bits a, Bits b, Bits c, Bits d) {
     const Bits sum = xor3(a, b, c), carry = majority(a, b, c);
     ones = sum ^ d;
     twos = carry ^ (sum & d), fours = carry & sum & d;
@@ -48,7 +54,7 @@ static inline Bits edges(const uint64_t* a, const uint64_t* b, const uint64_t* c
   const Bits sum = unbalanced(c2, c1, b2, a0, a1, b0);
   const Bits difference = unbalanced(c0, c1, b0, a2, a1, b2);
   // The smoothed cross-section: corners once, sides twice, the centre four times.
-  const Count corners(a0, a2, c0, c2), sides(a1, c1, b0, b2);
+  const BitCount corners(a0, a2, c0, c2), sides(a1, c1, b0, b2);
   const Bits s1 = corners.twos ^ sides.ones, carry1 = corners.twos & sides.ones;
   const Bits t2 = xor3(corners.fours, sides.twos, b1);
   const Bits carry2 = majority(corners.fours, sides.twos, b1), s2 = t2 ^ carry1;
@@ -64,7 +70,8 @@ static inline Bits edges(const uint64_t* a, const uint64_t* b, const uint64_t* c
 class BitMarch : public MarkedRows {
  public:
   BitMarch(const SobelPlan& t, const Slab& slab, int64_t regions, char* scratch)
-      : MarkedRows(t, slab, kRun), regions_(regions), words_(t.row_words()) {
+      : MarkedRows(t, slab, kRun), regions_(regions), words_(t.row_words()),
+        plane_(t.plane_words()) {
     ring_ = align_up<uint64_t>(scratch);
     edges_ = ring_ + regions * region_stride();
     place_marks(reinterpret_cast<uint8_t*>(edges_ + kRun * words_ + kSobelWordSpill));
@@ -76,7 +83,7 @@ class BitMarch : public MarkedRows {
   bool run(Pack&& pack, Plane&& plane_done) {
     const auto load = [&](int64_t z, uint8_t* marks) {
       const int64_t rows = high_ - low_;
-      uint64_t* const first = ring_ + z % 3 * t_.plane_words() + (low_ - slab_.y0 + 1) * words_;
+      uint64_t* const first = ring_ + z % 3 * plane_ + (low_ - slab_.y0 + 1) * words_;
       if (!pack(z, low_, rows, marks, first)) return false;
       for (int64_t r = 0; r < regions_; ++r) {
         uint64_t *top = first + r * region_stride(), *bottom = top + (rows - 1) * words_;
@@ -88,14 +95,15 @@ class BitMarch : public MarkedRows {
     return MarkedRows::run(load, plane_done);
   }
 
-  int64_t region_stride() const { return 3 * t_.plane_words(); }
+  int64_t regions() const { return regions_; }
+  int64_t region_stride() const { return 3 * plane_; }
   int64_t words() const { return words_; }
 
   // Writes the edges of rows [y, y + rows) of region r.
   void put(int64_t r, int64_t y, int64_t rows, BitStream& out) const {
     const uint64_t* const first = ring_ + r * region_stride() + (y - slab_.y0 + 1) * words_;
-    const uint64_t *a = first + at_[0] * t_.plane_words(), *b = first + at_[1] * t_.plane_words(),
-                   *c = first + at_[2] * t_.plane_words();
+    const uint64_t *a = first + at_[0] * plane_, *b = first + at_[1] * plane_,
+                   *c = first + at_[2] * plane_;
     const int64_t n = rows * words_, width = t_.width;
     for (int64_t i = 0; i < n; i += kLanes<uint64_t>) {
       store_vector(edges_ + i, edges(a + i, b + i, c + i, words_));
@@ -113,7 +121,7 @@ class BitMarch : public MarkedRows {
 
  private:
   static constexpr int64_t kRun = kSobelBitRun;
-  int64_t regions_, words_;
+  int64_t regions_, words_, plane_;  // words_ of a row, plane_ of a plane
   uint64_t *ring_, *edges_;
 };
 

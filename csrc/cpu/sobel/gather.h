@@ -3,8 +3,12 @@
 // scattering, so that no two threads write the same voxel and the order of every sum is fixed.
 #pragma once
 
+#include <cstdint>
+
 #include "../../math/sobel.h"
+#include "../simd/vectors.h"
 #include "march.h"
+#include "plan.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -37,7 +41,7 @@ class SobelGather {
   // Adds rows [y, y + rows) of the current plane, which may be the volume's `first`, and completes
   // those of the plane before, consecutively in `out`, which needs room for two more vectors.
   void add(int64_t y, int64_t rows, bool first, T* out) const {
-    if constexpr (kShifts<T>) {
+    if constexpr (kHasShift<T>) {
       if (t_.step == 1) return add<2, true>(y, rows, first, out);
     }
     add<1, false>(y, rows, first, out);
@@ -79,17 +83,17 @@ class SobelGather {
           x[k] = load_vector(at + 2 * plane);
         }
         for (int k = 0; k < kBlock; ++k) {
-          found[k].z =
+          rows_x[k].z =
               math::smooth(from_last(z[k], z[k + 1]), z[k + 1], from_second(z[k + 1], z[k + 2]));
-          found[k].y =
+          rows_x[k].y =
               math::smooth(from_last(y[k], y[k + 1]), y[k + 1], from_second(y[k + 1], y[k + 2]));
-          found[k].x = from_last(x[k], x[k + 1]) - from_second(x[k + 1], x[k + 2]);
+          rows_x[k].x = from_last(x[k], x[k + 1]) - from_second(x[k + 1], x[k + 2]);
         }
       } else {
         const T *const qy = q + plane, *const qx = qy + plane;
-        found->z = math::smooth(load_vector(q - step), load_vector(q), load_vector(q + step));
-        found->y = math::smooth(load_vector(qy - step), load_vector(qy), load_vector(qy + step));
-        found->x = load_vector(qx - step) - load_vector(qx + step);
+        rows_x->z = math::smooth(load_vector(q - step), load_vector(q), load_vector(q + step));
+        rows_x->y = math::smooth(load_vector(qy - step), load_vector(qy), load_vector(qy + step));
+        rows_x->x = load_vector(qx - step) - load_vector(qx + step);
       }
     };
     // From right to left, so that what spills past a row's end is overwritten by the next column.

@@ -6,8 +6,13 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
+#include "../../math/common.h"
 #include "../../math/sobel.h"
+#include "../../ops.h"
+#include "../simd/isa.h"
 #include "../simd/vectors.h"
 #include "plan.h"
 
@@ -100,7 +105,7 @@ class MarkedRows {
       at_[0] = (z > 0 ? z - 1 : 0) % 3;
       at_[1] = z % 3;
       at_[2] = (z + 1 < t_.depth ? z + 1 : z) % 3;
-      find_constant();
+      mark_constant_rows();
       plane(z);
     }
     return true;
@@ -111,7 +116,7 @@ class MarkedRows {
   uint8_t* mark_[3];   // of each row, with one more on each side
   uint8_t* constant_;  // whether a row's neighbourhood is constant
 
-  void find_constant() {
+  void mark_constant_rows() {
     const uint8_t *a = mark_[at_[0]], *b = mark_[at_[1]], *c = mark_[at_[2]];
     uint8_t* __restrict constant = constant_;
     for (int64_t first = 0; first < high_ - low_; first += kSobelMarks) {
@@ -176,7 +181,7 @@ class SobelMarch : public MarkedRows {
   // elements to those that are differentiated.
   template <class Value, class Emit>
   void gradient(int64_t y, int64_t rows, Value value, Emit emit) const {
-    if constexpr (kShifts<T>) {
+    if constexpr (kHasShift<T>) {
       if (t_.step == 1) return gradient<2, true>(y, rows, value, emit);
     }
     gradient<1, false>(y, rows, value, emit);
@@ -213,19 +218,19 @@ class SobelMarch : public MarkedRows {
               c = value(load_vector(planes[2] + x));
       return Along{V(math::smooth(a, b, c)), V(c - a)};
     };
-    const auto across = [=](const T* const* planes, int64_t x, Across* found) {
+    const auto across = [=](const T* const* planes, int64_t x, Across* result) {
       if constexpr (adjacent) {
         Along column[kBlock + 2];
         for (int k = 0; k < kBlock + 2; ++k) column[k] = along(planes, x + (k - 1) * lanes);
         for (int k = 0; k < kBlock; ++k) {
           const Along &before = column[k], &at = column[k + 1], &after = column[k + 2];
-          found[k].set(
+          result[k].set(
               {from_last(before.smooth, at.smooth), from_last(before.difference, at.difference)},
               at,
               {from_second(at.smooth, after.smooth), from_second(at.difference, after.difference)});
         }
       } else {
-        found->set(along(planes, x - step), along(planes, x), along(planes, x + step));
+        result->set(along(planes, x - step), along(planes, x), along(planes, x + step));
       }
     };
     // From right to left, so that overwriting is in order.

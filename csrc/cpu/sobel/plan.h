@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../../math/common.h"
 #include "../../ops.h"
 #include "../simd/elements.h"
 #include "../simd/isa.h"
