@@ -28,7 +28,6 @@ EGCNN_MATH float exp(float x) { return ::expf(x); }
 EGCNN_MATH double exp(double x) { return ::exp(x); }
 EGCNN_MATH float log(float x) { return ::logf(x); }
 EGCNN_MATH double log(double x) { return ::log(x); }
-EGCNN_MATH float log1p(float x) { return ::log1pf(x); }
 EGCNN_MATH double log1p(double x) { return ::log1p(x); }
 EGCNN_MATH float sqrt(float x) { return ::sqrtf(x); }
 EGCNN_MATH double sqrt(double x) { return ::sqrt(x); }

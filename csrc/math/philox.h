@@ -43,12 +43,6 @@ EGCNN_MATH Words philox(const uint32_t keys[kPhiloxKeys], uint64_t voxel, uint32
   return {{c0, c1, c2, c3}};
 }
 
-EGCNN_MATH Words philox(uint64_t seed, uint64_t voxel, uint32_t block) {
-  uint32_t keys[kPhiloxKeys];
-  for (int i = 0; i < kPhiloxKeys; ++i) keys[i] = philox_key(seed, i);
-  return philox(keys, voxel, block);
-}
-
 // A uniform number in (0, 1), exact in float: (23 bits + 1/2) / 2^23.
 template <class T>
 EGCNN_MATH T uniform(uint32_t word) {
