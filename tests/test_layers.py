@@ -1,15 +1,18 @@
-"""Import rules of egcnn and include rules of csrc: each part uses only those listed for it."""
+"""Import and include rules: modules and sources use only their own part and lower layers."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections import defaultdict
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "egcnn"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "egcnn"
 
 #: From the lowest layer up; entries of one line do not import each other.
 FLOORS = (
@@ -37,20 +40,6 @@ MODULES = {
         ".__init__"
     ): path
     for path in sorted(PACKAGE.rglob("*.py"))
-}
-
-CSRC = PACKAGE.parent / "csrc"
-SOURCES = sorted(path for path in CSRC.rglob("*.*") if path.is_file())
-#: What each part of csrc may include besides itself. An operator's folder in cpu knows no other's.
-INCLUDES = {
-    "operators.inc": (),
-    "math": (),
-    "ops.h": ("operators.inc", "math"),
-    "cpu/simd": ("math",),
-    "cpu/OPERATOR": ("cpu/simd", "math", "ops.h"),
-    "cpu": ("operators.inc", "ops.h"),
-    "cuda": ("operators.inc", "math", "ops.h"),
-    "bindings.cpp": ("operators.inc", "ops.h", "pybind11"),
 }
 
 
@@ -83,52 +72,118 @@ def test_imports_come_from_below(module: str) -> None:
         assert same_package or FLOOR[part(other)] < floor, f"{module} imports {other} from above"
 
 
-def test_a_package_has_no_cycle() -> None:
-    """Modules within a package do not import each other in a cycle."""
-    waiting = {
-        module: {name for name in imports(module) if name != part(module) and name in MODULES}
-        for module, path in MODULES.items()
-        if path.name != "__init__.py"
-    }
+def assert_no_cycle(uses: dict[str, set[str]]) -> None:
+    """Fail if keys use each other in a cycle, and name it."""
+    waiting = dict(uses)
     while waiting:
         free = [name for name, others in waiting.items() if not others & set(waiting)]
-        assert free, f"these import each other: {', '.join(sorted(waiting))}"
+        if not free:
+            path = [min(waiting)]
+            while path[-1] not in path[:-1]:
+                path.append(min(waiting[path[-1]] & set(waiting)))
+            raise AssertionError(f"cycle: {' -> '.join(path[path.index(path[-1]) :])}")
         for name in free:
             del waiting[name]
 
 
-def source_part(path: Path) -> str:
-    """The part of csrc that a source belongs to, such as ``"cpu/sobel"`` or ``"ops.h"``."""
-    *folders, name = path.relative_to(CSRC).parts
-    return "/".join(folders) or name
+def test_a_package_has_no_cycle() -> None:
+    """Modules within a package do not import each other in a cycle."""
+    assert_no_cycle(
+        {
+            module: {name for name in imports(module) if name != part(module) and name in MODULES}
+            for module, path in MODULES.items()
+            if path.name != "__init__.py"
+        }
+    )
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CSRC)))
-def test_includes_come_from_where_they_may(path: Path) -> None:
-    own = source_part(path)
-    allowed = INCLUDES.get(own, INCLUDES["cpu/OPERATOR"])
-    text = path.read_text(encoding="utf-8")
-    for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE):
-        other = (path.parent / name).resolve()
-        if other.exists():  # all but build_info.h, which setup.py writes
-            assert source_part(other) in (own, *allowed), name
-    for package in re.findall(r"^#include <(pybind11|torch|ATen|c10)\b", text, re.MULTILINE):
-        assert package in allowed, package
+CSRC = ROOT / "csrc"
+SOURCES = sorted(
+    path.relative_to(CSRC).as_posix()
+    for path in CSRC.rglob("*")
+    if path.suffix in {".h", ".cpp", ".cuh", ".cu", ".inc"}
+)
+
+
+def include_rules() -> list[tuple[str, set[str]]]:
+    """The rows of CONTRIBUTING's table: a file or folder of csrc, and what it may include."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("| part | includes |\n|---|---|\n")[1].split("\n\n")[0]
+    cells = [line.strip("|").split("|") for line in table.splitlines()]
+    return [(re.findall("`(.+?)`", row)[0], set(re.findall("`(.+?)`", to))) for row, to in cells]
+
+
+RULES = include_rules()
+#: Headers of the system or of libraries that only some parts may include.
+RESERVED = {header for _, allowed in RULES for header in allowed if header.startswith("<")}
+
+
+def rule(source: str) -> tuple[str, set[str]]:
+    """The part that a source belongs to, and what it may include besides that part."""
+    for row, allowed in RULES:
+        pattern = re.escape(row).replace("NAME", "[^/]+") + ("" if row.endswith("/") else "$")
+        if match := re.match(pattern, source):
+            return match[0], allowed
+    raise AssertionError(f"csrc/{source} has no row in CONTRIBUTING's table of includes")
+
+
+def includes(source: str) -> set[str]:
+    """What a source includes: paths within csrc, and headers in angle brackets with these."""
+    text = (CSRC / source).read_text(encoding="utf-8")
+    quoted = re.findall(r'^ *# *include *"(.+)"', text, re.M)
+    folder = os.path.dirname(source)
+    return {os.path.normpath(os.path.join(folder, path)) for path in quoted} | set(
+        re.findall(r"^ *# *include *(<.+>)", text, re.M)
+    )
+
+
+@pytest.mark.parametrize("source", [name for name in SOURCES if includes(name)])
+def test_includes_follow_the_table(source: str) -> None:
+    own, allowed = rule(source)
+    for other in includes(source):
+        assert not re.match("<(torch|ATen|c10)/", other), f"csrc/{source} includes {other}"
+        if other.startswith("<"):
+            reserved = any(fnmatch(other, header) for header in RESERVED)
+            assert not reserved or any(fnmatch(other, header) for header in allowed), (
+                f"CONTRIBUTING's table does not let csrc/{source} include {other}"
+            )
+        else:
+            assert other.startswith((own, *(part for part in allowed if part.endswith("/")))) or (
+                other in allowed
+            ), f"CONTRIBUTING's table does not let csrc/{source} include {other}"
+
+
+def test_the_table_of_includes_has_no_dead_entry() -> None:
+    """Each row has a source, and each entry an include."""
+    used = {
+        (rule(name)[0], other) for name in SOURCES if includes(name) for other in includes(name)
+    }
+    for row, allowed in RULES:
+        pattern = re.escape(row).replace("NAME", "[^/]+")
+        found = {other for own, other in used if re.fullmatch(pattern, own)}
+        assert found, f"no source of {row}"
+        for entry in allowed:
+            assert any(fnmatch(other, entry + "*" * entry.endswith("/")) for other in found), (
+                f"CONTRIBUTING's table lets {row} include {entry}, which it does not"
+            )
+
+
+def test_sources_have_no_cycle() -> None:
+    assert_no_cycle({name: includes(name) for name in SOURCES})
 
 
 def test_types_of_the_cpu_have_names_of_their_own() -> None:
     """All operators share a namespace: of two types of one name, the linker keeps one silently."""
     found = defaultdict(set)
-    for path in SOURCES:
-        text = path.read_text(encoding="utf-8")
+    for source in (source for source in SOURCES if source.startswith("cpu/")):
+        text = (CSRC / source).read_text(encoding="utf-8")
         text = re.sub(r"^namespace \{$.*?^\}  // namespace$", "", text, flags=re.S | re.M)
         for name in re.findall(r"^(?:template <.*> )?(?:struct|class) (\w+)[^;]*?\{", text, re.M):
-            if source_part(path).startswith("cpu/"):
-                found[name].add(path.relative_to(CSRC))
-    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+            found[name].add(source)
+    assert {name: sources for name, sources in found.items() if len(sources) > 1} == {}
 
 
 def test_no_file_is_longer_than_a_sitting() -> None:
-    files = [*MODULES.values(), *SOURCES]
-    long = {path for path in files if len(path.read_text(encoding="utf-8").splitlines()) > 400}
-    assert not long
+    paths = [*MODULES.values(), *(CSRC / name for name in SOURCES)]
+    lines = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in paths}
+    assert not {path: number for path, number in lines.items() if number > 400}

@@ -1,5 +1,7 @@
 // Chooses the instruction set at run time. The kernels are compiled once for each; this unit is
 // compiled for the baseline.
+#include <vector>
+
 #include "../ops.h"
 
 namespace egcnn {

@@ -1,4 +1,6 @@
 // The table of the CPU kernels of one instruction set.
+#include <cstddef>
+
 #include "../ops.h"
 
 namespace egcnn::EGCNN_ISA {

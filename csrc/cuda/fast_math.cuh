@@ -1,6 +1,6 @@
 // Fast scalar math. In float a few units in the last place suffice; correct rounding would cost
-// branches, calls and registers, and subnormal numbers count as 0. In double these are the library's
-// functions.
+// branches, calls and registers, and subnormal numbers count as 0. In double these are the
+// library's functions.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,5 +1,5 @@
-// Element types and scalar functions that host and device share. Functions are static so that each
-// unit keeps the copy compiled for its own instruction set.
+// Element types and scalar functions of host and device. Functions are static so that each unit
+// keeps the copy compiled for its own instruction set.
 #pragma once
 
 #include <cmath>
@@ -16,6 +16,10 @@ namespace egcnn {
 // A bool tensor is passed as u8; torch stores 0 or 1.
 enum class DType : int { f64, f32, f16, bf16, u8, i8, i16, i32, i64 };
 
+// a / b rounded up, and a rounded up to a multiple of b, of numbers that are not negative.
+EGCNN_MATH constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+EGCNN_MATH constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
 }  // namespace egcnn
 
 namespace egcnn::math {
@@ -24,7 +28,6 @@ EGCNN_MATH float exp(float x) { return ::expf(x); }
 EGCNN_MATH double exp(double x) { return ::exp(x); }
 EGCNN_MATH float log(float x) { return ::logf(x); }
 EGCNN_MATH double log(double x) { return ::log(x); }
-EGCNN_MATH float log1p(float x) { return ::log1pf(x); }
 EGCNN_MATH double log1p(double x) { return ::log1p(x); }
 EGCNN_MATH float sqrt(float x) { return ::sqrtf(x); }
 EGCNN_MATH double sqrt(double x) { return ::sqrt(x); }

@@ -1,6 +1,8 @@
 // Philox 4x32-10 (Salmon et al., SC 2011): counter-based noise without stored state.
 #pragma once
 
+#include <cstdint>
+
 #include "common.h"
 
 namespace egcnn::math {
@@ -39,12 +41,6 @@ EGCNN_MATH Words philox(const uint32_t keys[kPhiloxKeys], uint64_t voxel, uint32
     c3 = low0;
   }
   return {{c0, c1, c2, c3}};
-}
-
-EGCNN_MATH Words philox(uint64_t seed, uint64_t voxel, uint32_t block) {
-  uint32_t keys[kPhiloxKeys];
-  for (int i = 0; i < kPhiloxKeys; ++i) keys[i] = philox_key(seed, i);
-  return philox(keys, voxel, block);
 }
 
 // A uniform number in (0, 1), exact in float: (23 bits + 1/2) / 2^23.

@@ -5,10 +5,11 @@
 
 namespace egcnn::math {
 
-// Unscaled smoothing and difference of a voxel and its two neighbours along one axis.
+// Unscaled smoothing and difference of a voxel and its two neighbours along one axis, of numbers or
+// vectors.
 template <class T>
 EGCNN_MATH T smooth(T before, T at, T after) {
-  return before + T(2) * at + after;
+  return before + 2 * at + after;
 }
 
 template <class T>

@@ -3,7 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 
+#include "../../math/common.h"
+#include "../../ops.h"
 #include "../simd/bits.h"
 #include "../simd/elements.h"
 #include "plan.h"
@@ -46,7 +49,7 @@ static inline void mark_row_changes(const uint8_t* at, const uint8_t* below, con
     if ((dx | dy | dz | carry) == 0) continue;
     along[w] |= dz;
     const uint64_t wide = dx | dx << 1 | carry;
-    carry = dx >> 63;
+    carry = dx >> (kWord - 1);
     across[w] |= wide | dy;
     if (before != nullptr) before[w] |= wide;
     if (after != nullptr) after[w] |= wide | dy;
@@ -68,9 +71,8 @@ class Candidates {
   }
 
   void begin(int64_t z) {
-    const auto from = [](int64_t i) { return i > 0 ? i : 0; };
-    next_ = from(z);
-    next_marked_ = next_loaded_ = from(z - 1);
+    next_ = z;
+    next_marked_ = next_loaded_ = below(z);
   }
 
   // Finds the candidates up to plane z. Calls between_rows() between some rows.
@@ -157,16 +159,16 @@ class Candidates {
   void mark_candidates(int64_t z) {
     const int64_t before = below(z), after = strip_.above_by(z, 1), base = strip_.base;
     const int64_t n = strip_.kept() * plan_.words;
-    uint64_t* __restrict found = word(candidates_, z, base);
+    uint64_t* __restrict candidates = word(candidates_, z, base);
     const uint64_t *across0 = word(across_, before, base), *across1 = word(across_, z, base);
     const uint64_t *across2 = word(across_, after, base), *along0 = word(along_, before, base);
     const uint64_t* along1 = word(along_, z, base);
     for (int64_t i = 0; i < n; ++i) {
-      found[i] = across0[i] | across1[i] | across2[i] | along1[i] | along0[i];
+      candidates[i] = across0[i] | across1[i] | across2[i] | along1[i] | along0[i];
     }
-    for (int64_t y = base; y < strip_.high(kReach); ++y, found += plan_.words) {
+    for (int64_t y = base; y < strip_.high(kReach); ++y, candidates += plan_.words) {
       uint64_t any = 0;
-      for (int64_t w = 0; w < plan_.words; ++w) any |= found[w];
+      for (int64_t w = 0; w < plan_.words; ++w) any |= candidates[w];
       any_[row(z, y)] = any != 0;
       if (any != 0) mark_present(z, y);
     }
@@ -182,13 +184,13 @@ class Candidates {
       return;
     }
     const auto add = [&](int64_t code) {
-      if (code < plan_.classes) classes[code / 64] |= uint64_t(1) << code % 64;
+      if (code < plan_.classes) classes[code / kWord] |= uint64_t(1) << code % kWord;
     };
-    const uint64_t* found = set(z, y);
+    const uint64_t* candidates = set(z, y);
     const uint8_t *at = codes(z, y), *hard = nullptr;
     if (drawn_ != nullptr) hard = drawn(z) + strip_.position(y);
     for (int64_t w = 0; w < plan_.words; ++w) {
-      for (uint64_t bits = found[w]; bits != 0; bits &= bits - 1) {
+      for (uint64_t bits = candidates[w]; bits != 0; bits &= bits - 1) {
         const int64_t x = w * kWord + lowest_bit(bits);
         add(at[x]);
         if (hard != nullptr) add(hard[x]);

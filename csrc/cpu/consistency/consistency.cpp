@@ -14,18 +14,26 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 
+#include "../../ops.h"
+#include "../simd/elements.h"
 #include "../simd/pages.h"
 #include "../simd/stream.h"
 #include "../simd/threads.h"
+#include "gradient.h"
 #include "march.h"
+#include "plan.h"
+#include "sampler.h"
 
 namespace egcnn::EGCNN_ISA {
 
 // Returns a thread's next plane, or -1. A thread works through its own share, then steals half of
 // the most loaded thread's remainder.
 template <class Acc>
-static int64_t take(const ConsistencyShared<Acc>& shared, int threads, int thread) {
+static int64_t next_plane(const ConsistencyShared<Acc>& shared, int threads, int thread) {
+  // Fewer planes are not worth the ones before them that a second thread computes again.
   constexpr int64_t kWorthSharing = 8;
   int64_t plane = -1;
 #pragma omp critical(egcnn_consistency)
@@ -66,7 +74,7 @@ static void march_all(const ConsistencyBackward& p, const ConsistencyPlan& plan,
     shared.next[thread] += first, shared.end[thread] += first;
     stream_fence();
 #pragma omp barrier
-    for (int64_t plane; (plane = take(shared, threads, thread)) >= 0;) march.visit(plane);
+    for (int64_t plane; (plane = next_plane(shared, threads, thread)) >= 0;) march.visit(plane);
     stream_fence();
 #pragma omp barrier
   }
@@ -101,46 +109,53 @@ static void set_scales(const ConsistencyBackward& p, const ConsistencyPlan& plan
   }
 }
 
+// The size of a thread's scratch: lay it out from null on.
+template <class Acc>
+static size_t scratch_bytes(const ConsistencyBackward& p, const ConsistencyPlan& plan,
+                            const ConsistencyShared<Acc>& shared, bool backward) {
+  const PhiloxKeys keys(0);
+  Arena arena(nullptr);
+  March<Acc>(p, plan, shared, keys, backward, arena);
+  return arena.bytes();
+}
+
 template <class Acc>
 static void run(const ConsistencyBackward& p, bool backward) {
   const ConsistencyPlan plan(p);
   const PhiloxKeys keys(*p.seed);
   Arena arena(p.resources.workspace);
   const ConsistencyShared<Acc> shared(p, plan, backward, arena);
+  const size_t scratch = scratch_bytes(p, plan, shared, backward);
   if (backward) set_scales(p, plan, shared.scales);
 #pragma omp parallel num_threads(p.resources.threads)
   {
     Arena own = arena;
-    for (int i = 0; i < omp_get_thread_num(); ++i) {
-      March<Acc>(p, plan, shared, keys, backward, own);
-    }
+    own.skip(omp_get_thread_num() * scratch);
     March<Acc> march(p, plan, shared, keys, backward, own);
     march_all(p, plan, shared, march, backward);
   }
   if (!backward) reduce(p, plan, shared);
 }
 
-// The workspace's size: lay it out from null on.
+// The workspace's size: what the threads share, then the scratch of each.
 template <class Acc>
 static size_t workspace(const ConsistencyBackward& p, bool backward) {
   if (p.size.empty()) return 0;
   const ConsistencyPlan plan(p);
-  const PhiloxKeys keys(0);
   Arena arena(nullptr);
   const ConsistencyShared<Acc> shared(p, plan, backward, arena);
-  for (int i = 0; i < p.resources.threads; ++i) {
-    March<Acc>(p, plan, shared, keys, backward, arena);
-  }
-  return arena.bytes();
+  return arena.bytes() + p.resources.threads * scratch_bytes(p, plan, shared, backward);
 }
 
 size_t consistency_workspace(const Consistency& p) {
   const ConsistencyBackward q{p, nullptr, {}};
-  return p.logits.dtype == DType::f64 ? workspace<double>(q, false) : workspace<float>(q, false);
+  return with_accumulator(p.logits.dtype,
+                          [&](auto acc) { return workspace<decltype(acc)>(q, false); });
 }
 
 size_t consistency_backward_workspace(const ConsistencyBackward& p) {
-  return p.logits.dtype == DType::f64 ? workspace<double>(p, true) : workspace<float>(p, true);
+  return with_accumulator(p.logits.dtype,
+                          [&](auto acc) { return workspace<decltype(acc)>(p, true); });
 }
 
 template <class Acc>
@@ -154,13 +169,13 @@ static void launch(const Consistency& p) {
 }
 
 void consistency_launch(const Consistency& p) {
-  p.logits.dtype == DType::f64 ? launch<double>(p) : launch<float>(p);
+  with_accumulator(p.logits.dtype, [&](auto acc) { launch<decltype(acc)>(p); });
 }
 
 void consistency_backward_launch(const ConsistencyBackward& p) {
   if (p.size.empty()) return;
   advise_huge(p.grad_logits.data, grad_bytes(p));
-  p.logits.dtype == DType::f64 ? run<double>(p, true) : run<float>(p, true);
+  with_accumulator(p.logits.dtype, [&](auto acc) { run<decltype(acc)>(p, true); });
 }
 
 }  // namespace egcnn::EGCNN_ISA

@@ -2,7 +2,7 @@
 // their magnitudes, and the mismatches' gradients.
 #pragma once
 
-#include <initializer_list>
+#include <cstdint>
 
 #include "../../math/sobel.h"
 #include "../simd/bits.h"

@@ -1,8 +1,13 @@
 // Stage 5: the gradient of the logits, from that of the sample; 0 outside the band.
 #pragma once
 
+#include <cstdint>
+
+#include "../../ops.h"
+#include "../simd/bits.h"
 #include "../simd/compress.h"
 #include "../simd/elements.h"
+#include "../simd/stream.h"
 #include "band.h"
 #include "plan.h"
 #include "samples.h"
@@ -50,7 +55,7 @@ class LogitGradient {
     for_batches(begin, end, kBatch, [&](const Group* group, const Group* next, int64_t n) {
       differentiate(z, group, next, n);
     });
-    for (int64_t c = 0; c < plan_.classes; ++c) place_channel(z, c, begin, end);
+    for (int64_t c = 0; c < plan_.classes; ++c) store_channel(z, c, begin, end);
   }
 
  private:
@@ -86,7 +91,7 @@ class LogitGradient {
     }
   }
 
-  void place_channel(int64_t z, int64_t c, const Group* begin, const Group* end) {
+  void store_channel(int64_t z, int64_t c, const Group* begin, const Group* end) {
     const Tensor& out = p_.grad_logits;
     const Acc* values = samples_.packed(z, c);
     with_float(out.dtype, [&](auto* type) {
@@ -94,7 +99,7 @@ class LogitGradient {
                  out.offset(strip_.batch, strip_.channel + c, strip_.voxel(z));
       for (const Group* g = begin; g < end; ++g) {
         if (out.voxel_stride == 1) {
-          place(values + g->index, g->bits, at + g->first);
+          expand_store(values + g->index, g->bits, at + g->first);
         } else {
           const Acc* value = values + g->index;
           for (uint32_t bits = g->bits; bits != 0; bits &= bits - 1) {

@@ -2,6 +2,12 @@
 // planes behind the previous one.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
+#include "../../ops.h"
+#include "../simd/bits.h"
+#include "../simd/compress.h"
 #include "band.h"
 #include "candidates.h"
 #include "gradient.h"
@@ -9,6 +15,7 @@
 #include "sampler.h"
 #include "samples.h"
 #include "terms.h"
+#include "zero_fill.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -59,7 +66,7 @@ class March {
     const int64_t z = strip_.z_of(plane);
     if (z == 0 || plane != last_plane_ + 1) {
       strip_.enter(p_, plan_, plane);
-      begin(z - reach_);
+      begin(std::max<int64_t>(z - reach_, 0));
     }
     last_plane_ = plane;
     if (backward_ && !gradient_.zeros_first(p_)) zeros_ = gradient_.zeros(z);
@@ -99,10 +106,9 @@ class March {
   int64_t next_sampled_, next_compared_;  // the next plane of these stages
 
   void begin(int64_t z) {
-    const auto from = [](int64_t i) { return i > 0 ? i : 0; };
-    next_compared_ = from(z);
-    next_sampled_ = from(z - 1);
-    candidates_.begin(from(z - 2));
+    next_compared_ = z;
+    next_sampled_ = below(z);
+    candidates_.begin(below(next_sampled_));
   }
 
   void advance_samples(int64_t z) {

@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../../math/common.h"
 #include "../../ops.h"
+#include "../simd/bits.h"
 #include "../simd/isa.h"
 
 namespace egcnn::EGCNN_ISA {
@@ -27,7 +29,7 @@ struct ConsistencyPlan {
   int64_t rows;           // of a strip, including those around it
   int64_t plane;          // elements of these, and slack
   int64_t planes;         // of all strips of all volumes
-  int64_t words, sets;    // words per row (of 64 voxels), words per set of classes
+  int64_t words, sets;    // words per row, words per set of classes
 
   explicit ConsistencyPlan(const Consistency& p) {
     const Size& size = p.size;
@@ -38,13 +40,13 @@ struct ConsistencyPlan {
     // About 2^20 elements for the samples and gradients in flight.
     int64_t fit = (int64_t(1) << 20) / (2 * kRing * classes * size.width);
     fit = fit < 16 ? 16 : fit;
-    strips = (size.height + fit - 1) / fit;
-    strip = (size.height + strips - 1) / strips;
+    strips = ceil_div(size.height, fit);
+    strip = ceil_div(size.height, strips);
     rows = strip + 2 * kReach;
     plane = rows * size.width + kSlack;
     planes = volumes * strips * size.depth;
-    words = (size.width + 63) / 64;
-    sets = (classes + 63) / 64;
+    words = ceil_div(size.width, kWord);
+    sets = ceil_div(classes, kWord);
   }
 };
 
@@ -57,8 +59,10 @@ class Arena {
   template <class T>
   void take(T*& array, int64_t count) {
     array = reinterpret_cast<T*>(next_);
-    next_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+    next_ += round_up(count * int64_t(sizeof(T)), kLine);
   }
+
+  void skip(size_t bytes) { next_ += bytes; }
 
   size_t bytes() const { return size_t(next_ - first_); }
 

@@ -2,10 +2,17 @@
 // cache.
 #pragma once
 
+#include <cstdint>
+
+#include "../../math/common.h"
 #include "../../math/philox.h"
+#include "../../ops.h"
+#include "../simd/bits.h"
 #include "../simd/compress.h"
 #include "../simd/elements.h"
+#include "../simd/isa.h"
 #include "../simd/vector_math.h"
+#include "../simd/vectors.h"
 #include "band.h"
 #include "plan.h"
 
@@ -92,7 +99,7 @@ class GumbelSampler {
   void draw(int64_t first, const Group* group, const Group* end, uint8_t* hard, Acc* soft,
             int64_t pitch) {
     for_batches(group, end, kBatch, [&](const Group* batch, const Group* next, int64_t exact) {
-      const int64_t n = (exact + kGroup - 1) / kGroup * kGroup;
+      const int64_t n = round_up(exact, kGroup);
       for (const Group* g = batch; g < next; ++g) {
         compress_range(g->first, g->bits, voxel_ + g->index - batch->index);
       }
@@ -106,7 +113,7 @@ class GumbelSampler {
       }
       if (hard != nullptr) {
         for (const Group* g = batch; g < next; ++g) {
-          place(code_ + g->index - batch->index, g->bits, hard + g->first);
+          expand_store(code_ + g->index - batch->index, g->bits, hard + g->first);
         }
       }
       if (soft != nullptr) soften(classes_, n, soft + batch->index, pitch);
@@ -124,7 +131,7 @@ class GumbelSampler {
   int32_t *voxel_, *code_;  // (kBatch)
 
   void load_logits(int64_t start, const Group* group, const Group* end, int64_t n, Acc* z) const {
-    if (!kCompresses || p_.logits.voxel_stride != 1) {
+    if (!kHasCompress || p_.logits.voxel_stride != 1) {
       return load_listed(p_.logits, start, voxel_, n, z);
     }
     const int32_t index = group->index;

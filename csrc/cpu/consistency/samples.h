@@ -1,6 +1,9 @@
 // The planes in flight between the stages: samples of the band and their gradients.
 #pragma once
 
+#include <cstdint>
+
+#include "../../ops.h"
 #include "plan.h"
 
 namespace egcnn::EGCNN_ISA {

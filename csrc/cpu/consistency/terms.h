@@ -2,6 +2,9 @@
 // gradient scattered to the sample's.
 #pragma once
 
+#include <cstdint>
+
+#include "../../ops.h"
 #include "../simd/bits.h"
 #include "candidates.h"
 #include "edges.h"
@@ -91,7 +94,7 @@ class Terms {
           }
         }
         for (; bits != 0; bits &= bits - 1) {
-          const int64_t c = i * 64 + lowest_bit(bits);
+          const int64_t c = i * kWord + lowest_bit(bits);
           class_rows_[c * plan_.rows + class_count_[c]++] = int32_t(y);
         }
       }

@@ -1,11 +1,14 @@
 // Sets the gradient to 0 in small parts between other work, so that stores overlap with
-// computation.
+// computation. It takes 0.5 to 3 % off backward, and forward is 7 % slower without the calls in
+// between, for an unknown reason (paired runs, AVX-512).
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "../../math/common.h"
+#include "../simd/isa.h"
 #include "../simd/stream.h"
 
 namespace egcnn::EGCNN_ISA {
@@ -16,7 +19,7 @@ class ZeroFill {
   ZeroFill() = default;
   ZeroFill(uint8_t* first, int64_t bytes, int64_t count, int64_t pitch, int64_t parts, bool stream)
       : first_(first), bytes_(bytes), count_(count), pitch_(pitch),
-        part_((bytes / parts + kLine - 1) / kLine * kLine), stream_(stream) {}
+        part_(round_up(bytes / parts, kLine)), stream_(stream) {}
 
   void fill_part() {
     if (done_ == bytes_) return;

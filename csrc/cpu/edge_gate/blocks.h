@@ -6,10 +6,13 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../../math/common.h"
 #include "../../ops.h"
 #include "../simd/elements.h"
+#include "../simd/isa.h"
 #include "../simd/pages.h"
 #include "../simd/stream.h"
+#include "../simd/vectors.h"
 #include "matmul.h"
 #include "plan.h"
 #include "prefetch.h"
@@ -22,10 +25,10 @@ struct Block {
 };
 
 template <class Acc>
-static inline Block find_block(const EdgeGatePlan& plan, const Size& size, int64_t job) {
+static inline Block block_at(const EdgeGatePlan& plan, const Size& size, int64_t job) {
   const int64_t voxel = job % plan.blocks * plan.block, rest = size.voxels() - voxel;
   const int64_t n = rest < plan.block ? rest : plan.block;
-  return {job / plan.blocks, voxel, n, (n + kPanel<Acc> - 1) / kPanel<Acc> * kPanel<Acc>};
+  return {job / plan.blocks, voxel, n, round_up(n, kPanel<Acc>)};
 }
 
 // Loads n consecutive elements and hands each vector to use(position, vector), the last one padded
@@ -33,8 +36,8 @@ static inline Block find_block(const EdgeGatePlan& plan, const Size& size, int64
 template <class T, class Acc, class Use>
 static inline void load_run(const T* in, int64_t n, PrefetchQueue::Lines next, Acc* __restrict out,
                             Use&& use) {
-  constexpr int64_t line = 64 / sizeof(T), lanes = kLanes<Acc>;
-  const auto take = [&](int64_t i, const Acc* values) __attribute__((always_inline)) {
+  constexpr int64_t line = kLine / sizeof(T), lanes = kLanes<Acc>;
+  const auto emit = [&](int64_t i, const Acc* values) __attribute__((always_inline)) {
     for (int64_t k = 0; k < line; k += lanes) {
       const Vector<Acc> x = load_vector(values + k);
       store_vector(out + i + k, x);
@@ -45,17 +48,17 @@ static inline void load_run(const T* in, int64_t n, PrefetchQueue::Lines next, A
   for (; i + line <= n; i += line) {
     if (i < next.count * line) __builtin_prefetch(next.from + i * sizeof(T), 0, 2);
     if constexpr (std::is_same<T, Acc>()) {
-      take(i, in + i);
+      emit(i, in + i);
     } else {
       Acc values[line];
       for (int64_t k = 0; k < line; ++k) values[k] = widen<Acc>(in[i + k]);
-      take(i, values);
+      emit(i, values);
     }
   }
   if (i < n) {
     Acc values[line] = {};
     for (int64_t k = 0; k < n - i; ++k) values[k] = widen<Acc>(in[i + k]);
-    take(i, values);
+    emit(i, values);
   }
 }
 
@@ -112,12 +115,12 @@ template <class Acc, class Use>
 EGCNN_OUT_OF_LINE void load_row(const Tensor& t, int64_t c, const Block& b, PrefetchQueue& queue,
                                 Acc* out, Use use) {
   with_float_of<Acc>(t.dtype, [&](auto* type) {
-    constexpr int64_t line = 64 / sizeof(*type);
+    constexpr int64_t line = kLine / sizeof(*type);
     load_run(static_cast<decltype(type)>(t.data) + t.offset(b.batch, c, b.voxel), b.n,
-             queue.take((b.n + line - 1) / line), out, use);
+             queue.take(ceil_div(b.n, line)), out, use);
   });
   constexpr int64_t lanes = kLanes<Acc>;
-  for (int64_t v = (b.n + lanes - 1) / lanes * lanes; v < b.padded; v += lanes) {
+  for (int64_t v = round_up(b.n, lanes); v < b.padded; v += lanes) {
     store_vector(out + v, Vector<Acc>{});
   }
 }
@@ -144,12 +147,12 @@ EGCNN_OUT_OF_LINE void load_block(const Tensor& t, int64_t channels, const Block
     return;
   }
   with_float_of<Acc>(t.dtype, [&](auto* type) {
-    constexpr int64_t line = 64 / sizeof(*type);
+    constexpr int64_t line = kLine / sizeof(*type);
     const auto* in = static_cast<decltype(type)>(t.data) + t.offset(b.batch, 0, b.voxel);
     for (int64_t v = 0; v < n; v += lanes) {
       const int64_t voxels = n - v < lanes ? n - v : lanes;
-      load_run(in + v * channels, voxels * channels,
-               queue.take((voxels * channels + line - 1) / line), transit, nothing);
+      load_run(in + v * channels, voxels * channels, queue.take(ceil_div(voxels * channels, line)),
+               transit, nothing);
       for (int64_t c = 0; c < channels; c += lanes) {
         transpose(transit + c, channels, voxels, out + c * pitch + v, pitch, channels - c);
       }
@@ -228,7 +231,7 @@ static inline void store_each(const Output& out, int64_t channels, const Block& 
     const auto vector = make(c);
     const PrefetchQueue::Lines lines = queue.take(block.padded / lanes);
     const auto next = [=](int64_t i) __attribute__((always_inline)) {
-      if (i < lines.count * lanes) __builtin_prefetch(lines.from + i / lanes * 64, 0, 2);
+      if (i < lines.count * lanes) __builtin_prefetch(lines.from + i / lanes * kLine, 0, 2);
       return vector(i);
     };
     if (in_rows) {

@@ -1,11 +1,19 @@
 // The gate with one attention value per channel: matmuls of the weights and a block of all inputs.
 #include <omp.h>
 
+#include <cstdint>
+
+#include "../../ops.h"
+#include "../simd/elements.h"
+#include "../simd/stream.h"
 #include "../simd/threads.h"
+#include "../simd/vectors.h"
 #include "blocks.h"
 #include "gate.h"
 #include "inputs.h"
 #include "matmul.h"
+#include "plan.h"
+#include "prefetch.h"
 #include "weights.h"
 
 namespace egcnn::EGCNN_ISA {
@@ -30,7 +38,7 @@ static void channel_gate_in(const EdgeGate& p) {
     PrefetchQueue queue;
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < plan.jobs; ++job) {
-      const Block block = find_block<Acc>(plan, p.size, job);
+      const Block block = block_at<Acc>(plan, p.size, job);
       Acc* e = inputs.load(job, block, queue);
       for (int64_t v = 0; v < block.padded; v += panel) {
         matmul(gates, depth, weights, depth, 1, e + v, pitch, sums, panel, false, queue);
@@ -51,7 +59,7 @@ static void channel_gate_in(const EdgeGate& p) {
 }
 
 void channel_gate(const EdgeGate& p) {
-  p.e.dtype == DType::f64 ? channel_gate_in<double>(p) : channel_gate_in<float>(p);
+  with_accumulator(p.e.dtype, [&](auto acc) { channel_gate_in<decltype(acc)>(p); });
 }
 
 template <class Acc>
@@ -81,7 +89,7 @@ static void channel_gate_backward_in(const EdgeGateBackward& p) {
       int64_t first, last;
       share(plan.jobs, plan.chunks, chunk, &first, &last);
       for (int64_t job = first; job < last; ++job) {
-        const Block block = find_block<Acc>(plan, p.size, job);
+        const Block block = block_at<Acc>(plan, p.size, job);
         Acc *e = inputs.load(job, block, queue), *m = e + ce * pitch, *grad = m + cm * pitch;
         for (int64_t v = 0; v < block.padded; v += panel) {
           matmul(gates, depth, weights, depth, 1, e + v, pitch, sums + v, pitch, false, queue);
@@ -114,8 +122,7 @@ static void channel_gate_backward_in(const EdgeGateBackward& p) {
 }
 
 void channel_gate_backward(const EdgeGateBackward& p) {
-  p.e.dtype == DType::f64 ? channel_gate_backward_in<double>(p)
-                          : channel_gate_backward_in<float>(p);
+  with_accumulator(p.e.dtype, [&](auto acc) { channel_gate_backward_in<decltype(acc)>(p); });
 }
 
 }  // namespace egcnn::EGCNN_ISA

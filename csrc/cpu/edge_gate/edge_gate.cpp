@@ -1,6 +1,9 @@
 // The edge-gated layer (Eqs. 1 and 2), in blocks of voxels that stay in the second-level cache from
 // the load to the store. With the inputs x = (e, m) and W = (We, Wm), a block's sums are s = W x +
 // b; backward, dx = W^T ds, dW = ds x^T and db the sum of ds.
+#include <cstddef>
+
+#include "../../ops.h"
 #include "gate.h"
 #include "plan.h"
 

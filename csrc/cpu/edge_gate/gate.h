@@ -3,6 +3,7 @@
 
 #include "../../ops.h"
 #include "../simd/vector_math.h"
+#include "../simd/vectors.h"
 
 namespace egcnn::EGCNN_ISA {
 

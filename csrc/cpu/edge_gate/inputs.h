@@ -2,10 +2,14 @@
 // of this one: prefetched, or, if the plan says so, staged in scratch.
 #pragma once
 
+#include <cstdint>
 #include <initializer_list>
 #include <utility>
 
+#include "../../ops.h"
 #include "blocks.h"
+#include "plan.h"
+#include "prefetch.h"
 
 namespace egcnn::EGCNN_ISA {
 

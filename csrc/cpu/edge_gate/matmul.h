@@ -75,7 +75,7 @@ static inline double sum_row(int64_t n, const Acc* x) {
     sum[0] += load_vector(x + v);
     sum[1] += load_vector(x + v + kLanes<Acc>);
   }
-  sum[0] = sum_each<1, Acc>(sum);
+  sum[0] = horizontal_sums<1, Acc>(sum);
   return double(sum[0][0]) + sum[0][1];
 }
 
@@ -97,7 +97,7 @@ static inline void matmul_transposed_tile(int64_t columns, int64_t n, const Acc*
         for (int i = 0; i < I; ++i) sum[i * J + j] += x[i] * y;
       }
     }
-    const Vector<Acc> total = sum_each<1, Acc>(sum);
+    const Vector<Acc> total = horizontal_sums<1, Acc>(sum);
     for (int i = 0; i < I; ++i) {
       for (int j = 0; j < J && c + j < columns; ++j) {
         sums[i * sums_pitch + c + j] += total[i * J + j];

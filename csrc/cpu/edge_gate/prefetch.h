@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../math/common.h"
 #include "../simd/isa.h"
 
 namespace egcnn::EGCNN_ISA {
@@ -28,10 +29,10 @@ class PrefetchQueue {
 
     void prefetch(int64_t i) const {
       if (to == nullptr) {
-        __builtin_prefetch(from + 64 * i, 0, 2);
+        __builtin_prefetch(from + kLine * i, 0, 2);
       } else {
-        __builtin_prefetch(following + 64 * i);
-        std::memcpy(to + 64 * i, from + 64 * i, 64);
+        __builtin_prefetch(following + kLine * i);
+        std::memcpy(to + kLine * i, from + kLine * i, kLine);
       }
     }
   };
@@ -46,13 +47,13 @@ class PrefetchQueue {
   Lines take(int64_t most) {
     if (current_ == size_) return {nullptr, 0};
     Array& array = arrays_[current_];
-    const int64_t left = (array.bytes - done_ + 63) / 64;
+    const int64_t left = ceil_div(array.bytes - done_, kLine);
     Lines lines{array.row + done_, left < most ? left : most};
     if (array.to.row != nullptr) {
       lines.to = array.to.row + done_;
       lines.following = row_after() + done_;
     }
-    done_ += 64 * lines.count;
+    done_ += kLine * lines.count;
     if (done_ >= array.bytes) {
       done_ = 0;
       array.row += array.step;

@@ -2,9 +2,18 @@
 // loaded: forward adds it to the sums, backward also to the gradient of the attention value.
 #include <omp.h>
 
+#include <cstdint>
+
+#include "../../ops.h"
+#include "../simd/elements.h"
+#include "../simd/stream.h"
 #include "../simd/threads.h"
+#include "../simd/vectors.h"
 #include "blocks.h"
 #include "gate.h"
+#include "matmul.h"
+#include "plan.h"
+#include "prefetch.h"
 #include "voxel_channels_last.h"
 #include "weights.h"
 
@@ -28,7 +37,7 @@ static void voxel_gate_in(const EdgeGate& p) {
     PrefetchQueue queue;
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < plan.jobs; ++job) {
-      const Block block = find_block<Acc>(plan, p.size, job);
+      const Block block = block_at<Acc>(plan, p.size, job);
       if (channels_last) {
         voxel_channels_last<Acc>(p, block, weights, out.stream, {ce, e}, {cm, m});
         continue;
@@ -59,7 +68,7 @@ static void voxel_gate_in(const EdgeGate& p) {
 }
 
 void voxel_gate(const EdgeGate& p) {
-  p.e.dtype == DType::f64 ? voxel_gate_in<double>(p) : voxel_gate_in<float>(p);
+  with_accumulator(p.e.dtype, [&](auto acc) { voxel_gate_in<decltype(acc)>(p); });
 }
 
 template <class Acc>
@@ -91,7 +100,7 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p) {
       int64_t first, last;
       share(plan.jobs, plan.chunks, chunk, &first, &last);
       for (int64_t job = first; job < last; ++job) {
-        const Block block = find_block<Acc>(plan, p.size, job);
+        const Block block = block_at<Acc>(plan, p.size, job);
         if (channels_last) {
           voxel_channels_last_backward<Acc>(p, block, weights, out_e.stream, out_m.stream, {ce, e},
                                             {cm, m}, {ce, grad}, partial);
@@ -141,7 +150,7 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p) {
 }
 
 void voxel_gate_backward(const EdgeGateBackward& p) {
-  p.e.dtype == DType::f64 ? voxel_gate_backward_in<double>(p) : voxel_gate_backward_in<float>(p);
+  with_accumulator(p.e.dtype, [&](auto acc) { voxel_gate_backward_in<decltype(acc)>(p); });
 }
 
 }  // namespace egcnn::EGCNN_ISA

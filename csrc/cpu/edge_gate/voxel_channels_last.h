@@ -2,8 +2,16 @@
 // voxels at a time, without an intermediate copy.
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+
+#include "../../ops.h"
+#include "../simd/elements.h"
+#include "../simd/isa.h"
+#include "../simd/vectors.h"
 #include "blocks.h"
 #include "gate.h"
+#include "prefetch.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -14,16 +22,25 @@ static inline bool channels_in_vectors(const Tensor& t, int64_t channels) {
 }
 
 // As many voxels as a vector has lanes, in the accumulation type, held in the first-level cache.
+// Scratch has room for kRoom voxels and their sums, since the last line that load() converts may
+// reach beyond the voxels.
 template <class Acc>
 struct Voxels {
+  static constexpr int64_t kRoom = 32;
+  static constexpr int64_t kAhead = 4;  // vectors of voxels from loading to prefetching
+
   int64_t channels;
   Acc* values;
+
+  // Room for a sum per channel.
+  Acc* sums() const { return values + kRoom * channels; }
 
   template <class T>
   void load(const T* in, int64_t voxels) const {
     const int64_t n = voxels * channels;
-    // Prefetch in software too, since hardware prefetching stops at page boundaries.
-    const PrefetchQueue::Lines next{reinterpret_cast<const char*>(in + 4 * n),
+    // Prefetch in software too, since hardware prefetching stops at page boundaries: a fifth of
+    // the backward time with pages of 4 KB.
+    const PrefetchQueue::Lines next{reinterpret_cast<const char*>(in + kAhead * n),
                                     n * int64_t(sizeof(T)) / kLine};
     load_run(in, n, next, values, [](int64_t, Vector<Acc>) {});
   }
@@ -57,7 +74,7 @@ static inline Vector<Acc> gate_sums(const Voxels<Acc>& e, const Voxels<Acc>& m, 
   Vector<Acc> products[kLanes<Acc>] = {};
   e.add_products(weights, voxels, products);
   m.add_products(weights + e.channels, voxels, products);
-  return sum_each<1, Acc>(products) + weights[e.channels + m.channels];
+  return horizontal_sums<1, Acc>(products) + weights[e.channels + m.channels];
 }
 
 template <class Acc>
@@ -94,8 +111,8 @@ EGCNN_OUT_OF_LINE void voxel_channels_last_backward(const EdgeGateBackward& p, c
                                                     double* grad_weights) {
   constexpr int64_t lanes = kLanes<Acc>;
   const Acc low = lowest<Acc>(p.relu);
-  // This block's sums follow the voxels in scratch.
-  Acc *to_e = e.values + 32 * e.channels, *to_m = m.values + 32 * m.channels;
+  // This block's sums.
+  Acc *const to_e = e.sums(), *const to_m = m.sums();
   for (int64_t c = 0; c < e.channels; ++c) to_e[c] = 0;
   for (int64_t c = 0; c < m.channels; ++c) to_m[c] = 0;
   Vector<Acc> to_bias = {};
@@ -117,7 +134,8 @@ EGCNN_OUT_OF_LINE void voxel_channels_last_backward(const EdgeGateBackward& p, c
           products[i] += load_vector(e.values + at) * load_vector(grad.values + at);
         }
       }
-      const auto ds = sum_each<1, Acc>(products) * slope<Acc>(sum, alpha, low), factor = 1 + alpha;
+      const auto ds = horizontal_sums<1, Acc>(products) * slope<Acc>(sum, alpha, low),
+                 factor = 1 + alpha;
       to_bias += ds;
       for (int64_t c = 0; c < e.channels; c += lanes) {
         const auto weight = load_vector(weights + c);

@@ -1,6 +1,8 @@
 // Weights and bias of all gates as one array, and the sums of their gradients.
 #pragma once
 
+#include <cstdint>
+
 #include "../../ops.h"
 #include "plan.h"
 

@@ -1,4 +1,4 @@
-// Sets of voxels as bits, 64 per word.
+// Sets of voxels as the bits of words.
 #pragma once
 
 #ifdef __SSE2__
@@ -34,13 +34,13 @@ static inline uint64_t differing(const uint8_t* a, const uint8_t* b) {
 #endif
 }
 
-// Bit i is set if block[i] is not `value`, for 64 elements.
+// Bit i is set if block[i] is not `value`, for kWord elements.
 template <class U>
 static inline uint64_t differing(const U* block, U value) {
   uint64_t bits = 0;
 #ifdef __AVX512BW__
-  constexpr int kCount = 64 / sizeof(U);
-  for (int i = 0; i < 64; i += kCount) {
+  constexpr int kCount = kWord / sizeof(U);
+  for (int i = 0; i < kWord; i += kCount) {
     const __m512i in = _mm512_loadu_si512(block + i);
     uint64_t part;
     if constexpr (sizeof(U) == 1) part = _mm512_cmpneq_epi8_mask(in, _mm512_set1_epi8(value));
@@ -50,27 +50,27 @@ static inline uint64_t differing(const U* block, U value) {
     bits |= part << i;
   }
 #else
-  uint8_t differs[64];
-  for (int i = 0; i < 64; ++i) differs[i] = block[i] != value;
+  uint8_t differs[kWord];
+  for (int i = 0; i < kWord; ++i) differs[i] = block[i] != value;
 #ifdef __SSE2__
-  for (int i = 0; i < 64; i += 16) {
+  for (int i = 0; i < kWord; i += 16) {
     const __m128i in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(differs + i));
     bits |= uint64_t(uint32_t(_mm_movemask_epi8(_mm_slli_epi16(in, 7)))) << i;
   }
 #else
-  for (int i = 0; i < 64; ++i) bits |= uint64_t(differs[i]) << i;
+  for (int i = 0; i < kWord; ++i) bits |= uint64_t(differs[i]) << i;
 #endif
 #endif
   return bits;
 }
 
-// Spreads 64 bits into bytes 0 and 1.
+// Spreads a word's bits into bytes 0 and 1.
 static inline void bits_to_bytes(uint64_t bits, uint8_t* out) {
 #if defined(__AVX512BW__)
   _mm512_storeu_si512(out, _mm512_maskz_set1_epi8(bits, 1));
 #elif defined(__SSE2__)
   const __m128i one_each = _mm_set1_epi64x(0x8040201008040201);
-  for (int i = 0; i < 64; i += 16) {
+  for (int i = 0; i < kWord; i += 16) {
     __m128i lanes = _mm_cvtsi32_si128(uint16_t(bits >> i));
     lanes = _mm_unpacklo_epi8(lanes, lanes);
     lanes = _mm_unpacklo_epi16(lanes, lanes);
@@ -79,7 +79,7 @@ static inline void bits_to_bytes(uint64_t bits, uint8_t* out) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), lanes);
   }
 #else
-  for (int i = 0; i < 64; ++i) out[i] = bits >> i & 1;
+  for (int i = 0; i < kWord; ++i) out[i] = bits >> i & 1;
 #endif
 }
 
@@ -113,8 +113,8 @@ static inline int64_t highest_bit(uint32_t bits) { return 31 - __builtin_clz(bit
 // A word of a set, dilated along x; the row has n voxels.
 static inline uint64_t dilate(const uint64_t* set, int64_t word, int64_t words, int64_t n) {
   uint64_t bits = set[word] | set[word] << 1 | set[word] >> 1;
-  if (word > 0) bits |= set[word - 1] >> 63;
-  if (word + 1 < words) bits |= set[word + 1] << 63;
+  if (word > 0) bits |= set[word - 1] >> (kWord - 1);
+  if (word + 1 < words) bits |= set[word + 1] << (kWord - 1);
   return bits & first_bits(n - word * kWord);
 }
 

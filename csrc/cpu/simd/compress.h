@@ -39,7 +39,7 @@ static inline void expand_around(const T* listed, uint32_t bits, T (&out)[3][kGr
 
 // expand() that leaves the other elements unchanged.
 template <class V, class T>
-static inline void place(const V* listed, uint32_t bits, T* out) {
+static inline void expand_store(const V* listed, uint32_t bits, T* out) {
   for (; bits != 0; bits &= bits - 1) out[lowest_bit(bits)] = narrow(*listed++, out);
 }
 
@@ -56,7 +56,7 @@ static inline void compress_range(int32_t first, uint32_t bits, int32_t* out) {
 
 // Whether compressing is faster than looking up each value by its position.
 #ifdef __AVX512F__
-constexpr bool kCompresses = true;
+constexpr bool kHasCompress = true;
 
 static inline void compress(__m512 values, uint32_t bits, float* out) {
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps(__mmask16(bits), values));
@@ -85,13 +85,13 @@ static inline void expand_around(const float* listed, uint32_t bits, float (&out
   for (int i = 0; i < 3; ++i) expand(listed, bits << (2 - i), out[i]);
 }
 
-static inline void place(const float* listed, uint32_t bits, float* out) {
+static inline void expand_store(const float* listed, uint32_t bits, float* out) {
   const __m512 values = _mm512_maskz_expand_ps(__mmask16(bits), _mm512_loadu_ps(listed));
   _mm512_mask_storeu_ps(out, __mmask16(bits), values);
 }
 
 template <class T>
-static inline void place_halves(const float* listed, uint32_t bits, T* out) {
+static inline void expand_store_halves(const float* listed, uint32_t bits, T* out) {
   float values[kGroup];
   T halves[kGroup];
   expand(listed, bits, values);
@@ -100,15 +100,15 @@ static inline void place_halves(const float* listed, uint32_t bits, T* out) {
   _mm256_mask_storeu_epi16(out, __mmask16(bits), vector);
 }
 
-static inline void place(const float* listed, uint32_t bits, BFloat16* out) {
-  place_halves(listed, bits, out);
+static inline void expand_store(const float* listed, uint32_t bits, BFloat16* out) {
+  expand_store_halves(listed, bits, out);
 }
 
-static inline void place(const float* listed, uint32_t bits, Half* out) {
-  place_halves(listed, bits, out);
+static inline void expand_store(const float* listed, uint32_t bits, Half* out) {
+  expand_store_halves(listed, bits, out);
 }
 
-static inline void place(const int32_t* listed, uint32_t bits, uint8_t* out) {
+static inline void expand_store(const int32_t* listed, uint32_t bits, uint8_t* out) {
   const __m512i values = _mm512_maskz_expand_epi32(__mmask16(bits), _mm512_loadu_si512(listed));
   _mm_mask_storeu_epi8(out, __mmask16(bits), _mm512_maskz_cvtepi32_epi8(0xFFFF, values));
 }
@@ -120,7 +120,7 @@ static inline void compress(const int8_t* values, uint32_t bits, float* out) {
   compress(_mm512_maskz_cvtepi32_ps(0xFFFF, wide), bits, out);
 }
 #else
-constexpr bool kCompresses = false;
+constexpr bool kHasCompress = false;
 #endif
 
 }  // namespace egcnn::EGCNN_ISA

@@ -104,13 +104,21 @@ static inline void with_float(DType dtype, Body&& body) {
   }
 }
 
+// The same with 0 of the accumulation type: double for f64, else float.
+template <class Body>
+static inline auto with_accumulator(DType dtype, Body&& body) {
+  return dtype == DType::f64 ? body(0.0) : body(0.0f);
+}
+
 static inline bool is_float(DType dtype) { return dtype <= DType::bf16; }
 
 static inline int64_t float_bytes(DType dtype) {
   return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
 }
 
-// The same for the float types with accumulation type Acc.
+static inline int64_t accumulator_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
+
+// with_float() for the types with accumulation type Acc.
 template <class Acc, class Body>
 static inline void with_float_of(DType dtype, Body&& body) {
   if constexpr (sizeof(Acc) == 8) {

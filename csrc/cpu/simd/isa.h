@@ -2,6 +2,8 @@
 // of that name, so that the linker cannot mix them.
 #pragma once
 
+#include <cstdint>
+
 #ifndef EGCNN_ISA
 #error "EGCNN_ISA names the instruction set that this unit is compiled for"
 #endif
@@ -19,5 +21,14 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
+
+// Bytes of a cache line.
+constexpr int64_t kLine = 64;
+
+// The first line boundary at or after `memory`.
+template <class T>
+static inline T* align_up(void* memory) {
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory) + kLine - 1) / kLine * kLine);
+}
 
 }  // namespace egcnn::EGCNN_ISA

@@ -9,12 +9,13 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "../../math/common.h"
 #include "elements.h"
+#include "isa.h"
 
 namespace egcnn::EGCNN_ISA {
-
-constexpr int64_t kLine = 64;
 
 // Larger outputs are streamed; a smaller one is still cached when it is read.
 constexpr int64_t kStreamed = 8 << 20;
@@ -76,13 +77,13 @@ class LineWriter {
 };
 
 // Writes bytes sequentially, piece by piece. If streamed, they are collected into whole lines.
-class Stream {
+class ByteStream {
  public:
-  Stream(void* out, bool stream)
+  ByteStream(void* out, bool stream)
       : stream_(stream), out_(static_cast<uint8_t*>(out)), lines_(out, stream),
         held_(stream ? lines_.begin() : 0) {}
 
-  ~Stream() {
+  ~ByteStream() {
     if (stream_) lines_.write_until(line_, held_);
   }
 

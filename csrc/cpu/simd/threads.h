@@ -7,8 +7,6 @@
 
 namespace egcnn::EGCNN_ISA {
 
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Splits `jobs` into `parts` equal runs; part i is [first, last).
 static inline void share(int64_t jobs, int64_t parts, int64_t i, int64_t* first, int64_t* last) {
   *first = jobs * i / parts;

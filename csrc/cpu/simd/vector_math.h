@@ -3,20 +3,33 @@
 // double are the library's, since double is only for gradcheck.
 #pragma once
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
 #include "../../math/common.h"
 #include "elements.h"
 #include "vectors.h"
 
 namespace egcnn::EGCNN_ISA {
+
+constexpr float kLog2E = 1.44269504f;
+// ln 2 in two parts: a whole number times the first is exact.
+constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+// 1.5 * 2^23: adding it rounds to a whole number in every instruction set.
+constexpr float kRounding = 0x1.8p23f;
+
 namespace vector {
 
 static inline float exp(float x) {
   // Beyond these the result is 0 or infinite. A NaN compares false and is kept.
   x = x < -104.0f ? -104.0f : x;
   x = x > 89.0f ? 89.0f : x;
-  // x = n ln 2 + r; adding 1.5 * 2^23 rounds to a whole number in every instruction set.
-  const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  // x = n ln 2 + r.
+  const float n = (x * kLog2E + kRounding) - kRounding;
+  const float r = (x - n * kLn2High) - n * kLn2Low;
   float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
@@ -32,9 +45,10 @@ static inline float exp(float x) {
 // For positive, normal numbers.
 static inline float log(float x) {
   // x = 2^e m with m in [sqrt(1/2), sqrt(2)): near 1, where the result is small, e is 0.
-  const uint32_t bits = to_bits(x) - 0x3F3504F3u;
+  constexpr uint32_t kRootOfHalf = 0x3F3504F3u;  // its bits
+  const uint32_t bits = to_bits(x) - kRootOfHalf;
   const float e = float(int32_t(bits) >> 23);
-  const float f = from_bits((bits & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+  const float f = from_bits((bits & 0x007FFFFFu) + kRootOfHalf) - 1.0f;
   float p = 7.0376836292e-2f;
   p = p * f - 1.1514610310e-1f;
   p = p * f + 1.1676998740e-1f;
@@ -45,7 +59,7 @@ static inline float log(float x) {
   p = p * f - 2.4999993993e-1f;
   p = p * f + 3.3333331174e-1f;
   const float square = f * f;
-  return p * f * square + e * -2.12194440e-4f - 0.5f * square + f + e * 0.693359375f;
+  return p * f * square + e * kLn2Low - 0.5f * square + f + e * kLn2High;
 }
 
 static inline double exp(double x) { return math::exp(x); }
@@ -68,6 +82,9 @@ static inline Vector<float> reciprocal(Vector<float> x) {
 template <class Acc>
 constexpr Acc kSigmoidLowest = sizeof(Acc) == 4 ? -87 : -1000;
 
+// Above this the sigmoid is 1.
+constexpr float kSigmoidHighest = 87;
+
 // The sigmoid; arguments are clamped to `low`, which is at least kSigmoidLowest.
 template <class Acc>
 static inline Vector<Acc> sigmoid(Vector<Acc> x, Acc low) {
@@ -77,10 +94,10 @@ static inline Vector<Acc> sigmoid(Vector<Acc> x, Acc low) {
     return x;
   } else {
     typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
-    x = x > 87.0f ? Vector<float>{} + 87.0f : x;
-    // exp(-x) = 2^n exp(r), where adding 1.5 * 2^23 rounds to a whole n. The polynomial's relative
-    // error is 9e-8, about the rounding error of adding 1.
-    const Vector<float> shifted = x * -1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+    x = x > kSigmoidHighest ? Vector<float>{} + kSigmoidHighest : x;
+    // exp(-x) = 2^n exp(r). The polynomial's relative error is 9e-8, about the rounding error of
+    // adding 1.
+    const Vector<float> shifted = x * -kLog2E + kRounding, n = shifted - kRounding;
     const Vector<float> r = -(n * 0.693147181f) - x;
     const Vector<float> scale = (Vector<float>)(((Ints)shifted << 23) + 0x3F800000);
     Vector<float> p = r * 8.2902720656e-3f + 4.1898159641e-2f;

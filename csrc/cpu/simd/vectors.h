@@ -53,7 +53,7 @@ static inline bool is_zero(V vector) {
 // Whether neighbours are shifted in from registers rather than loaded across cache lines.
 #ifdef __AVX512F__
 template <class T>
-constexpr bool kShifts = sizeof(T) >= 4;
+constexpr bool kHasShift = sizeof(T) >= 4;
 
 // The vector that starts at lane i of two consecutive vectors.
 template <int i, class V>
@@ -76,7 +76,7 @@ static inline V from_second(V first, V second) {
 }
 #else
 template <class T>
-constexpr bool kShifts = false;
+constexpr bool kHasShift = false;
 #endif
 
 // One step of a transposition. Where i lacks the bit `step`, lane i is a's lane i, or with `high`
@@ -117,7 +117,7 @@ static inline void transpose_square(Vector<Acc>* v) {
 
 // Lane i of the result is the sum of the lanes of v[i].
 template <int step, class Acc>
-static inline Vector<Acc> sum_each(Vector<Acc>* v) {
+static inline Vector<Acc> horizontal_sums(Vector<Acc>* v) {
   if constexpr (step == kLanes<Acc>) {
     return v[0];
   } else {
@@ -125,7 +125,7 @@ static inline Vector<Acc> sum_each(Vector<Acc>* v) {
       const Vector<Acc> a = v[i], b = v[i + step];
       v[i] = interleave<step, false, Acc>(a, b) + interleave<step, true, Acc>(a, b);
     }
-    return sum_each<2 * step, Acc>(v);
+    return horizontal_sums<2 * step, Acc>(v);
   }
 }
 

@@ -1,7 +1,10 @@
 // Writes bits as bytes 0 and 1.
 #pragma once
 
+#include <cstdint>
+
 #include "../simd/bits.h"
+#include "../simd/isa.h"
 #include "../simd/stream.h"
 
 namespace egcnn::EGCNN_ISA {
@@ -19,7 +22,7 @@ class BitStream {
     lines_.write_until(bytes, held_);
   }
 
-  // Appends the first n of 64 bits; the others must be 0.
+  // Appends the first n bits of a word; the others must be 0.
   void put(uint64_t bits, int64_t n) {
     line_ |= bits << held_;
     const int64_t held = held_ + n;

@@ -3,17 +3,23 @@
 // is nonzero, which a few bit-sliced additions decide for all voxels of a vector.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
 #include "../simd/bits.h"
+#include "../simd/isa.h"
+#include "../simd/vectors.h"
 #include "bit_stream.h"
 #include "march.h"
+#include "plan.h"
 
 namespace egcnn::EGCNN_ISA {
 
 // The number of set bits among four, in binary.
-struct Count {
+struct BitCount {
   Bits ones, twos, fours;
 
-  Count(Bits a, Bits b, Bits c, Bits d) {
+  BitCount(Bits a, Bits b, Bits c, Bits d) {
     const Bits sum = xor3(a, b, c), carry = majority(a, b, c);
     ones = sum ^ d;
     twos = carry ^ (sum & d), fours = carry & sum & d;
@@ -48,7 +54,7 @@ static inline Bits edges(const uint64_t* a, const uint64_t* b, const uint64_t* c
   const Bits sum = unbalanced(c2, c1, b2, a0, a1, b0);
   const Bits difference = unbalanced(c0, c1, b0, a2, a1, b2);
   // The smoothed cross-section: corners once, sides twice, the centre four times.
-  const Count corners(a0, a2, c0, c2), sides(a1, c1, b0, b2);
+  const BitCount corners(a0, a2, c0, c2), sides(a1, c1, b0, b2);
   const Bits s1 = corners.twos ^ sides.ones, carry1 = corners.twos & sides.ones;
   const Bits t2 = xor3(corners.fours, sides.twos, b1);
   const Bits carry2 = majority(corners.fours, sides.twos, b1), s2 = t2 ^ carry1;
@@ -64,10 +70,11 @@ static inline Bits edges(const uint64_t* a, const uint64_t* b, const uint64_t* c
 class BitMarch : public MarkedRows {
  public:
   BitMarch(const SobelPlan& t, const Slab& slab, int64_t regions, char* scratch)
-      : MarkedRows(t, slab, kRun), regions_(regions), words_(sobel_words(t.width)) {
-    ring_ = reinterpret_cast<uint64_t*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
-    edges_ = ring_ + regions * 3 * plane();
-    place_marks(reinterpret_cast<uint8_t*>(edges_ + kRun * words_ + 8));
+      : MarkedRows(t, slab, kRun), regions_(regions), words_(t.row_words()),
+        plane_(t.plane_words()) {
+    ring_ = align_up<uint64_t>(scratch);
+    edges_ = ring_ + regions * region_stride();
+    place_marks(reinterpret_cast<uint8_t*>(edges_ + kRun * words_ + kSobelWordSpill));
   }
 
   // pack(z, y, rows, marks, words) fills in the marks and, for region r, the words from
@@ -76,7 +83,7 @@ class BitMarch : public MarkedRows {
   bool run(Pack&& pack, Plane&& plane_done) {
     const auto load = [&](int64_t z, uint8_t* marks) {
       const int64_t rows = high_ - low_;
-      uint64_t* const first = ring_ + z % 3 * plane() + (low_ - slab_.y0 + 1) * words_;
+      uint64_t* const first = ring_ + z % 3 * plane_ + (low_ - slab_.y0 + 1) * words_;
       if (!pack(z, low_, rows, marks, first)) return false;
       for (int64_t r = 0; r < regions_; ++r) {
         uint64_t *top = first + r * region_stride(), *bottom = top + (rows - 1) * words_;
@@ -88,20 +95,21 @@ class BitMarch : public MarkedRows {
     return MarkedRows::run(load, plane_done);
   }
 
-  int64_t region_stride() const { return 3 * plane(); }
+  int64_t regions() const { return regions_; }
+  int64_t region_stride() const { return 3 * plane_; }
   int64_t words() const { return words_; }
 
   // Writes the edges of rows [y, y + rows) of region r.
   void put(int64_t r, int64_t y, int64_t rows, BitStream& out) const {
     const uint64_t* const first = ring_ + r * region_stride() + (y - slab_.y0 + 1) * words_;
-    const uint64_t *a = first + at_[0] * plane(), *b = first + at_[1] * plane(),
-                   *c = first + at_[2] * plane();
+    const uint64_t *a = first + at_[0] * plane_, *b = first + at_[1] * plane_,
+                   *c = first + at_[2] * plane_;
     const int64_t n = rows * words_, width = t_.width;
     for (int64_t i = 0; i < n; i += kLanes<uint64_t>) {
       store_vector(edges_ + i, edges(a + i, b + i, c + i, words_));
     }
     const int64_t last = width - (words_ - 1) * kSobelWord;
-    const uint64_t within = ~uint64_t(0) >> (64 - last);
+    const uint64_t within = ~uint64_t(0) >> (kWord - last);
     const uint64_t* word = edges_;
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t k = 0; k + 1 < words_; ++k) {
@@ -113,25 +121,22 @@ class BitMarch : public MarkedRows {
 
  private:
   static constexpr int64_t kRun = kSobelBitRun;
-  int64_t regions_, words_;
+  int64_t regions_, words_, plane_;  // words_ of a row, plane_ of a plane
   uint64_t *ring_, *edges_;
-
-  // Words from one plane to the next, including room for a vector.
-  int64_t plane() const { return (t_.tile + 2) * words_ + 8; }
 };
 
 // Packs the words of one row: bit i of word k is voxel 62 k + i - 1, with replicated borders.
-// word_of(k, block, finish) packs the 64 elements of word k; nothing from `end` on is read.
+// word_of(k, block, finish) packs the kWord elements of word k; nothing from `end` on is read.
 template <class In, class WordOf>
 static inline void pack_row(const In* row, const In* end, int64_t width, int64_t words,
                             WordOf&& word_of) {
   for (int64_t k = 0; k < words; ++k) {
     const int64_t first = k > 0 ? k * kSobelWord - 1 : 0;
-    const int64_t missing = std::max<int64_t>(0, first + 64 - width);
+    const int64_t missing = std::max<int64_t>(0, first + kWord - width);
     const In* block = row + first;
-    In padded[64];
-    if (end - block < 64) {
-      std::fill(std::copy(block, end, padded), padded + 64, In(0));
+    In padded[kWord];
+    if (end - block < kWord) {
+      std::fill(std::copy(block, end, padded), padded + kWord, In(0));
       block = padded;
     }
     word_of(k, block, [=](uint64_t bits) {

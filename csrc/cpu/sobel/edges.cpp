@@ -1,10 +1,23 @@
 // Sobel edge targets (section 2.1).
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
 
+#include "../../math/common.h"
+#include "../../math/sobel.h"
+#include "../../ops.h"
+#include "../simd/bits.h"
+#include "../simd/elements.h"
+#include "../simd/isa.h"
 #include "../simd/pages.h"
 #include "../simd/stream.h"
+#include "../simd/vectors.h"
+#include "bit_stream.h"
 #include "bits.h"
 #include "march.h"
+#include "plan.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -123,7 +136,7 @@ static void find_edges(const SobelEdges& p, const SobelPlan& t, const Slab& slab
         },
         [&](int64_t z) {
           for (int64_t r = 0; r < regions; ++r) {
-            Stream out(edges_at(p, t, slab, first + r, z), is_large(p));
+            ByteStream out(edges_at(p, t, slab, first + r, z), is_large(p));
             march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool constant) {
               const int64_t n = rows * width;
               if (constant) return out.put_zeros(n);
@@ -160,10 +173,10 @@ static inline uint8_t mark_of_word(const uint64_t* word, int64_t regions, int64_
 // Packs rows into bits, marks them, and returns whether all values are binary. Floats that are all
 // 0 and 1 count as binary.
 template <class In>
-static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t width,
-                      int64_t first, int64_t regions, const BitMarch& march, uint8_t* marks,
-                      uint64_t* words) {
+static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t first,
+                      const BitMarch& march, uint8_t* marks, uint64_t* words) {
   using U = UInt<sizeof(In)>;
+  const int64_t width = p.size.width, regions = march.regions();
   const int64_t count = march.words(), stride = march.region_stride();
   const U* const data = static_cast<const U*>(p.labels.data);
   const U* const end = data + p.size.batch * p.labels.batch_stride;
@@ -226,7 +239,7 @@ static bool find_binary_edges(const SobelEdges& p, const SobelPlan& t, const Sla
           bool packed = false;
           with_type(p.labels.dtype, [&](auto* type) {
             packed = pack_rows<std::remove_pointer_t<decltype(type)>>(
-                p, t.start(slab.volume, z, y), rows, t.width, first, regions, march, marks, words);
+                p, t.start(slab.volume, z, y), rows, first, march, marks, words);
           });
           return packed;
         },
@@ -274,8 +287,9 @@ size_t sobel_edges_workspace(const SobelEdges& p) {
 void sobel_edges_launch(const SobelEdges& p) {
   if (p.size.empty()) return;
   advise_huge(p.edges.data, p.size.batch * p.size.channels * p.size.voxels());
-  if (p.labels.dtype == DType::f64) return soft_sobel_edges<double>(p);
-  if (is_float(p.labels.dtype)) return soft_sobel_edges<float>(p);
+  if (is_float(p.labels.dtype)) {
+    return with_accumulator(p.labels.dtype, [&](auto acc) { soft_sobel_edges<decltype(acc)>(p); });
+  }
   if (p.threshold == 0) {
     // Modulo 256 is exact, since no gradient component exceeds 16.
     return sobel_edges<uint8_t>(p, [](auto gz, auto gy, auto gx) { return (gz | gy | gx) != 0; });

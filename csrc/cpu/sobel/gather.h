@@ -3,7 +3,12 @@
 // scattering, so that no two threads write the same voxel and the order of every sum is fixed.
 #pragma once
 
+#include <cstdint>
+
+#include "../../math/sobel.h"
+#include "../simd/vectors.h"
 #include "march.h"
+#include "plan.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -36,7 +41,7 @@ class SobelGather {
   // Adds rows [y, y + rows) of the current plane, which may be the volume's `first`, and completes
   // those of the plane before, consecutively in `out`, which needs room for two more vectors.
   void add(int64_t y, int64_t rows, bool first, T* out) const {
-    if constexpr (kShifts<T>) {
+    if constexpr (kHasShift<T>) {
       if (t_.step == 1) return add<2, true>(y, rows, first, out);
     }
     add<1, false>(y, rows, first, out);
@@ -57,8 +62,6 @@ class SobelGather {
   T *sums_, *last_;  // of the plane before: its result without the next plane's contribution, and
                      // its contribution to the next plane's result
 
-  static V smooth(V before, V at, V after) { return before + T(2) * at + after; }
-
   template <int kBlock, bool adjacent>
   __attribute__((noinline)) void add(int64_t y, int64_t rows, bool first, T* out) const {
     const int64_t step = t_.step, pitch = t_.pitch, width = t_.width, plane = plane_;
@@ -69,9 +72,9 @@ class SobelGather {
     struct Row {
       V z, y, x;
 
-      Row turned() const { return {z, -y, x}; }
+      Row flipped() const { return {z, -y, x}; }
     };
-    const auto along_x = [=](const T* q, Row* found) {
+    const auto along_x = [=](const T* q, Row* rows_x) {
       if constexpr (adjacent) {
         V z[kBlock + 2], y[kBlock + 2], x[kBlock + 2];
         for (int k = 0; k < kBlock + 2; ++k) {
@@ -80,15 +83,17 @@ class SobelGather {
           x[k] = load_vector(at + 2 * plane);
         }
         for (int k = 0; k < kBlock; ++k) {
-          found[k].z = smooth(from_last(z[k], z[k + 1]), z[k + 1], from_second(z[k + 1], z[k + 2]));
-          found[k].y = smooth(from_last(y[k], y[k + 1]), y[k + 1], from_second(y[k + 1], y[k + 2]));
-          found[k].x = from_last(x[k], x[k + 1]) - from_second(x[k + 1], x[k + 2]);
+          rows_x[k].z =
+              math::smooth(from_last(z[k], z[k + 1]), z[k + 1], from_second(z[k + 1], z[k + 2]));
+          rows_x[k].y =
+              math::smooth(from_last(y[k], y[k + 1]), y[k + 1], from_second(y[k + 1], y[k + 2]));
+          rows_x[k].x = from_last(x[k], x[k + 1]) - from_second(x[k + 1], x[k + 2]);
         }
       } else {
         const T *const qy = q + plane, *const qx = qy + plane;
-        found->z = smooth(load_vector(q - step), load_vector(q), load_vector(q + step));
-        found->y = smooth(load_vector(qy - step), load_vector(qy), load_vector(qy + step));
-        found->x = load_vector(qx - step) - load_vector(qx + step);
+        rows_x->z = math::smooth(load_vector(q - step), load_vector(q), load_vector(q + step));
+        rows_x->y = math::smooth(load_vector(qy - step), load_vector(qy), load_vector(qy + step));
+        rows_x->x = load_vector(qx - step) - load_vector(qx + step);
       }
     };
     // From right to left, so that what spills past a row's end is overwritten by the next column.
@@ -99,17 +104,17 @@ class SobelGather {
       if (y > 0) {
         along_x(q0 + x - pitch, up);
       } else {
-        for (int k = 0; k < kBlock; ++k) up[k] = mid[k].turned();
+        for (int k = 0; k < kBlock; ++k) up[k] = mid[k].flipped();
       }
       for (int64_t i = 0; i < rows; ++i) {
         if (i < lowest) {
           along_x(q0 + x + (i + 1) * pitch, down);
         } else {
-          for (int k = 0; k < kBlock; ++k) down[k] = mid[k].turned();
+          for (int k = 0; k < kBlock; ++k) down[k] = mid[k].flipped();
         }
         for (int k = 0; k < kBlock; ++k) {
-          const V across = smooth(up[k].z, mid[k].z, down[k].z);
-          const V along = up[k].y - down[k].y + smooth(up[k].x, mid[k].x, down[k].x);
+          const V across = math::smooth(up[k].z, mid[k].z, down[k].z);
+          const V along = up[k].y - down[k].y + math::smooth(up[k].x, mid[k].x, down[k].x);
           const int64_t at = x + k * lanes;
           T *const sums = sums0 + i * pitch + at, *const last = last0 + i * pitch + at;
           const V before = first ? along - across : load_vector(last);

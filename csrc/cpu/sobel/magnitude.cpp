@@ -1,11 +1,18 @@
 // The Sobel magnitude and its gradient (section 2.1).
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 
+#include "../../math/sobel.h"
+#include "../../ops.h"
+#include "../simd/elements.h"
 #include "../simd/pages.h"
 #include "../simd/stream.h"
 #include "../simd/vector_math.h"
+#include "../simd/vectors.h"
 #include "gather.h"
 #include "march.h"
+#include "plan.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -34,10 +41,10 @@ static void sobel_magnitude(const SobelMagnitude& p, int64_t element) {
     const auto start = [&](int64_t z, int64_t y) { return t.start(slab.volume, z, y); };
     march.run([&](int64_t z, int64_t y, const Rows<T>& rows) { load_rows(p.x, start(z, y), rows); },
               [&](int64_t z) {
-                Stream out(result + start(z, slab.y0) * element, large);
+                ByteStream out(result + start(z, slab.y0) * element, large);
                 const int64_t next_z = std::min(z + 2, t.depth - 1);
                 march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool) {
-                  T* const found = march.output;
+                  T* const staged = march.output;
                   // Prefetch the next plane.
                   const char* const next =
                       static_cast<const char*>(p.x.data) + start(next_z, y) * element;
@@ -45,10 +52,10 @@ static void sobel_magnitude(const SobelMagnitude& p, int64_t element) {
                       y, rows, [](auto x) { return x; },
                       [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
                         __builtin_prefetch(next + (i * width + x) * element, 0, 2);
-                        store_vector(found + i * width + x,
+                        store_vector(staged + i * width + x,
                                      magnitudes<T>(gz * gz + gy * gy + gx * gx));
                       });
-                  out.put_as(p.out.dtype, found, rows * width);
+                  out.put_as(p.out.dtype, staged, rows * width);
                 });
               });
     stream_fence();
@@ -63,8 +70,7 @@ void sobel_magnitude_launch(const SobelMagnitude& p) {
   if (p.size.empty()) return;
   const int64_t element = float_bytes(p.out.dtype);
   advise_huge(p.out.data, p.size.batch * p.size.channels * p.size.voxels() * element);
-  if (p.x.dtype == DType::f64) return sobel_magnitude<double>(p, element);
-  sobel_magnitude<float>(p, element);
+  with_accumulator(p.x.dtype, [&](auto acc) { sobel_magnitude<decltype(acc)>(p, element); });
 }
 
 // math::sobel_slope of magnitudes, from the sums of the squares.
@@ -94,7 +100,7 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
     const SobelGather<T> gather(t, low, march.extra);
     T* const staged = march.output;
 
-    const auto find_q = [&](int64_t z) {
+    const auto compute_q = [&](int64_t z) {
       march.for_runs(low, high, [&](int64_t y, int64_t rows, bool) {
         load_row(p.grad, start(z, y), rows * width, staged);
         T* const q = gather.q(y);
@@ -122,7 +128,7 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
     // Calls body(y, rows), which fills `staged` with rows of plane z.
     const auto put = [&](int64_t z, auto&& body) {
       const bool complete = z >= slab.z0;
-      Stream out(result + start(complete ? z : slab.z0, slab.y0) * element, large);
+      ByteStream out(result + start(complete ? z : slab.z0, slab.y0) * element, large);
       march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool) {
         body(y, rows);
         if (complete) out.put_as(p.grad_x.dtype, staged, rows * width);
@@ -130,7 +136,7 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
     };
     march.run([&](int64_t z, int64_t y, const Rows<T>& rows) { load_rows(p.x, start(z, y), rows); },
               [&](int64_t z) {
-                find_q(z);
+                compute_q(z);
                 put(z - 1, [&](int64_t y, int64_t rows) { gather.add(y, rows, z == 0, staged); });
                 if (z + 1 < t.depth) return;
                 put(z, [&](int64_t y, int64_t rows) { gather.finish(y, rows, staged); });
@@ -147,8 +153,8 @@ void sobel_magnitude_backward_launch(const SobelMagnitudeBackward& p) {
   if (p.size.empty()) return;
   const int64_t element = float_bytes(p.grad_x.dtype);
   advise_huge(p.grad_x.data, p.size.batch * p.size.channels * p.size.voxels() * element);
-  if (p.x.dtype == DType::f64) return sobel_magnitude_backward<double>(p, element);
-  sobel_magnitude_backward<float>(p, element);
+  with_accumulator(p.x.dtype,
+                   [&](auto acc) { sobel_magnitude_backward<decltype(acc)>(p, element); });
 }
 
 }  // namespace egcnn::EGCNN_ISA

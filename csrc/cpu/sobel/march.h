@@ -6,8 +6,13 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
+#include "../../math/common.h"
 #include "../../math/sobel.h"
+#include "../../ops.h"
+#include "../simd/isa.h"
 #include "../simd/vectors.h"
 #include "plan.h"
 
@@ -100,7 +105,7 @@ class MarkedRows {
       at_[0] = (z > 0 ? z - 1 : 0) % 3;
       at_[1] = z % 3;
       at_[2] = (z + 1 < t_.depth ? z + 1 : z) % 3;
-      find_constant();
+      mark_constant_rows();
       plane(z);
     }
     return true;
@@ -111,7 +116,7 @@ class MarkedRows {
   uint8_t* mark_[3];   // of each row, with one more on each side
   uint8_t* constant_;  // whether a row's neighbourhood is constant
 
-  void find_constant() {
+  void mark_constant_rows() {
     const uint8_t *a = mark_[at_[0]], *b = mark_[at_[1]], *c = mark_[at_[2]];
     uint8_t* __restrict constant = constant_;
     for (int64_t first = 0; first < high_ - low_; first += kSobelMarks) {
@@ -147,13 +152,13 @@ class SobelMarch : public MarkedRows {
 
  public:
   SobelMarch(const SobelPlan& t, const Slab& slab, char* scratch) : MarkedRows(t, slab, kSobelRun) {
-    T* rows = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
+    T* rows = align_up<T>(scratch);
     ring_ = rows;
     extra = ring_ + 3 * t.rows() * t.pitch;
     zeros_ = extra + t.extra * t.rows() * t.pitch;
-    std::fill(zeros_, zeros_ + t.pitch + 64, T(0));
-    output = zeros_ + t.pitch + 64;
-    place_marks(reinterpret_cast<uint8_t*>(output + kSobelRun * t.pitch + 64));
+    std::fill(zeros_, zeros_ + t.pitch + kSobelSpill, T(0));
+    output = zeros_ + t.pitch + kSobelSpill;
+    place_marks(reinterpret_cast<uint8_t*>(output + kSobelRun * t.pitch + kSobelSpill));
   }
 
   T* output;  // kSobelRun rows and a vector, for use by emit()
@@ -176,7 +181,7 @@ class SobelMarch : public MarkedRows {
   // elements to those that are differentiated.
   template <class Value, class Emit>
   void gradient(int64_t y, int64_t rows, Value value, Emit emit) const {
-    if constexpr (kShifts<T>) {
+    if constexpr (kHasShift<T>) {
       if (t_.step == 1) return gradient<2, true>(y, rows, value, emit);
     }
     gradient<1, false>(y, rows, value, emit);
@@ -203,30 +208,29 @@ class SobelMarch : public MarkedRows {
       V smooth, smooth_of_difference, difference;
 
       void set(const Along& before, const Along& at, const Along& after) {
-        smooth = SobelMarch::smooth(before.smooth, at.smooth, after.smooth);
-        smooth_of_difference =
-            SobelMarch::smooth(before.difference, at.difference, after.difference);
+        smooth = math::smooth(before.smooth, at.smooth, after.smooth);
+        smooth_of_difference = math::smooth(before.difference, at.difference, after.difference);
         difference = after.smooth - before.smooth;
       }
     };
     const auto along = [=](const T* const* planes, int64_t x) {
       const V a = value(load_vector(planes[0] + x)), b = value(load_vector(planes[1] + x)),
               c = value(load_vector(planes[2] + x));
-      return Along{smooth(a, b, c), V(c - a)};
+      return Along{V(math::smooth(a, b, c)), V(c - a)};
     };
-    const auto across = [=](const T* const* planes, int64_t x, Across* found) {
+    const auto across = [=](const T* const* planes, int64_t x, Across* result) {
       if constexpr (adjacent) {
         Along column[kBlock + 2];
         for (int k = 0; k < kBlock + 2; ++k) column[k] = along(planes, x + (k - 1) * lanes);
         for (int k = 0; k < kBlock; ++k) {
           const Along &before = column[k], &at = column[k + 1], &after = column[k + 2];
-          found[k].set(
+          result[k].set(
               {from_last(before.smooth, at.smooth), from_last(before.difference, at.difference)},
               at,
               {from_second(at.smooth, after.smooth), from_second(at.difference, after.difference)});
         }
       } else {
-        found->set(along(planes, x - step), along(planes, x), along(planes, x + step));
+        result->set(along(planes, x - step), along(planes, x), along(planes, x + step));
       }
     };
     // From right to left, so that overwriting is in order.
@@ -240,17 +244,15 @@ class SobelMarch : public MarkedRows {
         across(around[i + 2], x, down);
         for (int k = 0; k < kBlock; ++k) {
           emit(i, x + k * lanes,
-               smooth(up[k].smooth_of_difference, mid[k].smooth_of_difference,
-                      down[k].smooth_of_difference),
+               math::smooth(up[k].smooth_of_difference, mid[k].smooth_of_difference,
+                            down[k].smooth_of_difference),
                V(down[k].smooth - up[k].smooth),
-               smooth(up[k].difference, mid[k].difference, down[k].difference));
+               math::smooth(up[k].difference, mid[k].difference, down[k].difference));
           up[k] = mid[k], mid[k] = down[k];
         }
       }
     }
   }
-
-  static inline V smooth(V before, V at, V after) { return before + T(2) * at + after; }
 
   int64_t clamp(int64_t y) const { return y < 0 ? 0 : y < t_.height ? y : t_.height - 1; }
 

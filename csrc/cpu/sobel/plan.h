@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../../math/common.h"
 #include "../../ops.h"
-#include "../simd/threads.h"
+#include "../simd/elements.h"
+#include "../simd/isa.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -16,13 +18,14 @@ constexpr int64_t kSobelRun = 16, kSobelBitRun = 64;
 // Rows whose marks are compared at a time.
 constexpr int64_t kSobelMarks = 64;
 
+// Elements, or words of bits, after the last row that vectors may touch.
+constexpr int64_t kSobelSpill = 64, kSobelWordSpill = 8;
+
 // Regions processed at a time, as the bits of a byte.
 constexpr int64_t kSobelRegions = 8;
 
 // Voxels per word of bits whose edges the word gives.
 constexpr int64_t kSobelWord = 62;
-
-static inline int64_t sobel_words(int64_t width) { return ceil_div(width, kSobelWord); }
 
 struct SobelPlan {
   int64_t volumes, depth, height;
@@ -40,15 +43,15 @@ struct SobelPlan {
         halo(halo), extra(extra), element(element) {
     // channels_last_3d is one volume, whose neighbours along x are `step` elements apart.
     volumes = step > 1 ? size.batch : size.batch * size.channels;
-    const int64_t line = 64 / element;
-    left = ceil_div(step, line) * line;
+    const int64_t line = kLine / element;
+    left = round_up(step, line);
     // Pairs of whole vectors may be written without touching the next row.
     pitch = left + std::max(ceil_div(width + step, line), ceil_div(width, 2 * line) * 2) * line;
     // As many rows as fit in the second-level cache; enough slabs for an even distribution, but
     // none so thin that it mostly reads its neighbours' rows.
-    constexpr int64_t kCache = 384 << 10, kThin = 8;
+    constexpr int64_t kCache = 384 << 10, kThin = 8, kSlabsPerThread = 8;
     const int64_t fit = kCache / ((3 + extra) * pitch * element) - 2 * halo;
-    const int64_t slabs = ceil_div(8 * threads, volumes);
+    const int64_t slabs = ceil_div(kSlabsPerThread * threads, volumes);
     int64_t y_tiles = ceil_div(height, std::max(fit, kThin));
     const int64_t z_tiles = std::min(ceil_div(slabs, y_tiles), ceil_div(depth, kThin));
     y_tiles = std::max(y_tiles, std::min(slabs / z_tiles, ceil_div(height, kThin)));
@@ -63,24 +66,27 @@ struct SobelPlan {
     return ((volume * depth + z) * height + y) * width;
   }
 
+  // Words of bits from row to row, and from plane to plane.
+  int64_t row_words() const { return ceil_div(width, kSobelWord); }
+  int64_t plane_words() const { return (tile + 2) * row_words() + kSobelWordSpill; }
+
   // Bytes for one mark per row and two more, in whole vectors.
-  int64_t marks() const { return ceil_div(rows(), kSobelMarks) * kSobelMarks + 2; }
+  int64_t marks() const { return round_up(rows(), kSobelMarks) + 2; }
 
   // A thread's scratch: elements of the ring and the extra planes, of a run's output and of a row
   // of zeros, or words of bits; then four times its marks.
   size_t bytes() const {
-    const int64_t elements = ((3 + extra) * rows() + kSobelRun + 1) * pitch + 3 * 64;
-    const int64_t row = sobel_words(width);
-    const int64_t words = regions * 3 * ((tile + 2) * row + 8) + kSobelBitRun * row + 8;
-    return ceil_div(std::max(elements * element, words * 8) + 4 * marks() + 64, 64) * 64;
+    const int64_t elements = ((3 + extra) * rows() + kSobelRun + 1) * pitch + 2 * kSobelSpill;
+    const int64_t words =
+        regions * 3 * plane_words() + kSobelBitRun * row_words() + kSobelWordSpill;
+    return round_up(std::max(elements * element, words * 8) + 4 * marks() + kLine, kLine);
   }
 };
 
 static inline SobelPlan sobel_edges_plan(const SobelEdges& p) {
-  const int64_t element = p.labels.dtype == DType::f64    ? 8
-                          : p.labels.dtype <= DType::bf16 ? 4
-                          : p.threshold > 0               ? 2
-                                                          : 1;
+  const int64_t element = is_float(p.labels.dtype) ? accumulator_bytes(p.labels.dtype)
+                          : p.threshold > 0        ? 2
+                                                   : 1;
   // A label map has one channel for all regions.
   Size size = p.size;
   if (p.region_counts != nullptr) size.channels = 1;
@@ -92,12 +98,12 @@ static inline SobelPlan sobel_edges_plan(const SobelEdges& p) {
 }
 
 static inline SobelPlan sobel_magnitude_plan(const SobelMagnitude& p) {
-  return SobelPlan(p.size, p.x, 1, 0, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
+  return SobelPlan(p.size, p.x, 1, 0, accumulator_bytes(p.x.dtype), p.resources.threads);
 }
 
 // In addition to the ring, the planes of SobelGather.
 static inline SobelPlan sobel_magnitude_backward_plan(const SobelMagnitudeBackward& p) {
-  return SobelPlan(p.size, p.x, 2, 5, p.x.dtype == DType::f64 ? 8 : 4, p.resources.threads);
+  return SobelPlan(p.size, p.x, 2, 5, accumulator_bytes(p.x.dtype), p.resources.threads);
 }
 
 }  // namespace egcnn::EGCNN_ISA
