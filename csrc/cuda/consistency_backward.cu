@@ -176,7 +176,6 @@ size_t consistency_backward_workspace(const ConsistencyBackward& p) {
 
 void consistency_backward_launch(const ConsistencyBackward& p) {
   if (p.size.empty()) return;
-  const DeviceGuard guard(p.resources.device);
   const Plan plan = make_plan(p, false);
   // Tiles with much work are close together, and so are empty ones. Visiting the rows of tiles in
   // steps of about the golden ratio, coprime to their number, keeps both in flight at all times.

@@ -17,9 +17,11 @@ from egcnn.ops._tensors import (
     check_choice,
     check_like,
     check_volume,
+    dense,
     empty_like,
     launch,
-    no_second_derivative,
+    register_autograd,
+    register_no_second_derivative,
 )
 
 
@@ -116,31 +118,23 @@ def _arguments(
     hard: bool,
     activation: str,
     support: str,
-) -> dict[str, Any]:
+) -> tuple[Any, ...]:
     """What forward and backward hand over alike."""
-    return {
-        "logits": logits,
-        "target": target,
-        "shape": logits.shape,
-        "seed": seed,
-        "edges": edges,
-        "tau": tau,
-        "hard": hard,
-        "softmax": activation == "softmax",
-        "both": support == "both",
-    }
+    options = (tau, hard, activation == "softmax", support == "both")
+    return (dense(logits), dense(target), seed, edges, *options)
 
 
 @torch.library.register_fake("egcnn::gumbel_consistency")
 def _results(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    loss = logits.new_empty((), dtype=reference.accumulate_dtype(logits.dtype))
-    return loss, logits.new_empty(logits.shape[:2], dtype=torch.int64)
+    device = logits.device
+    loss = torch.empty((), dtype=reference.accumulate_dtype(logits.dtype), device=device)
+    return loss, torch.empty(logits.shape[:2], dtype=torch.int64, device=device)
 
 
 @torch.library.impl("egcnn::gumbel_consistency", DEVICES)
 def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     loss, edges = _results(logits, target, seed)
-    launch("consistency", **_arguments(logits, target, seed, edges, *options), loss=loss)
+    launch("consistency", logits, *_arguments(logits, target, seed, edges, *options), loss)
     return loss, edges
 
 
@@ -152,12 +146,7 @@ def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
 @torch.library.impl("egcnn::gumbel_consistency_backward", DEVICES)
 def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
     grad_logits = empty_like(logits)
-    launch(
-        "consistency_backward",
-        **_arguments(logits, *others),
-        grad=grad,
-        grad_logits=grad_logits,
-    )
+    launch("consistency_backward", logits, *_arguments(logits, *others), grad, grad_logits)
     return grad_logits
 
 
@@ -171,9 +160,5 @@ def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     return (gradient, *(None,) * 6)
 
 
-torch.library.register_autograd(
-    "egcnn::gumbel_consistency", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd(
-    "egcnn::gumbel_consistency_backward", no_second_derivative("gumbel_consistency")
-)
+register_autograd("gumbel_consistency", _setup_context, _backward)
+register_no_second_derivative("gumbel_consistency")
