@@ -90,7 +90,7 @@ def test_source_distribution_holds_the_kernels(tmp_path: Path) -> None:
     ("environment", "sentence"),
     [
         ({"CXX": "no-such-compiler"}, "no C++ compiler was found on PATH"),
-        ({"EGCNN_CUDA": "2"}, "EGCNN_CUDA is '2'; wanted auto, 0 or 1"),
+        ({"EGCNN_CUDA": "2"}, "EGCNN_CUDA is '2'; expected auto, 0 or 1"),
         pytest.param(
             {"EGCNN_CUDA": "1", "CUDA_HOME": "/nowhere", "PATH": "/nowhere", "CXX": sys.executable},
             "EGCNN_CUDA=1 and no nvcc was found",
@@ -108,6 +108,25 @@ def test_a_build_that_cannot_succeed_says_why(
     assert len(lines) == 1
     assert sentence in lines[0]
     assert "Traceback" not in result.stderr
+
+
+def test_a_build_says_that_the_driver_is_too_old_for_its_compiler(tmp_path: Path) -> None:
+    """With the compilers' parts taken by programs that fail: the sentence comes before them."""
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.write_text(
+        '#!/bin/sh\ncase $1 in --version) echo "release 13.0, V";; *) echo sm_90;; esac\n'
+    )
+    nvcc.chmod(0o755)
+    command = ["build_ext", "-t", str(tmp_path / "t"), "-b", str(tmp_path / "b")]
+    environment = {"EGCNN_CUDA": "1", "CUDA_HOME": str(tmp_path), "CXX": "false"}
+    result = build(command, tmp_path, **environment, **driver(tmp_path, 12080))
+    assert (
+        "egcnn: the NVIDIA driver of this machine supports CUDA 12.8 and will not run what nvcc "
+        "13.0 compiles; CUDA_HOME=(a CUDA 12 toolkit) will do" in result.stdout.splitlines()
+    )
+    new = build(command, tmp_path, **environment, **driver(tmp_path, 13000))
+    assert "will not run" not in new.stdout
 
 
 @without_nvcc

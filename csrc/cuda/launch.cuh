@@ -1,4 +1,4 @@
-// What every launch needs: the device, the grid, element types, and a sentence when it fails.
+// What every launch needs: the grid, element types, and a sentence when it fails.
 #pragma once
 
 #include <cuda_bf16.h>
