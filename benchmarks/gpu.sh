@@ -98,7 +98,10 @@ measure() {
 # Our kernels, once each, in one report.
 profile() {
   local program=("$python" -m benchmarks.gpu_profile --device "$device" ${quick:+"$quick"})
-  if [ "$device" != cuda ]; then "${program[@]}" && return; fi
+  if [ "$device" != cuda ]; then
+    "${program[@]}"
+    return
+  fi
   ncu --clock-control none --profile-from-start off --kernel-name-base demangled \
     --kernel-name regex:egcnn --section SpeedOfLight --section WarpStateStats \
     --section MemoryWorkloadAnalysis --section Occupancy --section LaunchStats \
@@ -151,7 +154,7 @@ if [ $part != first ]; then
   step memcheck 50 sanitize memcheck
   step racecheck 50 sanitize racecheck
 fi
-measure report
+measure report || failed+=" report"
 
 if [ -n "$failed" ]; then
   echo "Failed:$failed"
