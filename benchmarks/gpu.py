@@ -28,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ from egcnn import ops
 
 # Seconds that one provider may take on one case, and that torch.compile is likely to take.
 PEER_LIMIT, COMPILE_TIME = 60.0, 15.0
+# Seconds without a sign of life after which a worker is killed; a machine that tries the script may
+# be a busy one.
+PATIENCE = {"cuda": 75.0, "cpu": 900.0}
 PATCHES = ((160, 192, 128), (128, 128, 128), (96, 96, 96))
 
 
@@ -94,10 +97,10 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def run_case(clock: Clock, case: Case, peers: bool, deadline: float, backend: str) -> list[Row]:
+def run_case(run: CaseRun, peers: bool, deadline: float, progress: Callable[[], None]) -> list[Row]:
     """The rows of ours, and of every peer for which there is time before the deadline."""
-    run = CaseRun(clock, case, backend)
     for peer in run.providers if peers else run.providers[:1]:
+        progress()
         left = deadline - time.monotonic()
         limit = PEER_LIMIT if peer.name == OURS else min(PEER_LIMIT, left)
         if limit < (COMPILE_TIME if peer.compiled else 0):
@@ -141,6 +144,14 @@ class Journal:
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def touch(self) -> None:
+        """Say that the work goes on."""
+        self.path.touch()
+
+    def idle(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.time() - self.path.stat().st_mtime
+
     def read(self, key: str) -> list[Any]:
         """All entries of a kind, in their order."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
@@ -182,6 +193,17 @@ def tasks(options: argparse.Namespace) -> dict[str, list[str]]:
     return groups
 
 
+def watch(command: list[str], journal: Journal, patience: float) -> int:
+    """The exit status of a worker; one that gives no sign of life for so long is killed."""
+    journal.touch()
+    process = subprocess.Popen(command)
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=0.5)
+        if journal.idle() > patience:  # a kernel that hangs does not let Python's own alarm through
+            process.kill()
+
+
 def supervise(options: argparse.Namespace) -> int:
     """Run each group of tasks in a process, and another one behind a task that failed."""
     journal, deadline = Journal(options.output), time.monotonic() + options.budget
@@ -193,10 +215,7 @@ def supervise(options: argparse.Namespace) -> int:
             seconds = max(deadline - time.monotonic(), 1)
             command = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:]]
             command += ["--budget", str(seconds), "--tasks", json.dumps(left)]
-            try:
-                status = subprocess.run(command, timeout=seconds + PEER_LIMIT).returncode
-            except subprocess.TimeoutExpired:
-                status = -1
+            status = watch(command, journal, PATIENCE[options.device])
             journal.write_report(options.steps, False)
             if status == 0:
                 break
@@ -231,7 +250,8 @@ def work(options: argparse.Namespace) -> int:
             rows = [row]
         else:
             peers = options.action == "peers"
-            rows = run_case(clock, by_name[task], peers, deadline, options.backend)
+            run = CaseRun(clock, by_name[task], options.backend)
+            rows = run_case(run, peers, deadline, journal.touch)
         for row in rows:
             result = row.get("note") or f"{row['ms']:.4g} ms"
             print(f"{row['case']}, {row['what']}, {row['provider']}: {result}", flush=True)

@@ -148,7 +148,9 @@ if [ $part != second ]; then
 fi
 if [ $part != first ]; then
   [ $part = second ] || SECONDS=30
-  step peers $((270 - SECONDS)) measure peers --budget $((250 - SECONDS))
+  budget=$((250 - SECONDS))
+  [ "$device" = cuda ] || budget=900
+  step peers $((budget + 20)) measure peers --budget "$budget"
   step compiled-training 100 measure compiled-training
   step tests 120 tests
   step memcheck 50 sanitize memcheck

@@ -186,23 +186,29 @@ def test_a_fault_costs_one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A worker that dies in one case is followed by another, which goes on behind it."""
     starts: list[list[str]] = []
 
-    def worker(command: list[str], timeout: float) -> SimpleNamespace:
+    def worker(command: list[str], journal: gpu.Journal, patience: float) -> int:
         tasks = json.loads(command[command.index("--tasks") + 1])
         starts.append(tasks)
-        journal = gpu.Journal(tmp_path)
         for task in tasks:
             journal.add(began=task)
             if task == "b":
-                return SimpleNamespace(returncode=-6)
-        return SimpleNamespace(returncode=0)
+                return -6
+        return 0
 
-    monkeypatch.setattr(gpu.subprocess, "run", worker)
+    monkeypatch.setattr(gpu, "watch", worker)
     monkeypatch.setattr(gpu, "tasks", lambda options: {"first": ["a", "b", "c"], "next": ["d"]})
-    options = SimpleNamespace(output=tmp_path, budget=60, steps=None)
+    options = SimpleNamespace(output=tmp_path, budget=60, steps=None, device="cpu")
     assert gpu.supervise(options) == 1
     assert starts == [["a", "b", "c"], ["c"], ["d"]]
     (row,) = gpu.Journal(tmp_path).read("row")
     assert (row["case"], row["note"]) == ("b", "its process ended with status -6")
+
+
+def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:
+    journal = gpu.Journal(tmp_path)
+    hang = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert gpu.watch(hang, journal, patience=0.2) == -9
+    assert gpu.watch([sys.executable, "-c", "exit(3)"], journal, patience=60) == 3
 
 
 def test_steps_of_the_script(tmp_path: Path) -> None:
