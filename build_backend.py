@@ -2,7 +2,9 @@
 
 With an NVIDIA driver and no CUDA toolkit, the compiler comes as a package from the registry (about
 105 MB, in pip's build environment only). ``EGCNN_CUDA=1`` asks for it without a driver too,
-``EGCNN_CUDA=0`` never does: the way out where the registry cannot be reached.
+``EGCNN_CUDA=0`` never does: the way out where the registry cannot be reached. The registry has an
+nvcc from CUDA 13 on only; a driver before that is served by the nvcc of a CUDA 12 toolkit that is
+there already.
 """
 
 from __future__ import annotations

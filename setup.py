@@ -89,7 +89,8 @@ def find_cuda() -> Cuda:
         if driver < COMPILER_VERSION:
             remedy = (
                 f"the NVIDIA driver supports CUDA {cuda_version(driver)}, too old for the compiler "
-                f"that pip would fetch ({cuda_version(COMPILER_VERSION)})"
+                f"that pip would fetch ({cuda_version(COMPILER_VERSION)}); with an nvcc of CUDA "
+                f"{driver // 1000} on PATH or in CUDA_HOME the build takes that one"
             )
         return Cuda(note=f"skipped: {missing}; {remedy}")
 
@@ -113,6 +114,17 @@ def find_cuda() -> Cuda:
                 + " ".join(map(str, sorted(supported)))
             )
     return Cuda(nvcc, tuple(sorted({int(name) for name in named})), toolkit)
+
+
+def too_new(cuda: Cuda) -> str:
+    """Why this machine's own driver will not run what this nvcc compiles; empty where it will."""
+    driver, major = driver_version(), cuda.toolkit.split(".")[0]
+    if not cuda.nvcc or not driver or int(major) <= driver // 1000:
+        return ""
+    return (
+        f"the NVIDIA driver of this machine supports CUDA {cuda_version(driver)} and will not run "
+        f"what nvcc {cuda.toolkit} compiles; CUDA_HOME=(a CUDA {driver // 1000} toolkit) will do"
+    )
 
 
 def write_build_info(folder: Path, compiler: str, cuda: Cuda) -> None:
@@ -231,6 +243,8 @@ class NinjaBuild(build_ext):
         compiler, cuda = find_compiler(), find_cuda()
         part = f"sm_{' sm_'.join(map(str, cuda.architectures))}" if cuda.nvcc else cuda.note
         print(f"egcnn: C++ by {compiler}; CUDA {part}", flush=True)
+        if warning := too_new(cuda):
+            print(f"egcnn: {warning}", flush=True)
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         output = Path(self.get_ext_fullpath(ext.name)).resolve()

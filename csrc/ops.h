@@ -33,7 +33,7 @@ struct Size {
 struct Resources {
   void* workspace;
   int threads;   // CPU
-  int device;    // CUDA
+  int device;    // CUDA: the current one; to restore another could give it a context
   void* stream;  // CUDA
 };
 

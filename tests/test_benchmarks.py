@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from egcnn.ops import reference
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS.parent))
 
-from benchmarks import cases, report  # noqa: E402
+from benchmarks import cases, gpu, report, results  # noqa: E402
 from benchmarks.cases import phantom  # noqa: E402
 from benchmarks.peers import PEERS, Peer  # noqa: E402
 
@@ -139,29 +140,27 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 def test_gpu_script_without_a_gpu(tmp_path: Path) -> None:
-    """All that it does on a GPU but the clock, at tiny sizes, peers traced and not compiled."""
-    log = tmp_path / "tests.log"
-    log.write_text("collected 3 items\nE  assert 1 == 2\n1 failed, 2 passed in 0.1s\n")
-    steps = tmp_path / "steps"
-    steps.write_text(f"build\t0\t31\t{os.devnull}\ntests\t1\t2\t{log}\n")
-    arguments = ["--device", "cpu", "--quick", "--backend", "eager", "--steps", steps]
-    command = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--output", tmp_path / "out"]
-    result = run(*command)
+    """All of it but what a GPU's tools do, at tiny sizes, peers traced and not compiled."""
+    arguments = ["--device", "cpu", "--quick", tmp_path]
+    result = run("bash", BENCHMARKS / "gpu.sh", *arguments, PYTHON=sys.executable)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "compute-sanitizer --tool memcheck" in result.stdout
+    assert len(list(tmp_path.iterdir())) <= 7
 
-    (path,) = (tmp_path / "out").glob("*.json")
-    data = json.loads(path.read_text())
+    data = json.loads((tmp_path / "gpu.json").read_text())
     for key in ("stamp", "device", "driver", "cuda", "torch", "egcnn", "commit", "build"):
         assert key in data
     assert data["complete"]
-    assert data["steps"][0]["passed"]
-    assert data["steps"][1]["summary"] == "1 failed, 2 passed in 0.1s"
-    assert "E  assert 1 == 2" in data["steps"][1]["log"]
+    names = "build values cases profile training peers compiled-training tests memcheck racecheck"
+    assert [step["name"] for step in data["steps"]] == names.split()
+    assert all(step["passed"] for step in data["steps"])
     assert not [row["note"] for row in data["rows"] if "note" in row]
     training = [row for row in data["rows"] if row["group"] == "training"]
     assert all({"ms", "peak_mb", "first_loss"} <= set(row) for row in training)
     losses = {row["provider"]: row["first_loss"] for row in training}
+    assert set(losses) == {"egcnn", "reference", "backbone alone", "egcnn, compiled"}
     assert losses["egcnn"] == pytest.approx(losses["reference"], rel=0.05)
     assert any("conv" in row["operator"] for row in next(iter(data["profiles"].values())))
 
@@ -181,10 +180,47 @@ def test_gpu_script_without_a_gpu(tmp_path: Path) -> None:
         *("80% of copy", "70% of copy", "45 µs", "230 µs")
     }
 
-    markdown = path.with_suffix(".md").read_text()
-    assert "| tests | FAILED | 2 | 1 failed, 2 passed in 0.1s |" in markdown
-    every = markdown.split("## Every provider")[1]
+    every = (tmp_path / "gpu.md").read_text().split("## Every provider")[1]
     assert every.count("| egcnn |") == len(ours) + 1
+
+
+def test_a_fault_costs_one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that dies in one case is followed by another, which goes on behind it."""
+    starts: list[list[str]] = []
+
+    def worker(command: list[str], journal: gpu.Journal, patience: float) -> int:
+        tasks = json.loads(command[command.index("--tasks") + 1])
+        starts.append(tasks)
+        for task in tasks:
+            journal.add(began=task)
+            if task == "b":
+                return -6
+        return 0
+
+    monkeypatch.setattr(gpu, "watch", worker)
+    monkeypatch.setattr(gpu, "tasks", lambda options: {"first": ["a", "b", "c"], "next": ["d"]})
+    options = SimpleNamespace(output=tmp_path, budget=60, steps=None, device="cpu")
+    assert gpu.supervise(options) == 1
+    assert starts == [["a", "b", "c"], ["c"], ["d"]]
+    (row,) = gpu.Journal(tmp_path).read("row")
+    assert (row["case"], row["note"]) == ("b", "its process ended with status -6")
+
+
+def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:
+    journal = gpu.Journal(tmp_path)
+    hang = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert gpu.watch(hang, journal, patience=0.2) == -9
+    assert gpu.watch([sys.executable, "-c", "exit(3)"], journal, patience=60) == 3
+
+
+def test_steps_of_the_script(tmp_path: Path) -> None:
+    log = tmp_path / "tests.log"
+    log.write_text("collected 3 items\nE  assert 1 == 2\n1 failed, 2 passed in 0.1s\n")
+    (tmp_path / "steps").write_text(f"build\t0\t31\t{os.devnull}\ntests\t1\t2\t{log}\n")
+    build, tests = results.read_steps(tmp_path / "steps")
+    assert build["passed"]
+    assert tests["summary"] == "1 failed, 2 passed in 0.1s"
+    assert "E  assert 1 == 2" in tests["log"]
 
 
 def test_suite_at_its_smallest(tmp_path: Path) -> None:
@@ -248,7 +284,7 @@ def test_report(tmp_path: Path) -> None:
 def test_gpu_command_says_so_where_no_gpu_is(script: str, tmp_path: Path) -> None:
     command = ["bash", BENCHMARKS / "gpu.sh", tmp_path]
     if script == "gpu.py":
-        command = [sys.executable, "-m", "benchmarks.gpu", "--output", tmp_path]
+        command = [sys.executable, "-m", "benchmarks.gpu", "cases", "--output", tmp_path]
     result = run(*command, CUDA_VISIBLE_DEVICES="", PYTHON=sys.executable)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("\n") == 1

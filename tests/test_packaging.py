@@ -133,6 +133,25 @@ def test_a_kernel_that_is_declared_and_not_defined_fails_the_build(tmp_path: Pat
     assert not list(tmp_path.rglob("_C*"))
 
 
+def test_a_build_says_that_the_driver_is_too_old_for_its_compiler(tmp_path: Path) -> None:
+    """With the compilers' parts taken by programs that fail: the sentence comes before them."""
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.write_text(
+        '#!/bin/sh\ncase $1 in --version) echo "release 13.0, V";; *) echo sm_90;; esac\n'
+    )
+    nvcc.chmod(0o755)
+    command = ["build_ext", "-t", str(tmp_path / "t"), "-b", str(tmp_path / "b")]
+    environment = {"EGCNN_CUDA": "1", "CUDA_HOME": str(tmp_path), "CXX": "false"}
+    result = build(command, tmp_path, **environment, **driver(tmp_path, 12080))
+    assert (
+        "egcnn: the NVIDIA driver of this machine supports CUDA 12.8 and will not run what nvcc "
+        "13.0 compiles; CUDA_HOME=(a CUDA 12 toolkit) will do" in result.stdout.splitlines()
+    )
+    new = build(command, tmp_path, **environment, **driver(tmp_path, 13000))
+    assert "will not run" not in new.stdout
+
+
 @without_nvcc
 @pytest.mark.parametrize(
     ("version", "sentence"),
@@ -226,7 +245,7 @@ def test_a_build_tells_of_a_driver_too_old_for_it(cuda_build: ModuleType, tmp_pa
     toolkit = int(cuda_build.build_info()["cuda_toolkit"].split(".")[0])
     package = Path(str(cuda_build.__file__)).parents[1]
     run = subprocess.run(
-        [sys.executable, "-c", "from egcnn import _C; print(_C.build_info()['cuda_device'])"],
+        [sys.executable, "-c", "from egcnn import _C; print(_C.cuda_device_status())"],
         cwd=tmp_path,
         env={
             **os.environ,
@@ -237,7 +256,7 @@ def test_a_build_tells_of_a_driver_too_old_for_it(cuda_build: ModuleType, tmp_pa
         text=True,
         check=True,
     )
-    assert run.stdout.strip() == (
+    assert run.stdout.startswith(
         f"the NVIDIA driver supports CUDA up to {toolkit - 1}.8, "
         f"and this build needs a driver for CUDA {toolkit}.0 or later"
     )
@@ -253,7 +272,7 @@ enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapab
 struct cudaFuncAttributes {};
 inline int said(const char* name) { return std::atoi(std::getenv(name)); }
 inline cudaError_t cudaDriverGetVersion(int* v) { *v = said("DRIVER"); return cudaSuccess; }
-inline cudaError_t cudaRuntimeGetVersion(int* v) { *v = 13020; return cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int* v) { *v = said("TOOLKIT"); return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int*) { return said("GPU") ? cudaSuccess : noDevice; }
 inline cudaError_t cudaGetDevice(int*) { return cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr attribute, int) {
@@ -285,30 +304,44 @@ def device_status(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "status"
 
 
+OLD = "the NVIDIA driver supports CUDA up to {}, and this build needs a driver for CUDA {} or later"
+
+
 @pytest.mark.parametrize(
-    ("version", "gpu", "sentence"),
+    ("toolkit", "version", "gpu", "sentence"),
     [
-        (0, 0, "there is no NVIDIA driver on this machine"),
+        (13020, 0, 0, "there is no NVIDIA driver on this machine"),
         (
+            13020,
             12080,
             90,
-            "the NVIDIA driver supports CUDA up to 12.8, and this build needs a driver for CUDA "
-            "13.0 or later",
+            OLD.format("12.8", "13.0")
+            + ": update it to 580 or later, or build egcnn with an nvcc of CUDA 12 in CUDA_HOME",
         ),
-        (13000, 0, "no device is detected"),
+        (13020, 11080, 90, OLD.format("11.8", "13.0") + ": update it to 580 or later"),
+        (12040, 11080, 90, OLD.format("11.8", "12.0") + ": update it to 525 or later"),
         (
+            14000,
+            13000,
+            90,
+            OLD.format("13.0", "14.0") + ", or build egcnn with an nvcc of CUDA 13 in CUDA_HOME",
+        ),
+        (13020, 13000, 0, "no device is detected"),
+        (
+            13020,
             13000,
             70,
             "this build holds code for GPU architectures 75 90 and this GPU has 70, "
             "where the driver says: no kernel image is available",
         ),
-        (13000, 75, ""),  # the driver of an earlier minor version than the toolkit
-        (14000, 90, ""),
+        (13020, 13000, 75, ""),  # the driver of an earlier minor version than the toolkit
+        (12080, 12000, 90, ""),
+        (13020, 14000, 90, ""),
     ],
 )
 def test_what_a_build_says_of_a_machine(
-    device_status: Path, version: int, gpu: int, sentence: str
+    device_status: Path, toolkit: int, version: int, gpu: int, sentence: str
 ) -> None:
-    environment = {"DRIVER": str(version), "GPU": str(gpu)}
+    environment = {"TOOLKIT": str(toolkit), "DRIVER": str(version), "GPU": str(gpu)}
     run = subprocess.run([device_status], env=environment, capture_output=True, text=True)
     assert run.stdout.rstrip("\n") == sentence

@@ -158,7 +158,6 @@ size_t consistency_backward_workspace(const ConsistencyBackward& p) {
 
 void consistency_backward_launch(const ConsistencyBackward& p) {
   if (p.size.empty()) return;
-  const DeviceGuard guard(p.resources.device);
   const Plan plan = make_plan<BackwardBox>(p);
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

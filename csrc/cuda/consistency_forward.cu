@@ -143,7 +143,6 @@ size_t consistency_workspace(const Consistency& p) {
 }
 
 void consistency_launch(const Consistency& p) {
-  const DeviceGuard guard(p.resources.device);
   if (p.size.empty()) {
     const bool is_double = p.logits.dtype == DType::f64;
     clear(p.resources, p.edges, p.size.batch * p.size.channels * sizeof *p.edges);

@@ -14,6 +14,16 @@ std::string version(int number) {
   return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
 }
 
+// The first driver that runs the code of a major version.
+const char* first_driver(int cuda) { return cuda == 12000 ? "525" : cuda == 13000 ? "580" : ""; }
+
+std::string remedy(int driver, int needed) {
+  const std::string newer = first_driver(needed), major = std::to_string(driver / 1000);
+  std::string text = newer.empty() ? "" : ": update it to " + newer + " or later";
+  if (driver >= 12000) text += ", or build egcnn with an nvcc of CUDA " + major + " in CUDA_HOME";
+  return text;
+}
+
 std::string why_not() {
   int driver = 0, toolkit = 0, devices = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
@@ -24,7 +34,8 @@ std::string why_not() {
   const int needed = toolkit / 1000 * 1000;
   if (driver < needed) {
     return "the NVIDIA driver supports CUDA up to " + version(driver) +
-           ", and this build needs a driver for CUDA " + version(needed) + " or later";
+           ", and this build needs a driver for CUDA " + version(needed) + " or later" +
+           remedy(driver, needed);
   }
   if (const cudaError_t error = cudaGetDeviceCount(&devices)) return cudaGetErrorString(error);
   // Ask the driver to load a kernel. Architectures alone do not tell: it may compile this build's

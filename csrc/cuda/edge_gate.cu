@@ -28,7 +28,6 @@ size_t edge_gate_workspace(const EdgeGate& p) {
 
 void edge_gate_launch(const EdgeGate& p) {
   if (p.size.empty()) return;
-  const DeviceGuard guard(p.resources.device);
   return p.gates == 1 ? voxel_gate_launch(p) : channel_gate_launch(p);
 }
 
@@ -37,7 +36,6 @@ size_t edge_gate_backward_workspace(const EdgeGateBackward& p) {
 }
 
 void edge_gate_backward_launch(const EdgeGateBackward& p) {
-  const DeviceGuard guard(p.resources.device);
   if (!p.size.empty()) {
     return p.gates == 1 ? voxel_gate_backward_launch(p) : channel_gate_backward_launch(p);
   }

@@ -1,4 +1,4 @@
-// What every launch needs: the device, the grid, element types, and a sentence when it fails.
+// What every launch needs: the grid, element types, and a sentence when it fails.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -19,26 +19,6 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("egcnn: ") + what +
                            " failed on the GPU: " + cudaGetErrorString(error));
 }
-
-// Makes a device current while the guard lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device == before_) return;
-    check(cudaSetDevice(device), "cudaSetDevice");
-    changed_ = true;
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
 
 inline int multiprocessors(int device) {
   int count = 0;

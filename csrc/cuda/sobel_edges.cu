@@ -112,7 +112,6 @@ size_t sobel_edges_workspace(const SobelEdges& p) {
 
 void sobel_edges_launch(const SobelEdges& p) {
   if (p.size.empty()) return;
-  const DeviceGuard guard(p.resources.device);
   if (!is_float(p.labels.dtype)) return label_edges(p);
   with_float(p.labels.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

@@ -122,7 +122,6 @@ size_t sobel_magnitude_backward_workspace(const SobelMagnitudeBackward&) { retur
 
 void sobel_magnitude_backward_launch(const SobelMagnitudeBackward& p) {
   if (p.size.empty()) return;
-  const DeviceGuard guard(p.resources.device);
   const Columns<1, kRows> columns("sobel_magnitude_backward", p.size, p.x, p.resources);
   with_float(p.x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

@@ -55,8 +55,8 @@ def _why_not_cuda(index: int) -> str:
     info = _C.build_info()
     if not info["cuda_kernels"]:
         return f"this build has no CUDA kernels ({info['cuda_note']})"
-    with torch.cuda.device(index):
-        return str(_C.build_info()["cuda_device"])
+    with torch.cuda.device(index):  # the others get no context
+        return str(_C.cuda_device_status())
 
 
 def backend(tensor: Tensor) -> str:
@@ -103,5 +103,7 @@ def backend_info() -> dict[str, Any]:
     info: dict[str, Any] = {"built": _C is not None, "reason": _missing}
     if _C is not None:
         info.update(_C.build_info())
+        if info["cuda_kernels"]:
+            info["cuda_device"] = _C.cuda_device_status()
     info["serves"] = {d: "reference" if _why_not_native(d) else "native" for d in devices}
     return info

@@ -1,9 +1,8 @@
-"""What all operators share on the torch side: checks, memory formats, and tensors as the bridge
-(``csrc/ops.h``) takes them."""
+"""What all operators share on the torch side: checks, memory formats, how a kernel is launched."""
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +19,6 @@ DEVICES = ("cpu", "cuda")
 
 # Elements for which a further thread is worth its waking up; torch's own operators count alike.
 GRAIN = 32768
-
-# The order of csrc/ops.h's DType; a bool is a byte that holds 0 or 1.
-_CODES = {dtype: code for code, dtype in enumerate((*FLOATS, *INTEGERS))} | {
-    torch.bool: (*FLOATS, *INTEGERS).index(torch.uint8)
-}
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -57,7 +51,9 @@ def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> Non
             f"{name} is on {tensor.device} and {other_name} on {other.device}; "
             "expected both on one device"
         )
-    if tensor.shape[0] != other.shape[0] or tensor.shape[2:] != other.shape[2:]:
+    batch, _, *size = tensor.shape
+    other_batch, _, *other_size = other.shape
+    if batch != other_batch or size != other_size:
         raise InputError(
             f"{name} has the shape {tuple(tensor.shape)} and {other_name} "
             f"{tuple(other.shape)}; expected the same batch and volume size"
@@ -84,57 +80,71 @@ def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def dense(tensor: Tensor) -> Tensor:
     """The tensor in the memory format that :func:`memory_format` names, copied only if it must."""
+    if tensor.is_contiguous():
+        return tensor
     return tensor.contiguous(memory_format=memory_format(tensor))
 
 
-def bridge(tensor: Tensor) -> tuple[int, int, int, int, int]:
-    """``(pointer, dtype, batch stride, channel stride, voxel stride)`` of a :func:`dense` volume.
+def launch(name: str, like: Tensor, *arguments: Any) -> None:
+    """Run kernel ``name`` on the device of ``like``, with scratch memory from torch's allocator.
 
-    Strides come from the shape: torch lets those of dimensions of size 1 hold anything.
+    The arguments are those of ``csrc/bindings.cpp``, in its order: tensors as they are, volumes
+    dense. ``like`` is the largest of them: its elements are worth so many threads.
     """
-    channels, voxels = tensor.shape[1], math.prod(tensor.shape[2:])
-    if memory_format(tensor) == torch.channels_last_3d:
-        strides = (channels * voxels, 1, channels)
-    else:
-        strides = (channels * voxels, voxels, 1)
-    return (tensor.data_ptr(), _CODES[tensor.dtype], *strides)
+    device = like.device
+    kernel = getattr(device_kernels(device.type), name)
+    allocate = partial(torch.empty, dtype=torch.uint8, device=device)
+    if device.type == "cpu":
+        threads = min(torch.get_num_threads(), 1 + like.numel() // GRAIN)
+        kernel(threads, 0, 0, allocate, *arguments)
+        return
+    # By torch's own guard: only torch knows which device is to be current again without giving
+    # it a context, half a gigabyte on a GPU that is not in use.
+    with torch.cuda.device(device):
+        # The raw handle costs a tenth of a Stream. Asked for at each call: it may be another
+        # stream each time, or one being captured.
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        kernel(1, device.index, stream, allocate, *arguments)
 
 
-def launch(name: str, **arguments: Any) -> None:
-    """Run kernel ``name`` on the device of its tensors, with scratch memory from torch's allocator.
+def register_autograd(name: str, setup_context: Any, backward: Any) -> None:
+    """What ``torch.library.register_autograd`` does, at half of its cost for each call.
 
-    The arguments are those of ``csrc/bindings.cpp``, tensors as they are: each volume is made dense
-    in its own memory format, and all are kept alive until the kernel is launched.
+    Args:
+        name: the operator, all of whose arguments are positional and without defaults.
+        setup_context: ``(ctx, inputs, output)``, saves what the backward pass needs.
+        backward: ``(ctx, *grads)``, gives a gradient or None for each input.
     """
-    tensors = {
-        key: dense(value) if value.dim() == 5 else value.contiguous()
-        for key, value in arguments.items()
-        if isinstance(value, Tensor)
-    }
-    device = next(iter(tensors.values())).device
-    kernels = device_kernels(device.type)
-    call = arguments | {
-        key: bridge(value) if value.dim() == 5 else value.data_ptr()
-        for key, value in tensors.items()
-    }
-    elements = max(tensor.numel() for tensor in tensors.values())
-    call["threads"] = min(torch.get_num_threads(), 1 + elements // GRAIN)
-    call["device"] = device.index or 0
-    # Asked for at each call: the stream may be another one each time, or one being captured.
-    cuda = device.type == "cuda"
-    call["stream"] = torch.cuda.current_stream(device).cuda_stream if cuda else 0
-    workspace = torch.empty(
-        getattr(kernels, f"{name}_workspace")(**call), dtype=torch.uint8, device=device
-    )
-    getattr(kernels, name)(**call, workspace=workspace.data_ptr())
+    operator = getattr(torch.ops.egcnn, name).default
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = below_autograd(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function = type(f"{name}_function", (torch.autograd.Function,), methods)
+
+    def below_autograd(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
+
+    def choose(*inputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            for value in inputs:
+                if isinstance(value, Tensor) and value.requires_grad:
+                    return function.apply(*inputs)  # type: ignore[attr-defined]
+        return below_autograd(*inputs)
+
+    torch.library.impl(f"egcnn::{name}", "Autograd", choose)
 
 
-def no_second_derivative(name: str) -> Any:
-    """A backward formula that says that there is none."""
+def register_no_second_derivative(name: str) -> None:
+    """Let the operator ``name_backward`` say that it has no derivative."""
 
     def backward(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(
             f"egcnn: {name} has no second derivative; use egcnn.ops.use_reference() for one"
         )
 
-    return backward
+    register_autograd(f"{name}_backward", lambda ctx, inputs, output: None, backward)

@@ -17,9 +17,11 @@ from egcnn.ops._tensors import (
     check_choice,
     check_like,
     check_volume,
+    dense,
     empty_like,
     launch,
-    no_second_derivative,
+    register_autograd,
+    register_no_second_derivative,
 )
 
 
@@ -120,37 +122,28 @@ def _arguments(
     hard: bool,
     activation: str,
     support: str,
-) -> dict[str, Any]:
+) -> tuple[Any, ...]:
     """What forward and backward hand over alike."""
-    return {
-        "logits": logits,
-        "target": target,
-        "shape": logits.shape,
-        "seed": seed,
-        "edges": edges,
-        "candidates": candidates,
-        "tau": tau,
-        "hard": hard,
-        "softmax": activation == "softmax",
-        "both": support == "both",
-    }
+    options = (tau, hard, activation == "softmax", support == "both")
+    return (dense(logits), dense(target), seed, edges, candidates, *options)
 
 
 @torch.library.register_fake("egcnn::gumbel_consistency")
 def _results(logits: Tensor, target: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    loss = logits.new_empty((), dtype=reference.accumulate_dtype(logits.dtype))
-    edges = logits.new_empty(logits.shape[:2], dtype=torch.int64)
+    device = logits.device
+    loss = torch.empty((), dtype=reference.accumulate_dtype(logits.dtype), device=device)
+    edges = torch.empty(logits.shape[:2], dtype=torch.int64, device=device)
     batch, volumes, depth, height, width = target.shape
-    words = (width + 31) // 32 if kernels_name(logits.device.type) == "cuda" else 0
-    candidates = logits.new_empty((batch * volumes, depth, height, words), dtype=torch.int32)
-    return loss, edges, candidates
+    words = (width + 31) // 32 if kernels_name(device.type) == "cuda" else 0
+    shape = (batch * volumes, depth, height, words)
+    return loss, edges, torch.empty(shape, dtype=torch.int32, device=device)
 
 
 @torch.library.impl("egcnn::gumbel_consistency", DEVICES)
 def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     loss, edges, candidates = _results(logits, target)
     arguments = _arguments(logits, target, seed, edges, candidates, *options)
-    launch("consistency", **arguments, loss=loss)
+    launch("consistency", logits, *arguments, loss)
     return loss, edges, candidates
 
 
@@ -162,12 +155,7 @@ def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
 @torch.library.impl("egcnn::gumbel_consistency_backward", DEVICES)
 def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
     grad_logits = empty_like(logits)
-    launch(
-        "consistency_backward",
-        **_arguments(logits, *others),
-        grad=grad,
-        grad_logits=grad_logits,
-    )
+    launch("consistency_backward", logits, *_arguments(logits, *others), grad, grad_logits)
     return grad_logits
 
 
@@ -183,9 +171,5 @@ def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     return (gradient, *(None,) * 6)
 
 
-torch.library.register_autograd(
-    "egcnn::gumbel_consistency", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd(
-    "egcnn::gumbel_consistency_backward", no_second_derivative("gumbel_consistency")
-)
+register_autograd("gumbel_consistency", _setup_context, _backward)
+register_no_second_derivative("gumbel_consistency")

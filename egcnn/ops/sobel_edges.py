@@ -16,10 +16,12 @@ from egcnn.ops._tensors import (
     FLOATS,
     INTEGERS,
     check_volume,
+    dense,
     empty_like,
     launch,
     memory_format,
-    no_second_derivative,
+    register_autograd,
+    register_no_second_derivative,
 )
 
 
@@ -59,7 +61,8 @@ def sobel_edges(
             )
         values = [int(value) for region in regions for value in region]
         counts = [len(region) for region in regions]
-    labels = labels.detach()
+    if labels.requires_grad:
+        labels = labels.detach()
     if native(labels):
         return torch.ops.egcnn.sobel_edges(labels, values, counts, threshold)
     return reference.sobel_edges(labels, regions, threshold)
@@ -93,7 +96,8 @@ torch.library.define("egcnn::sobel_magnitude_backward", "(Tensor grad, Tensor x)
 def _empty_edges(labels: Tensor, counts: list[int]) -> Tensor:
     if not counts:
         return empty_like(labels, torch.uint8)
-    return labels.new_empty((labels.shape[0], len(counts), *labels.shape[2:]), dtype=torch.uint8)
+    shape = (labels.shape[0], len(counts), *labels.shape[2:])
+    return torch.empty(shape, dtype=torch.uint8, device=labels.device)
 
 
 @torch.library.register_fake("egcnn::sobel_edges")
@@ -104,15 +108,7 @@ def _(labels: Tensor, values: list[int], counts: list[int], threshold: float) ->
 @torch.library.impl("egcnn::sobel_edges", DEVICES)
 def _(labels: Tensor, values: list[int], counts: list[int], threshold: float) -> Tensor:
     edges = _empty_edges(labels, counts)
-    launch(
-        "sobel_edges",
-        labels=labels,
-        edges=edges,
-        shape=edges.shape,
-        values=values,
-        counts=counts,
-        threshold=threshold,
-    )
+    launch("sobel_edges", edges, dense(labels), edges, values, counts, threshold)
     return edges
 
 
@@ -124,7 +120,7 @@ def _(x: Tensor) -> Tensor:
 @torch.library.impl("egcnn::sobel_magnitude", DEVICES)
 def _(x: Tensor) -> Tensor:
     out = empty_like(x)
-    launch("sobel_magnitude", x=x, out=out, shape=x.shape)
+    launch("sobel_magnitude", x, dense(x), out)
     return out
 
 
@@ -138,7 +134,7 @@ def _(grad: Tensor, x: Tensor) -> Tensor:
     grad_x = empty_like(x)
     # The kernels walk all three in step.
     grad = grad.contiguous(memory_format=memory_format(x))
-    launch("sobel_magnitude_backward", grad=grad, x=x, grad_x=grad_x, shape=x.shape)
+    launch("sobel_magnitude_backward", x, dense(x), grad, grad_x)
     return grad_x
 
 
@@ -151,7 +147,5 @@ def _backward(ctx: Any, grad: Tensor) -> Tensor:
     return torch.ops.egcnn.sobel_magnitude_backward(grad, x)
 
 
-torch.library.register_autograd("egcnn::sobel_magnitude", _backward, setup_context=_setup_context)
-torch.library.register_autograd(
-    "egcnn::sobel_magnitude_backward", no_second_derivative("sobel_magnitude")
-)
+register_autograd("sobel_magnitude", _setup_context, _backward)
+register_no_second_derivative("sobel_magnitude")

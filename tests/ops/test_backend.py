@@ -5,9 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from egcnn import ops
 from egcnn.ops import _backend
@@ -56,3 +60,53 @@ def test_operators_import_nothing_heavy() -> None:
     code = f"import sys, egcnn.ops; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+VOXEL, MASK = torch.ones(1, 1, 1, 1, 1), torch.ones(1, 1, 1, 1, 1, dtype=torch.uint8)
+WEIGHTS = torch.ones(1, 1), torch.ones(1, 1), torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("operator", "most"),
+    [
+        (lambda: ops.sobel_edges(MASK), 35),
+        (lambda: ops.sobel_magnitude(VOXEL), 40),
+        (lambda: ops.edge_gate(VOXEL, VOXEL, *WEIGHTS), 65),
+        (lambda: ops.gumbel_consistency(VOXEL, MASK, seed=WEIGHTS[2][0].long()), 60),
+    ],
+    ids=["edges", "magnitude", "gate", "consistency"],
+)
+def test_a_call_takes_few_steps_of_python(operator: Callable[[], Tensor], most: int) -> None:
+    """Which is what the time of a call on a small volume is made of, and does not flutter."""
+    operator()
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        operator()
+    finally:
+        sys.setprofile(None)
+    assert calls <= most
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((), TypeError, "lacks the argument x"),
+        ((VOXEL,), TypeError, "lacks the argument out"),
+        ((VOXEL, VOXEL, VOXEL), TypeError, "too many arguments"),
+        ((VOXEL.to(torch.complex64), VOXEL), TypeError, "no kernel takes torch.complex64"),
+        ((VOXEL[0], VOXEL), ValueError, "a volume has five dimensions"),
+        ((torch.ones(1, 2, 3, 4, 5).transpose(1, 2), VOXEL), ValueError, "got x with gaps"),
+    ],
+)
+def test_what_no_kernel_takes(
+    arguments: tuple[Tensor, ...], error: type[Exception], message: str
+) -> None:
+    assert _backend._C is not None
+    with pytest.raises(error, match=message):
+        _backend._C.cpu.sobel_magnitude(1, 0, 0, torch.empty, *arguments)

@@ -3,6 +3,8 @@ too, by the ``device`` fixture."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -114,6 +116,23 @@ def test_works_on_a_device_that_is_not_the_current_one(
     expected, result = call("cuda:0"), call("cuda:1")
     assert torch.cuda.current_device() == 0
     assert all(torch.equal(a, b.to(a.device)) for a, b in zip(expected, result, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second GPU")
+def test_a_gpu_that_is_not_in_use_gets_no_context() -> None:
+    code = """
+import ctypes, torch
+from egcnn import ops
+x = torch.rand(1, 2, 8, 8, 8, device="cuda:1", requires_grad=True)
+ops.sobel_magnitude(x).sum().backward()
+ops.sobel_edges(x.detach() > 0.5)
+flags, active = ctypes.c_uint(), ctypes.c_int()
+ctypes.CDLL("libcuda.so.1").cuDevicePrimaryCtxGetState(
+    0, ctypes.byref(flags), ctypes.byref(active))
+print(active.value, torch.cuda.current_device(), ops.backend(x))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["0", "0", "native"]
 
 
 def test_compiles_by_inductor() -> None:

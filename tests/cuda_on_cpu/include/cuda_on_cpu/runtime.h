@@ -33,7 +33,8 @@ enum cudaDeviceAttr {
 };
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDevice(int* device);
-cudaError_t cudaSetDevice(int device);
+// No cudaSetDevice: it gives the device a context, half a gigabyte on a GPU that is not in use. The
+// caller of a launch makes the device current.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaRuntimeGetVersion(int* version);
