@@ -14,8 +14,9 @@ import torch
 
 from egcnn import ops
 from egcnn.ops import _backend, reference
+from egcnn.ops._tensors import FLOATS
 
-from ..tolerances import FLOATS, assert_near
+from ..tolerances import assert_near
 from .conftest import load_cuda_on_cpu
 
 pytestmark = pytest.mark.slow  # the first test of an architecture compiles the sources for it

@@ -14,8 +14,9 @@ from torch.library import opcheck
 from egcnn import ops
 from egcnn.errors import InputError
 from egcnn.ops import reference
+from egcnn.ops._tensors import FLOATS
 
-from ..tolerances import FLOATS, assert_near
+from ..tolerances import assert_near
 
 pytestmark = pytest.mark.usefixtures("device")
 

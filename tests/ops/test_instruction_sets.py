@@ -13,8 +13,9 @@ from torch import Tensor
 
 from egcnn import _C, ops  # type: ignore[attr-defined]
 from egcnn.ops import _backend, _tensors, reference
+from egcnn.ops._tensors import FLOATS
 
-from ..tolerances import FLOATS, assert_near
+from ..tolerances import assert_near
 
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 SIZES = [(1, 1, 1), (3, 5, 7), (9, 18, 67), (5, 40, 130)]
