@@ -1,8 +1,8 @@
-"""The build backend: setuptools', which asks for a CUDA compiler where one is missing.
+"""Build backend: setuptools', plus a CUDA compiler as a build requirement where none is installed.
 
-With an NVIDIA driver and no CUDA toolkit, the compiler comes as a package from the registry (about
-105 MB, in pip's build environment only). ``EGCNN_CUDA=1`` asks for it without a driver too,
-``EGCNN_CUDA=0`` never does: the way out where the registry cannot be reached. The registry has an
+With an NVIDIA driver and no CUDA toolkit, pip installs the compiler from the package index (about
+105 MB, in pip's build environment only). ``EGCNN_CUDA=1`` requires it even without a driver,
+``EGCNN_CUDA=0`` never does, for machines that cannot reach the package index. The registry has an
 nvcc from CUDA 13 on only; a driver before that is served by the nvcc of a CUDA 12 toolkit that is
 there already.
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 from setuptools.build_meta import *  # noqa: F403  # the other hooks of PEP 517
 
-# One minor version for every driver: code that 13.0 compiled runs under each driver of the 13 line
-# and later ones, and so does its PTX, which an older driver than its toolkit's would refuse.
+# The first minor version, for the widest driver support: code and PTX from 13.0 run on every driver
+# of CUDA 13.0 or later, while a driver refuses PTX from a toolkit newer than itself.
 COMPILER_PACKAGES = "cuda-toolkit[cccl,nvcc]==13.0.*"
 COMPILER_VERSION = 13000
 
@@ -34,7 +34,7 @@ def driver_version() -> int:
 
 
 def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME, else on PATH, else of the registry's package where that is installed."""
+    """Find nvcc in CUDA_HOME, else on PATH, else in the installed PyPI package."""
     home = os.environ.get("CUDA_HOME")
     if found := (home and shutil.which("nvcc", path=os.path.join(home, "bin"))):
         return found
@@ -48,7 +48,7 @@ def find_nvcc() -> str | None:
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """The compiler's packages, where the CUDA part is built and there is no nvcc."""
+    """The compiler's packages if the CUDA part is to be built and there is no nvcc."""
     choice = os.environ.get("EGCNN_CUDA", "auto")
     needed = choice == "1" or (choice == "auto" and driver_version() >= COMPILER_VERSION)
     return [COMPILER_PACKAGES] if needed and not find_nvcc() else []

@@ -3,8 +3,8 @@
 Environment:
     CXX               the C++ compiler (default: the first of c++, g++, clang++ on PATH)
     CUDA_HOME         the CUDA toolkit (default: the one whose nvcc is on PATH)
-    EGCNN_CUDA        auto (default: if nvcc is found), 0 (never), 1 (fail without nvcc); where
-                      there is none, build_backend.py may have pip fetch it: 0 spares that
+    EGCNN_CUDA        auto (default: if nvcc is found), 0 (never), 1 (fail without nvcc); unless it
+                      is 0, build_backend.py may make pip download a missing nvcc
     EGCNN_CUDA_ARCHS  such as "80 90" (default: what this nvcc supports of the list below)
 """
 
@@ -37,7 +37,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 
 def stop(message: str) -> None:
-    """End the build with one sentence instead of a traceback."""
+    """End the build with a one-line message instead of a traceback."""
     sys.exit(f"egcnn: {message}")
 
 
@@ -47,7 +47,7 @@ def find_compiler() -> str:
     for name in [chosen] if chosen else ["c++", "g++", "clang++"]:
         if found := shutil.which(name):
             return found
-    looked = f"CXX is {chosen!r}, which is not there" if chosen else "none of c++, g++, clang++"
+    looked = f"CXX is {chosen!r}, which was not found" if chosen else "none of c++, g++, clang++"
     stop(
         f"no C++ compiler was found on PATH ({looked}); install one, for example with "
         "'apt install g++', 'dnf install gcc-c++' or 'conda install gxx', and try again"
@@ -71,7 +71,7 @@ class Cuda:
 
 
 def find_cuda() -> Cuda:
-    """nvcc, unless EGCNN_CUDA forbids it, and the architectures to compile for."""
+    """Choose nvcc, unless EGCNN_CUDA forbids it, and the architectures to compile for."""
     choice = os.environ.get("EGCNN_CUDA", "auto")
     if choice not in ("auto", "0", "1"):
         stop(f"EGCNN_CUDA is {choice!r}; expected auto, 0 or 1")
@@ -80,7 +80,7 @@ def find_cuda() -> Cuda:
     nvcc = find_nvcc()
     if not nvcc:
         missing = "no nvcc was found in CUDA_HOME/bin, on PATH or among the installed packages"
-        remedy = f"pip install '{COMPILER_PACKAGES}' brings one"
+        remedy = f"pip install '{COMPILER_PACKAGES}' provides one"
         if choice == "1":
             stop(f"EGCNN_CUDA=1 and {missing}; {remedy}")
         driver = driver_version()
@@ -128,7 +128,7 @@ def too_new(cuda: Cuda) -> str:
 
 
 def write_build_info(folder: Path, compiler: str, cuda: Cuda) -> None:
-    """What ``egcnn info`` later says of this build, as a header."""
+    """Write the header with the facts about this build that ``egcnn info`` shows."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     facts: dict[str, str | int] = {
         "EGCNN_WITH_CUDA": int(bool(cuda.nvcc)),
@@ -140,18 +140,19 @@ def write_build_info(folder: Path, compiler: str, cuda: Cuda) -> None:
     lines = ["#pragma once"] + [f"#define {k} {json.dumps(v)}" for k, v in facts.items()]
     text = "\n".join(lines) + "\n"
     header = folder / "build_info.h"
-    if not header.exists() or header.read_text() != text:  # else ninja would compile again
+    if not header.exists() or header.read_text() != text:  # an unchanged header keeps its timestamp
         header.write_text(text)
 
 
 def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
-    """One edge per source and instruction set, one to link."""
+    """Write the ninja file: one build edge per source and instruction set, and one to link."""
     import pybind11
     from ninja.ninja_syntax import Writer
 
     includes = [folder, sysconfig.get_paths()["include"], pybind11.get_include()]
     common = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wall"]
-    # Neither flag changes a result; both let loops with sqrt and comparisons become vectors.
+    # Neither flag changes a result; both let the compiler vectorize loops with sqrt and
+    # comparisons.
     common += ["-fno-math-errno", "-fno-trapping-math"]
     if "avx2" in INSTRUCTION_SETS:
         common.append("-DEGCNN_X86")
@@ -184,7 +185,7 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
             targets = [f"-gencode arch=compute_{a},code=sm_{a}" for a in cuda.architectures]
             newest = cuda.architectures[-1]
             targets.append(f"-gencode arch=compute_{newest},code=compute_{newest}")
-            if int(cuda.toolkit.split(".")[0]) >= 13:  # a seventh of the size, at every driver
+            if int(cuda.toolkit.split(".")[0]) >= 13:  # a seventh of the size; all drivers read it
                 targets.append("--compress-mode=size")
             ninja.rule(
                 "nvcc",
@@ -195,13 +196,13 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
                 deps="gcc",
                 description="CUDA $out",
             )
-            # Before the C++ units: these take longest, and ninja starts from the top.
+            # Before the C++ units, since ninja starts from the top and these take longest.
             for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
                 name = source.relative_to(ROOT / "csrc").with_suffix(".cu.o")
                 objects.extend(ninja.build(str(folder / name), "nvcc", str(source)))
-            # nvcc knows where its static runtime lies, also where it is a wrapper far from its
-            # toolkit, but looks in lib64 where the registry's package has lib. The device link
-            # would add an empty image for an architecture that nobody asked for.
+            # nvcc finds its static runtime even when it is a wrapper outside its toolkit, but looks
+            # in lib64 where the PyPI package has lib. A device link would add an empty image for an
+            # architecture that was not requested.
             link = (
                 f"{cuda.nvcc} -ccbin {compiler} -shared --no-device-link -cudart static "
                 f"-L{Path(cuda.nvcc).parents[1] / 'lib'} -Xcompiler -fopenmp,-s"
@@ -234,10 +235,10 @@ def check_complete(module: Path) -> None:
 
 
 class NinjaBuild(build_ext):
-    """Builds the one extension by ninja, in parallel."""
+    """Builds the only extension with ninja, in parallel."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Write the ninja file and run it; each failure ends in a sentence."""
+        """Write the ninja file and run it; every failure ends in a one-line message."""
         import ninja
 
         compiler, cuda = find_compiler(), find_cuda()
@@ -256,7 +257,7 @@ class NinjaBuild(build_ext):
             subprocess.run([*command, "-t", "compdb", "cxx", "nvcc"], stdout=file, check=True)
         if subprocess.run(command).returncode:
             hint = "; EGCNN_CUDA=0 builds without the CUDA part" if cuda.nvcc else ""
-            stop(f"the kernels did not compile; the compiler's message stands above{hint}")
+            stop(f"the kernels did not compile; see the compiler's message above{hint}")
         check_complete(output)
 
 

@@ -1,4 +1,4 @@
-"""The time of a call: volumes of 8x8x8, beside a native operator of torch on the same tensors."""
+"""Call overhead on volumes of 8x8x8, compared with a native torch operator on the same tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The consistency loss on four classes with about 2 % of edge voxels, and on real masks."""
+"""The consistency loss on four classes with about 2 % edge voxels, and on real masks."""
 
 from __future__ import annotations
 

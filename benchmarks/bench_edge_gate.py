@@ -1,4 +1,4 @@
-"""The edge-gated layer, one gate a voxel and one a channel, fp32 and bf16, in both layouts."""
+"""The edge-gated layer, with one gate per voxel or per channel, fp32 and bf16, in both layouts."""
 
 from __future__ import annotations
 

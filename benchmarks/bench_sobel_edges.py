@@ -1,4 +1,4 @@
-"""Sobel edges and magnitude: training's sizes, real masks, no cliffs, one voxel to 512^3."""
+"""Sobel edges and magnitude: training sizes, real masks, cliffs, and one voxel to 512^3."""
 
 from __future__ import annotations
 

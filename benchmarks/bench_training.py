@@ -14,12 +14,12 @@ from benchmarks.training import TRAININGS, Training, TrainingRun
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def training_run(request: pytest.FixtureRequest, suite) -> Iterator[TrainingRun]:
     if suite.memory != "reused":
-        pytest.skip("a training reuses its memory")
+        pytest.skip("training reuses its memory")
     suite.finish_case()
     set_tf32(True)
     cuda = suite.device.type == "cuda"
-    # A batch of two on the CPU: of one small sample torch's conv3d in fp32 takes its slow path,
-    # three times as long, and the step would tell of nothing else.
+    # A batch of two on the CPU: for one small sample torch's fp32 conv3d takes a slow path, three
+    # times as long, which would dominate the step.
     shape, filters = ((1, 160, 192, 128), 32) if cuda else ((2, 48, 48, 48), 8)
     if suite.quick:
         shape, filters = (2, 16, 16, 16), 4

@@ -1,7 +1,7 @@
-"""What is measured: each operator at the sizes that training has, or tiny ones.
+"""The benchmark cases: each operator at training sizes, or at tiny ones.
 
-A case knows how to draw its inputs, the fewest bytes that it has to move, who computes the same,
-and the target set for it on an H100. ``bench_*.py`` and ``gpu.py`` measure these.
+A case defines its inputs, the minimum number of bytes it must move, its peers, and its target on an
+H100. ``bench_*.py`` and ``gpu.py`` measure these.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.uint8: "uint8
 
 @dataclass
 class Inputs:
-    """One set: the operator's arguments, those that get a gradient, the gradient that comes in."""
+    """Inputs: the operator's arguments, those that need a gradient, the incoming gradient."""
 
     arguments: tuple[Any, ...]
     leaves: tuple[Tensor, ...] = ()
@@ -41,9 +41,9 @@ class Inputs:
 
 @dataclass
 class Plan:
-    """A case ready to be measured: how to draw a set of inputs, and the fewest bytes of each part.
+    """How to draw a set of inputs, and the minimum number of bytes of each part.
 
-    ``facts`` stand beside the results: the share of edge voxels.
+    ``facts`` are stored with the results, such as the fraction of edge voxels.
     """
 
     draw: Callable[[], Inputs]
@@ -53,7 +53,7 @@ class Plan:
 
 @dataclass
 class Target:
-    """A share of the copy's bandwidth to reach, or microseconds to stay under."""
+    """A fraction of the copy's bandwidth to reach, or an upper limit in microseconds."""
 
     share: float = 0.0
     microseconds: float = math.inf
@@ -62,7 +62,7 @@ class Target:
         return f"{self.share:.0%} of copy" if self.share else f"{self.microseconds:.0f} µs"
 
     def reached(self, share: float, milliseconds: float) -> bool:
-        """Whether a result meets it."""
+        """Whether a result meets the target."""
         return share >= self.share and milliseconds * 1000 <= self.microseconds
 
 
@@ -71,21 +71,21 @@ class Case:
     """An operator at one size.
 
     Attributes:
-        name: as it stands in tables.
+        name: display name in tables.
         operator: a key of :data:`benchmarks.peers.PEERS`.
         ours: takes the operator's arguments.
-        voxels: of one channel, over the batch.
-        parts: of forward, backward and both.
-        plan: made when its turn comes.
-        group: why it is there: ``"main"`` (what training has, also measured with memory that is
-            not reused), ``"size"``, ``"real"`` (masks), ``"cliff"`` (ours alone where others
-            fall), ``"sweep"`` (from small to large), ``"call"`` (the time of a call).
-        peers: who else computes it.
-        bound: whose bandwidth is the floor's, the ``"copy"``'s or the ``"triad"``'s.
-        targets: by part.
-        beside: whose time a byte this one's is compared with; both are measured in turns.
+        voxels: voxels per channel, over the batch.
+        parts: some of forward, backward and both.
+        plan: creates the plan when the case is run.
+        group: purpose of the case: ``"main"`` (training sizes, also measured without memory reuse),
+            ``"size"``, ``"real"`` (masks), ``"cliff"`` (only ours, at shapes and types where others
+            slow down), ``"sweep"`` (from small to large), ``"call"`` (call overhead).
+        peers: other implementations.
+        bound: bandwidth that sets the floor, ``"copy"`` or ``"triad"``.
+        targets: targets by part.
+        beside: case whose time per byte this one's is compared with; both are measured alternately.
         tf32: float32 products may be rounded.
-        autotune: whether autotuned peers, which take long to compile, take part.
+        autotune: whether to include autotuned peers, which take long to compile.
     """
 
     name: str
@@ -104,18 +104,18 @@ class Case:
 
 
 def peers_of(operator: str, group: str) -> list[Peer]:
-    """Who is measured beside us in a group of cases."""
+    """The peers that are measured in a group of cases."""
     return [peer for peer in PEERS[operator] if group in peer.groups]
 
 
 def parts_of(group: str) -> tuple[str, ...]:
-    """What is measured of a differentiable operator."""
+    """The parts measured of a differentiable operator."""
     return ("both",) if group == "sweep" else ("forward", "backward", "both")
 
 
 @functools.lru_cache(maxsize=4)
 def phantom(batch: int, size: Sequence[int], device: torch.device) -> Tensor:
-    """Three nested wavy bodies a volume, labels 0 to 3, so large that 2% of voxels are edges."""
+    """Three nested wavy bodies per volume, labels 0 to 3, so large that 2% of voxels are edges."""
     generator = torch.Generator().manual_seed(0)
     axes = [(torch.arange(n, device=device) - n / 2) / min(size) * 2 for n in size]
     distances = []
@@ -141,7 +141,7 @@ def phantom(batch: int, size: Sequence[int], device: torch.device) -> Tensor:
 
 
 def edge_shares(labels: Tensor) -> dict[str, float]:
-    """Which share of the voxels are edges, and which lie in the band around them."""
+    """The fractions of voxels that are edges and that are in the band around them."""
     edges = mixed_voxels(labels).to(torch.float32)
     band = F.max_pool3d(edges, 3, 1, 1)
     return {"edge_share": edges.mean().item(), "band_share": band.mean().item()}
@@ -155,7 +155,7 @@ def brats_phantom(batch: int, size: Sequence[int], device: torch.device) -> Tens
 
 @functools.lru_cache(maxsize=1)
 def cube(edge: int, device: torch.device) -> Tensor:
-    """A phantom of any size in little time: one of 64 voxels an edge, stretched or cut."""
+    """A phantom of any size, quickly: one of 64 voxels per axis, stretched or cropped."""
     labels = phantom(1, (64, 64, 64), device)
     if edge > 64:
         labels = F.interpolate(labels, size=(edge,) * 3)
@@ -177,7 +177,7 @@ def edge_case(
     dtype: torch.dtype = torch.uint8,
     memory_format: torch.memory_format = CONTIGUOUS,
 ) -> Case:
-    """Sobel edges of ready-made masks, of a label map, of masks in which no row is empty.
+    """Sobel edges of masks, of a label map, or of masks in which no row is empty.
 
     ``shape`` is that of the edges, ``labels`` gives the label map, BraTS's phantom by default.
     """
@@ -256,7 +256,7 @@ def gate_case(
     """The edge gate, with as many channels in the main stream as in the edge stream."""
     batch, channels, *size = shape
     if device.type == "cuda":
-        # Six tensors of this size are ours; eager peers hold as many again.
+        # Ours holds six tensors of this size; eager peers hold six more.
         memory = torch.cuda.get_device_properties(0).total_memory
         while batch > 1 and 16 * batch * channels * math.prod(size) * dtype.itemsize > memory:
             batch //= 2
@@ -286,7 +286,7 @@ def gate_case(
         plan=plan,
         group=group,
         peers=peers_of(f"{gate}_gate", group),
-        bound="triad" if device.type == "cpu" else "copy",  # as the targets for CUDA were set
+        bound="triad" if device.type == "cpu" else "copy",  # the CUDA targets were set for this
         targets={"forward": target, "backward": target} if half else {},
         tf32=tf32,
         autotune=device.type == "cuda" and gate == "channel" and half and memory_format != LAST,
@@ -320,7 +320,8 @@ def consistency_case(
             grad = torch.ones((), device=device)
             return Inputs((logits, target.clone(), seed), (logits,), grad)
 
-        # The labels are read, of the logits only the band around edges; the gradient is dense.
+        # The labels are read completely, the logits only in the band around edges; the gradient is
+        # dense.
         written = voxels * channels * dtype.itemsize
         read = target.nbytes + int(shares["band_share"] * written)
         moved = {"forward": read, "backward": read + written, "both": 2 * read + written}
@@ -357,13 +358,13 @@ def normal(
 
 
 def describe_type(dtype: torch.dtype, memory_format: torch.memory_format) -> str:
-    """Such as `` bf16 channels_last_3d``; nothing for contiguous bytes."""
+    """For example `` bf16 channels_last_3d``; empty for contiguous bytes."""
     name = "" if dtype == torch.uint8 else f" {TYPE_NAMES[dtype]}"
     return name if memory_format == CONTIGUOUS else f"{name} channels_last_3d"
 
 
 def shape_name(*shape: int) -> str:
-    """Such as 8x3x155x240x240."""
+    """For example 8x3x155x240x240."""
     return "x".join(map(str, shape))
 
 
@@ -421,20 +422,20 @@ def sizes(device: torch.device, quick: bool) -> Sizes:
 
 
 def odd(shape: Sequence[int]) -> tuple[int, ...]:
-    """About the same size, with no extent even."""
+    """About the same size, with odd extents."""
     return (*shape[:2], *(n - 1 + n % 2 for n in shape[2:-1]), shape[-1] + 1 - shape[-1] % 2)
 
 
 def eightfold(shape: Sequence[int]) -> tuple[int, ...]:
-    """A batch of eight that holds as many voxels as one did."""
+    """A batch of eight with about as many voxels in total."""
     return (8 * shape[0], shape[1], *((n + 1) // 2 for n in shape[2:]))
 
 
 def cliff_cases(
     make: Callable[..., Case], shape: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> list[Case]:
-    """Ours in bf16, in ``channels_last_3d``, at odd sizes, as a batch of eight, each beside
-    contiguous ``dtype`` at ``shape``: the time a byte must not jump."""
+    """Ours in bf16, in ``channels_last_3d``, at odd sizes, as a batch of eight, each compared with
+    contiguous ``dtype`` at ``shape``: the time per byte must not jump."""
     make = partial(make, group="cliff")
     nice = make(shape, dtype=dtype)
     cases = [
@@ -454,7 +455,7 @@ def real_labels(path: Path, device: torch.device) -> Tensor:
 
 
 def real_files() -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """A file of each kind of real masks and its size, as far as they are on this machine."""
+    """A file of each kind of real masks and its size, if they are on this machine."""
     import nibabel
 
     names = {

@@ -1,6 +1,6 @@
-"""Clocks for the CPU and for CUDA: the time of a run, the memory it takes, the bandwidth around it.
+"""Clocks for the CPU and for CUDA: time, peak memory and memory bandwidth.
 
-``gpu.py`` and the pytest suite measure with the same.
+``gpu.py`` and the pytest suite both use them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEMORY_MODES = ("reused", "fresh", "large pages")
 
 
 class CudaClock:
-    """Times by CUDA events and by graph replays, memory by torch's allocator."""
+    """Time by CUDA events and graph replays, memory by torch's allocator."""
 
     warm_up, measure = 0.05, 0.2
 
@@ -33,7 +33,7 @@ class CudaClock:
         self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
 
     def times(self, work: Work) -> list[float]:
-        """Seconds of each of many runs, behind a queue so full that no launch gap is timed."""
+        """Seconds of each of many runs, queued far enough ahead that launch gaps are not timed."""
         work(0)()  # compiles
         torch.cuda.synchronize()
         start, turns = time.perf_counter(), 0
@@ -69,7 +69,7 @@ class CudaClock:
         return statistics.median(self.times(lambda turn: graph.replay)) / count
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
-        """The most memory that a run holds beyond what was held before it."""
+        """Peak memory of a run above the memory held before it."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -78,12 +78,12 @@ class CudaClock:
         return torch.cuda.max_memory_allocated() - before
 
     def copied_bytes(self, nbytes: int) -> int:
-        """How much to move when the bandwidth around a case of so many bytes is asked for."""
+        """Bytes to move to measure the bandwidth for a case of ``nbytes``."""
         return 1 << 31
 
     def clear(self) -> None:
-        """Give all unused memory back."""
-        gc.collect()  # autograd's graphs hold cycles
+        """Free all unused memory."""
+        gc.collect()  # autograd graphs contain cycles
         torch.cuda.empty_cache()
 
 
@@ -91,17 +91,16 @@ class WallClock:
     """The same for the CPU.
 
     Args:
-        seconds: what one measurement may take, beyond three runs at the least; it ends early once
-            it has twenty and a fifth of the time.
-        memory: where results come from. ``"reused"``: the C library keeps what is freed and hands
-            it out again, as a training process that has settled in does. ``"fresh"``: every
-            result is new memory, whose pages the system makes while they are first written.
-            ``"large pages"``: the same with torch's own large pages, which it takes up only where
-            the process starts with ``THP_MEM_ALLOC_ENABLE=1``. The mode is one of the process: an
-            allocator cannot be brought back to where it was.
+        seconds: time limit of a measurement, of which at least three runs are made; it ends early
+            after twenty runs and a fifth of the time.
+        memory: memory of the results. ``"reused"``: the C library reuses freed memory, as in a
+            training process after some steps. ``"fresh"``: every result is new memory, whose pages
+            are mapped at the first write. ``"large pages"``: the same with torch's own large pages,
+            which it takes up only where the process starts with ``THP_MEM_ALLOC_ENABLE=1``. The
+            mode is one of the process: an allocator cannot be brought back to where it was.
     """
 
-    cache_bytes = 0  # inputs do not rotate: the CPU's copy is measured on as warm a cache
+    cache_bytes = 0  # inputs do not rotate: the copy has warm caches too
 
     def __init__(self, seconds: float = 0.4, memory: str = "reused") -> None:
         self.device = torch.device("cpu")
@@ -127,8 +126,8 @@ class WallClock:
             start = time.perf_counter()
             result = run()
             spent = time.perf_counter() - start
-            del result  # before the next run asks for memory
-            if warm or spent > 1:  # a run as long as that hardly feels how cold it began
+            del result  # free it before the next run allocates
+            if warm or spent > 1:  # cold caches hardly matter for such long runs
                 times.append(spent)
             warm = True
         return times
@@ -139,10 +138,10 @@ class WallClock:
         return spent >= self.seconds or runs >= 1000 or (runs >= 20 and spent >= self.seconds / 5)
 
     def replay(self, work: Work, sets: int) -> None:
-        """There are no graphs on a CPU."""
+        """None: a CPU has no graphs."""
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
-        """The most that a run holds in torch's tensors beyond what was held before it."""
+        """Peak memory in torch's tensors above the memory held before a run."""
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             run()
         live = peak = 0
@@ -153,11 +152,11 @@ class WallClock:
         return peak
 
     def copied_bytes(self, nbytes: int) -> int:
-        """How much to move when the bandwidth around a case of so many bytes is asked for."""
+        """Bytes to move to measure the bandwidth for a case of ``nbytes``."""
         return min(nbytes, 1 << 30)
 
     def clear(self) -> None:
-        """Drop what is unused; give it back too, unless it is to be reused."""
+        """Collect garbage; return the memory to the system unless it is to be reused."""
         gc.collect()
         if not self.reused and hasattr(self._library, "malloc_trim"):
             self._library.malloc_trim(0)
@@ -169,7 +168,7 @@ Clock = CudaClock | WallClock
 def bandwidth(clock: Clock, bound: str, nbytes: int) -> float:
     """Bytes read and written per second by torch's plain ``"copy"`` or ``"triad"`` (a = b + s*c).
 
-    On the CPU its buffers hold ``nbytes`` together, so that caches help it as much as the case.
+    On the CPU its buffers hold ``nbytes`` in total, so that caches help it as much as the case.
     """
     count = 2 if bound == "copy" else 3
     length = max(clock.copied_bytes(nbytes) // (4 * count), 1)

@@ -1,7 +1,7 @@
-"""``pytest benchmarks``: each operator against its peers and against the memory's bandwidth.
+"""``pytest benchmarks``: each operator compared with its peers and with memory bandwidth.
 
-``--quick`` takes tiny volumes, and traces compiled peers without compiling them: it shows that all
-of it runs, its times mean nothing. ``--results PATH`` says where the JSON goes.
+``--quick`` takes tiny volumes, and traces compiled peers without compiling them: this only checks
+that everything runs; its times are meaningless. ``--results PATH`` says where the JSON goes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from benchmarks.clocks import MEMORY_MODES, Clock, CudaClock, WallClock
 from benchmarks.measuring import CaseRun, Row, parts, providers
 from benchmarks.peers import OURS, Peer
 
-#: A provider that took so many seconds sits out the larger sizes of a sweep.
+#: A provider that took more seconds than this is skipped at larger sizes of a sweep.
 SLOW = 0.25
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("egcnn")
-    group.addoption("--quick", action="store_true", help="tiny volumes, to see that all of it runs")
+    group.addoption(
+        "--quick", action="store_true", help="tiny volumes, to check that everything runs"
+    )
     group.addoption("--results", type=Path, metavar="PATH", help="where to write the JSON")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     group.addoption("--device", choices=["cpu", "cuda"], default=default)
@@ -41,26 +43,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--memory",
         choices=["all", *MEMORY_MODES],
         default="all",
-        help="where the CPU's results come from; all: reused for every case, and the main cases "
-        "once more for each other mode, in a process of its own",
+        help="memory of the CPU's results; all: reused for every case, and the main cases "
+        "again in the other modes, each in its own process",
     )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.option.benchmark_quiet = True  # of two tables ours is the readable one
+    config.option.benchmark_quiet = True  # replaced by our own table
     config.stash[SUITE] = Suite(config)
 
 
 class Suite:
-    """What one run of pytest collects."""
+    """The state of one benchmark session."""
 
     def __init__(self, config: pytest.Config) -> None:
         options = config.option
         self.quick = bool(options.quick)
         self.device = torch.device(options.device)
         self.memory = "reused" if options.memory == "all" else options.memory
-        # The other modes follow at the end, each in a process of its own.
+        # The other modes follow at the end, each in its own process.
         several = options.memory == "all" and self.device.type == "cpu" and not self.quick
         self.modes_to_come = MEMORY_MODES[1:] if several else ()
         self.rows: list[Row] = []
@@ -71,11 +73,11 @@ class Suite:
         self._clock: Clock | None = None
         self._run: CaseRun | None = None
         if self.quick:
-            torch.set_num_threads(1)  # volumes as small as these are not worth a second thread
+            torch.set_num_threads(1)  # such small volumes are not worth a second thread
 
     @property
     def clock(self) -> Clock:
-        """Made when it is first asked for: it changes how the process allocates."""
+        """The clock, created on first use since it changes how the process allocates."""
         if self._clock is None:
             cuda = self.device.type == "cuda"
             seconds = 0.01 if self.quick else 0.4
@@ -84,7 +86,7 @@ class Suite:
 
     @property
     def backend(self) -> str:
-        """Of torch.compile."""
+        """The backend of torch.compile."""
         return "eager" if self.quick else "inductor"
 
     def measures(self, case: Case, peer: Peer, what: str) -> bool:
@@ -94,7 +96,7 @@ class Suite:
         return case.group == "main" and "size" in peer.groups and what != "backward"
 
     def run_of(self, case: Case) -> CaseRun:
-        """The case under way; one at a time, since it holds the inputs."""
+        """The current case; only one, since it holds its inputs."""
         if self._run is None or self._run.case is not case:
             self.finish_case()
             torch.manual_seed(0)
@@ -102,7 +104,7 @@ class Suite:
         return self._run
 
     def finish_case(self) -> None:
-        """Measure the bandwidth after the case under way and keep its rows."""
+        """Measure the bandwidth after the current case and keep the case's rows."""
         if self._run is not None:
             self.rows += [row | {"memory": self.memory} for row in self._run.finish()]
         self._run = None
@@ -132,7 +134,7 @@ def suite(request: pytest.FixtureRequest) -> Suite:
 
 @pytest.fixture
 def record(benchmark: Any) -> Callable[[list[float]], None]:
-    """Hands times that our own clock took to pytest-benchmark, for its tables and files."""
+    """Passes the times of our clock to pytest-benchmark, for its tables and files."""
 
     def replay(times: list[float]) -> None:
         ticks = accumulate(chain.from_iterable((t, 0.0) for t in times), initial=0.0)
@@ -186,13 +188,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def measure_elsewhere(config: pytest.Config, memory: str) -> list[Row]:
-    """The rows of this same command in a new process with another kind of memory."""
+    """The rows of the same command in a new process with another memory mode."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if memory == "large pages":
         environment["THP_MEM_ALLOC_ENABLE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.json"
-        # Not -m pytest, which would put this folder's egcnn before the installed one.
+        # Not -m pytest, which would import this folder's egcnn instead of the installed one.
         command = [sys.executable, sys.argv[0], *config.invocation_params.args]
         command += ["--memory", memory, "--results", str(path)]
         process = subprocess.run(

@@ -1,12 +1,11 @@
-"""Which edge stream works, and does it help? Many small trainings, paired by seed.
+"""Study of the edge stream: its variants and its benefit, over many small runs paired by seed.
 
     python -m benchmarks.edge_study candidates finalists --hippocampus Task04_Hippocampus
     python -m benchmarks.edge_study --report
 
-Every finished training is a few rows of ``benchmarks/results/edge_study.csv``, and what stands
-there is not trained again: stopped at any time and started once more, the study goes on where it
-was. All seeds share the cases, so that deviations are those of training alone, and the cases that
-are scored had no part in it.
+Every finished run is a few rows of ``benchmarks/results/edge_study.csv`` and is not trained again,
+so an interrupted study can be continued. All seeds share the cases, so that deviations are those of
+training alone; the scored cases are used neither for training nor for validation.
 """
 
 from __future__ import annotations
@@ -41,13 +40,14 @@ from egcnn.training import TrainingConfig, fit, plan, read_history
 
 RESULTS = Path(__file__).parent / "results" / "edge_study.csv"
 REPORT = RESULTS.with_suffix(".md")
-#: Raised when the networks or the cases change while the configuration stays: rows of an earlier
-#: form are trained again.
+#: Bumped when networks or cases change while the configuration does not: rows of an earlier form
+#: are trained again.
 FORM = 1
-#: What the study trains: the paper's three.
+#: The backbones of the study, those of the paper.
 BACKBONES = ("segnet", "unet", "vnet")
 
-#: Readings of the paper's text, each against the default: see ``egcnn.training.TrainingConfig``.
+#: Interpretations of the paper, each compared with the default; see
+#: ``egcnn.training.TrainingConfig``.
 CANDIDATES: tuple[tuple[Kind, str], ...] = (
     ("none", ""),
     ("egcnn", ""),
@@ -65,7 +65,7 @@ CANDIDATES: tuple[tuple[Kind, str], ...] = (
     ("egcnn", "edge_weight=0"),
     ("egcnn", "consistency_weight=0"),
 )
-#: What is compared at length: the default and a linear edge head against three controls.
+#: Arms with more seeds: the default and a linear edge head, and three controls.
 FINALISTS: tuple[tuple[Kind, str], ...] = (
     ("none", ""),
     ("consistency", ""),
@@ -77,11 +77,11 @@ FINALISTS: tuple[tuple[Kind, str], ...] = (
 
 @dataclass(frozen=True)
 class Data:
-    """Cases to train on and others to score, and what suits their size.
+    """A data set: cases to train on, cases to score, and hyperparameters.
 
     Args:
-        title: for people.
-        make: puts them into a folder, and gives those to train on and those to score.
+        title: display name.
+        make: writes the cases to a folder; returns those to train on and those to score.
         changes: hyperparameters, by dotted name.
     """
 
@@ -91,14 +91,14 @@ class Data:
 
     def config(self, dataset: Dataset) -> TrainingConfig:
         """The hyperparameters of all arms."""
-        # One case or two watch the training; the others are trained on.
+        # One or two cases are for validation, the others for training.
         common = {"fraction": 0.04, "network.backbone.filters": 8, "lr": 1e-3}
         here = {"precision": "bf16-mixed", "workers": 0}
         return plan(dataset).change({**common, **here, **self.changes})
 
 
 def phantoms(shape: tuple[int, int, int], train: int, test: int) -> Callable[..., Any]:
-    """Synthetic tumours, the last ones to be scored."""
+    """Synthetic tumours; the last ones are scored."""
 
     def make(folder: Path, _: Path | None) -> tuple[Dataset, Dataset]:
         if not folder.exists():
@@ -109,7 +109,7 @@ def phantoms(shape: tuple[int, int, int], train: int, test: int) -> Callable[...
 
 
 def hippocampus(folder: Path, source: Path | None) -> tuple[Dataset, Dataset]:
-    """64 cases of the Decathlon's hippocampus, and 40 others."""
+    """The Decathlon's hippocampus: 64 cases to train on, 40 to score."""
     if source is None:
         raise typer.BadParameter("--hippocampus: not given; expected the folder of Task04")
     dataset = open_dataset(source)
@@ -147,8 +147,8 @@ class Job:
 
     Args:
         data: a key of :data:`DATA`.
-        arm: what is trained.
-        seed: of everything but the cases.
+        arm: the arm.
+        seed: seed of everything but the cases.
     """
 
     data: str
@@ -157,7 +157,7 @@ class Job:
 
 
 def jobs(stages: Iterable[str], data: Sequence[str], seeds: int, tries: int) -> list[Job]:
-    """What the stages train, whole seeds first, so that an unfinished study has whole pairs."""
+    """The runs of the stages, seed by seed, so that an unfinished study has complete pairs."""
     variants = {"candidates": (CANDIDATES, tries), "finalists": (FINALISTS, seeds)}
     arms = {
         stage: ([Arm(b, *variant) for b in BACKBONES for variant in tried], count)
@@ -203,7 +203,7 @@ def run(job: Job, folder: Path, source: Path | None) -> list[dict[str, Any]]:
 
 
 def digest(config: TrainingConfig) -> str:
-    """A short name of all hyperparameters: rows of other ones are not the same training's."""
+    """A hash of all hyperparameters, to recognise rows of another configuration."""
     text = json.dumps({"form": FORM, **config.to_dict()}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
@@ -293,16 +293,20 @@ def report(rows: Sequence[dict[str, str]]) -> str:
 
 
 def main(
-    stages: Annotated[list[str] | None, typer.Argument(help="Of candidates, finalists.")] = None,
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="Stages: candidates, finalists.")
+    ] = None,
     data: Annotated[str, typer.Option(help="Of " + ", ".join(DATA))] = ",".join(DATA),
     hippocampus: Annotated[Path | None, typer.Option(help="Folder of Task04_Hippocampus.")] = None,
-    seeds: Annotated[int, typer.Option(help="Trainings of each finalist.")] = 8,
-    tries: Annotated[int, typer.Option(help="Trainings of each candidate.")] = 3,
-    workers: Annotated[int, typer.Option(help="Trainings side by side, a core each.")] = 2,
-    folder: Annotated[Path | None, typer.Option(help="For cases and runs; a new one.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds per finalist.")] = 8,
+    tries: Annotated[int, typer.Option(help="Seeds per candidate.")] = 3,
+    workers: Annotated[int, typer.Option(help="Number of parallel runs, one core each.")] = 2,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for cases and runs; by default a new one.")
+    ] = None,
     report_only: Annotated[bool, typer.Option("--report", help="Train nothing.")] = False,
 ) -> None:
-    """Train what is missing, then write the report."""
+    """Train the missing runs, then write the report."""
     names = data.split(",")
     for given, known in ((names, DATA), (stages or [], ("candidates", "finalists"))):
         if unknown := set(given) - set(known):

@@ -8,8 +8,9 @@ around Seg-Net: fused, reference, backbone alone; ``report`` says that all is do
 
 Times are medians over many runs, by CUDA events behind a queue that is already full, so that no
 launch gap is timed; where they are short, also by replays of a CUDA graph. Inputs rotate among sets
-that together exceed the L2 cache several times. Right before and after ours the bandwidth of a
-plain copy is measured: the *floor* is the fewest bytes that a case has to move, moved at that rate.
+that together exceed the L2 cache several times. The bandwidth of a plain copy is measured right
+before and after ours: the *floor* is the time to move the minimum number of bytes of a case at that
+rate.
 
 After a fault in a kernel nothing runs on the device in that process any more. So each operator has
 a process of its own, and another one goes on behind the case that failed.
@@ -51,7 +52,7 @@ from benchmarks.peers import OURS
 from benchmarks.training import TRAININGS, Training, TrainingRun
 from egcnn import ops
 
-# Seconds that one provider may take on one case, and that torch.compile is likely to take.
+# Time limit of a provider per case, and expected time of torch.compile, in seconds.
 PEER_LIMIT, COMPILE_TIME = 60.0, 15.0
 # Seconds without a sign of life after which a worker is killed; a machine that tries the script may
 # be a busy one.
@@ -60,7 +61,7 @@ PATCHES = ((160, 192, 128), (128, 128, 128), (96, 96, 96))
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    """The most telling ones first."""
+    """The cases, most informative first."""
     s = sizes(device, quick)
     edges, gate = partial(edge_case, device, s.edges), partial(gate_case, device, s.gate)
     return [
@@ -83,7 +84,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block when it takes longer (as soon as Python runs again)."""
+    """Raise TimeoutError in a block that takes longer (as soon as Python code runs again)."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"took more than {seconds:.0f} s")
@@ -98,13 +99,13 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def run_case(run: CaseRun, peers: bool, deadline: float, progress: Callable[[], None]) -> list[Row]:
-    """The rows of ours, and of every peer for which there is time before the deadline."""
+    """The rows of ours, and of every peer that fits before the deadline."""
     for peer in run.providers if peers else run.providers[:1]:
         progress()
         left = deadline - time.monotonic()
         limit = PEER_LIMIT if peer.name == OURS else min(PEER_LIMIT, left)
         if limit < (COMPILE_TIME if peer.compiled else 0):
-            run.note(peer, "all", "skipped: the time was up")
+            run.note(peer, "all", "skipped: out of time")
             continue
         try:
             with time_limit(limit):
@@ -172,7 +173,7 @@ class Journal:
 
 
 def failure(task: str, reason: str) -> Row:
-    """What stands where one of our own measurements would."""
+    """The row that replaces a failed measurement of ours."""
     group = "training" if task.startswith("training") else "main"
     return {"group": group, "case": task, "what": "all", "provider": OURS, "note": reason}
 

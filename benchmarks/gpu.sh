@@ -58,7 +58,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=""
 
-# step NAME SECONDS COMMAND...: runs the command for so many seconds at most, and records it.
+# step NAME SECONDS COMMAND...: runs the command for at most SECONDS, and records it.
 step() {
   local name=$1 limit=$2 started=$SECONDS status=0
   shift 2
@@ -119,7 +119,7 @@ tests() {
   return $status
 }
 
-# The very kernels that were just built, in a program that gives each buffers of exactly its size.
+# The kernels that were just built, in a program that gives each buffers of exactly its size.
 sanitize() {
   local nvcc program=$build/kernels_main
   nvcc=$("$python" -c 'import build_backend; print(build_backend.find_nvcc())')

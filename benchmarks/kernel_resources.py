@@ -4,7 +4,7 @@
 
 compiles ``csrc/cuda`` as the build does and reads what ptxas reports; it needs nvcc and c++filt,
 and no GPU. Shared memory is the static part, in bytes. ``--check`` fails if a kernel spills,
-except in float64, which is there for gradcheck.
+except in float64, which is only for gradcheck.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Kernel:
 
 
 def compile_unit(nvcc: str, source: Path, architecture: int) -> str:
-    """What ptxas says of one unit."""
+    """The output of ptxas for one unit."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-std=c++17", "-O3", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v"]
         command += [str(source), "-o", os.path.join(folder, "unit.cubin")]
@@ -65,7 +65,7 @@ def short_names(mangled: list[str]) -> list[str]:
 
 
 def read(report: str, architecture: int) -> list[Kernel]:
-    """The kernels of a unit, from one paragraph each; device functions count to their kernel."""
+    """Parse the kernels of a unit; device functions are counted with their kernel."""
     paragraphs = re.split(r"Compiling entry function '(\w+)'.*\n", report)[1:]
 
     def total(pattern: str, text: str) -> int:

@@ -1,4 +1,4 @@
-"""Measures one case: ours, right between two measurements of the bandwidth, and its peers."""
+"""Measures a case: ours between two measurements of the bandwidth, then its peers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def make_work(function: Callable[..., Tensor], sets: Sequence[Inputs], what: str) -> Work:
-    """Forward without a graph for autograd, backward alone, or both; turn by turn another set."""
+    """Forward without autograd, backward alone, or both; each turn uses another set of inputs."""
 
     def work(turn: int) -> Callable[[], object]:
         inputs = sets[turn % len(sets)]
@@ -35,13 +35,13 @@ def make_work(function: Callable[..., Tensor], sets: Sequence[Inputs], what: str
 def gradients(out: Tensor, inputs: Inputs) -> tuple[Tensor | None, ...]:
     """The gradients of all leaves."""
     grad = inputs.grad
-    if grad is not None and grad.shape != out.shape:  # torch's own operators, timed for their calls
+    if grad is not None and grad.shape != out.shape:  # torch operators timed for call overhead
         out, grad = out.sum(), None
     return torch.autograd.grad(out, inputs.leaves, grad, allow_unused=True)
 
 
 def outcome(function: Callable[..., Tensor], inputs: Inputs, peer: Peer) -> list[Tensor]:
-    """Result and gradients, of volumes the first sample only."""
+    """Result and gradients; of volumes only the first sample."""
     out = function(*inputs.arguments)
     results: list[Tensor | None] = [out.detach()]
     if inputs.leaves and peer.differentiable:
@@ -50,7 +50,7 @@ def outcome(function: Callable[..., Tensor], inputs: Inputs, peer: Peer) -> list
 
 
 def difference(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest distance between two outcomes, relative to the size of the expected."""
+    """The largest difference between two outcomes, relative to the expected one's magnitude."""
     distances = []
     for mine, other in zip(results, expected, strict=False):
         exact = other.double()
@@ -62,7 +62,7 @@ class CaseRun:
     """A case while it is measured.
 
     Args:
-        clock: whose device the case is on.
+        clock: the clock of the case's device.
         case: what to measure.
         backend: of torch.compile, for the peers.
     """
@@ -93,7 +93,7 @@ class CaseRun:
         return providers(self.case, self.clock.device)
 
     def parts(self, peer: Peer) -> list[str]:
-        """What of the case a peer can do."""
+        """The parts of the case that a peer supports."""
         return parts(self.case, peer)
 
     def measure(self, peer: Peer, what: str) -> list[float]:
@@ -114,11 +114,11 @@ class CaseRun:
     def _alternate(
         self, work: Work, what: str, beside: Case, plan: Plan, sets: Sequence[Inputs]
     ) -> tuple[list[float], Row]:
-        """Times a case and the one that it is compared with in turns: bandwidths wander."""
+        """Time a case and its baseline alternately, since the bandwidth drifts."""
         other = make_work(beside.ours, sets, what)
         times: list[float] = []
         others: list[float] = []
-        for _ in range(2):  # as often as a case alone
+        for _ in range(2):  # as many runs as for a single case
             both = self.clock.times(lambda turn: (other if turn % 2 else work)(turn // 2))
             times += both[::2]
             others += both[1::2]
@@ -162,18 +162,18 @@ class CaseRun:
             "high_ms": high * 1e3,
             "runs": len(times),
         }
-        # NumPy and ITK keep no account of theirs; backward alone holds what both hold.
+        # NumPy and ITK do not report their memory; backward alone holds the same as both.
         counted = peer.package in ("torch", "monai") or isinstance(self.clock, CudaClock)
         if counted and what != "backward":
             row["peak_mb"] = self.clock.peak_bytes(work(0)) / 1e6
-        # Where launch gaps could show. Backward alone would need its forward captured too.
+        # Only where launch gaps could matter. Backward alone would need its forward captured too.
         if peer.name == OURS and what != "backward" and row["ms"] < 1:
             replay = self.clock.replay(work, len(self.sets))
             row["replay_ms"] = None if replay is None else replay * 1e3
         return row
 
     def finish(self) -> list[Row]:
-        """The rows, with what only the whole case tells: floor, share, best peer, target."""
+        """The rows, completed with floor, share of bandwidth, best peer and target."""
         timed = [row for row in self.rows if "ms" in row]
         for row in timed:
             row["bound"] = self.case.bound
@@ -207,11 +207,11 @@ def providers(case: Case, device: torch.device) -> list[Peer]:
 
 
 def parts(case: Case, peer: Peer) -> list[str]:
-    """What of a case a peer can do."""
+    """The parts of a case that a peer supports."""
     return [what for what in case.parts if what == "forward" or peer.differentiable]
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether products and convolutions of float32 may be rounded to TF32, ours and others'."""
+    """Set whether float32 products and convolutions, ours and others', may be rounded to TF32."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed

@@ -1,9 +1,9 @@
-"""The operators as others would write them: what ours are measured against.
+"""Other implementations of the operators, for comparison.
 
 Each function takes the arguments of its operator in ``egcnn.ops`` and computes the same, with the
-operator's default options; those of libraries that define an edge a little otherwise are marked
-inexact. ``PEERS`` lists the forms that are worth measuring, among them the strongest known for
-``torch.compile``. Nothing here measures.
+operator's default options; functions of libraries that define an edge slightly differently are
+marked inexact. ``PEERS`` lists those worth measuring, including the fastest known forms for
+``torch.compile``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _inside(labels: Tensor, regions: Regions | None) -> Tensor:
 
 
 def _padded(x: Tensor) -> Tensor:
-    """One voxel more on all sides of a volume, like its border; a copy of its own when compiled."""
+    """Pad a volume by one replicated voxel on all sides; a separate copy when compiled."""
     for dim in (-1, -2, -3):
         size = x.shape[dim]
         x = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, size - 1, 1)], dim)
@@ -46,7 +46,7 @@ def _padded(x: Tensor) -> Tensor:
 
 
 def _padded_by_index(x: Tensor) -> Tensor:
-    """The same, but clamped indices and no copy when compiled; has a slow gradient."""
+    """The same by clamped indices: no copy when compiled, but a slow gradient."""
     z, y, x_ = (
         torch.arange(-1, size + 1, device=x.device).clamp(0, size - 1) for size in x.shape[-3:]
     )
@@ -89,7 +89,7 @@ def edges_slices(labels: Tensor, regions: Regions | None = None) -> Tensor:
 
 
 def edges_gather(labels: Tensor, regions: Regions | None = None) -> Tensor:
-    """The same with clamped indices: one kernel when compiled, with 27 reads a voxel."""
+    """The same with clamped indices: one kernel when compiled, with 27 reads per voxel."""
     return _any_edge(_gradients(_padded_by_index(_inside(labels, regions))))
 
 
@@ -107,7 +107,7 @@ def _convolved(x: Tensor) -> Tensor:
 
 
 def edges_conv3d(labels: Tensor, regions: Regions | None = None) -> Tensor:
-    """One convolution with three output channels, in 16 bits where the GPU has fast ones."""
+    """One convolution with three output channels, in 16 bits if the GPU is fast at it."""
     inside = _inside(labels, regions)
     gradients = _convolved(inside.to(torch.float16 if inside.is_cuda else torch.float32))
     return gradients.ne(0).any(1).view(inside.shape).to(torch.uint8)
@@ -218,9 +218,10 @@ def magnitude_skimage(x: Tensor) -> Tensor:
 
 
 def edges_boundaries(labels: Tensor, regions: Regions | None = None) -> Tensor:
-    """``skimage.segmentation.find_boundaries``: any voxel whose 27 neighbours are not all alike.
+    """``skimage.segmentation.find_boundaries``: any voxel whose 3x3x3 neighbourhood is not
+    constant.
 
-    Of these, Sobel's gradients leave out the few at which they cancel out.
+    The Sobel gradient cancels out at a few of these.
     """
     from skimage.segmentation import find_boundaries
 
@@ -229,7 +230,7 @@ def edges_boundaries(labels: Tensor, regions: Regions | None = None) -> Tensor:
 
 
 def _edges_itk(filter_name: str, labels: Tensor, regions: Regions | None) -> Tensor:
-    """Where what a filter of SimpleITK makes of the masks is above 0."""
+    """Where a SimpleITK filter of the masks is above 0."""
     import SimpleITK
 
     def edges(volume: Any) -> Any:
@@ -251,7 +252,7 @@ def edges_itk_gradient(labels: Tensor, regions: Regions | None = None) -> Tensor
 
 
 def edges_itk_contour(labels: Tensor, regions: Regions | None = None) -> Tensor:
-    """``SimpleITK.BinaryContour``: the inner one of the two layers of voxels that Sobel marks."""
+    """``SimpleITK.BinaryContour``: the inner of the two layers of voxels that Sobel marks."""
     import SimpleITK
 
     def edges(volume: Any) -> Any:
@@ -282,7 +283,7 @@ def gate_sum(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Ten
 
 
 def gate_matmul(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor) -> Tensor:
-    """Two matrix products in the type of ``e``, in the layout that the tensors have."""
+    """Two matrix products in the dtype of ``e``, in the tensors' layout."""
 
     def product(x: Tensor, weight: Tensor) -> Tensor:
         weight = weight.to(x.dtype)
@@ -295,7 +296,7 @@ def gate_matmul(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: 
 
 
 def gate_conv3d(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor) -> Tensor:
-    """Two 1x1x1 convolutions in the type of ``e``, as most would write it."""
+    """Two 1x1x1 convolutions in the dtype of ``e``, the common form."""
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.conv3d(x, weight.to(x.dtype)[:, :, None, None, None], bias)
@@ -349,7 +350,7 @@ def consistency_sparse(logits: Tensor, target: Tensor, seed: Tensor, tau: float 
     voxels = math.prod(size)
     edge = mixed_voxels(target).flatten().nonzero()[:, 0]
     around = _neighbourhood(edge, size)
-    # Marking and counting costs less than sorting does in torch.unique.
+    # Marking and counting is faster than sorting in torch.unique.
     mark = torch.zeros(batch * voxels, dtype=torch.bool, device=target.device)
     mark[around.flatten()] = True
     band = mark.nonzero()[:, 0]
@@ -359,7 +360,7 @@ def consistency_sparse(logits: Tensor, target: Tensor, seed: Tensor, tau: float 
     classes = torch.arange(channels, device=target.device)
     first = band // voxels * (channels * voxels) + band % voxels
     index = first[:, None] + voxels * classes
-    # index_select has a cheaper backward than indexing has.
+    # index_select has a cheaper backward than indexing.
     z = logits.reshape(-1).index_select(0, index.flatten()).view(-1, channels)
     z = z.to(reference.accumulate_dtype(logits.dtype))
     uniforms = _uniforms(seed, band, channels).to(z.dtype)
@@ -417,18 +418,18 @@ MAIN, SIZES, SWEPT, CALL = (
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to compute what an operator computes.
+    """An implementation of an operator.
 
     Attributes:
-        name: as it stands in tables.
+        name: display name in tables.
         function: takes the operator's arguments.
-        compiled: to be run under ``torch.compile``.
+        compiled: whether to run it under ``torch.compile``.
         autotuned: with ``mode="max-autotune-no-cudagraphs"``, which takes long to compile.
         differentiable: whether autograd goes through it.
-        exact: whether it computes the very same, and not only something near it.
+        exact: whether it computes exactly the same, not an approximation.
         groups: of cases that it is measured in (see :class:`benchmarks.cases.Case`).
-        devices: where it runs.
-        package: what it needs beyond torch and SciPy.
+        devices: supported devices.
+        package: package that it needs besides torch and SciPy.
     """
 
     name: str
@@ -442,7 +443,7 @@ class Peer:
     package: str = "torch"
 
     def build(self, backend: str = "inductor") -> Callable[..., Tensor]:
-        """The function to call, compiled by ``backend`` where it is to be compiled."""
+        """The function to call, compiled by ``backend`` if requested."""
         if not self.compiled:
             return self.function
         mode = "max-autotune-no-cudagraphs" if self.autotuned and backend == "inductor" else None
@@ -450,7 +451,7 @@ class Peer:
 
 
 def _array_peer(name: str, package: str, function: Callable[..., Tensor], **options: Any) -> Peer:
-    """A peer that works on NumPy's arrays, or on CuPy's."""
+    """A peer that works on NumPy or CuPy arrays."""
     device = "cuda" if package == "cupy" else "cpu"
     options = {"differentiable": False, "groups": MAIN, "devices": (device,), **options}
     return Peer(name, function, package=package, **options)

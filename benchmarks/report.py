@@ -1,9 +1,9 @@
-"""Turns results into tables and a picture.
+"""Tables and a picture of results.
 
     python -m benchmarks.report JSON... [--readme] [--picture PATH]
 
-prints every table of each file as Markdown, or with ``--readme`` those that stand in the README,
-and draws time against voxels, ours and peers, above the time that the bytes alone take.
+prints every table of each file as Markdown, or with ``--readme`` those of the README, and draws
+time against voxels, of ours, the peers and the bandwidth bound.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Table:
-    """Text in rows and columns."""
+    """A table of text."""
 
     title: str
     header: tuple[str, ...]
@@ -51,7 +51,7 @@ def describe(error: Exception) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits, or nothing."""
+    """Three significant digits, or an empty string."""
     if value is None:
         return ""
     if value >= 100 or value == int(value):
@@ -67,12 +67,12 @@ def spread(row: Row) -> str:
 
 
 def share(row: Row) -> str:
-    """The share of the bandwidth that a plain copy or triad has."""
+    """The fraction of the bandwidth of a plain copy or triad."""
     return f"{row['share']:.0%}" if "share" in row else ""
 
 
 def times(ratio: float | None) -> str:
-    """How many times faster."""
+    """The speed-up."""
     return "" if ratio is None else f"{number(ratio)}x"
 
 
@@ -82,7 +82,7 @@ def target(row: Row) -> str:
 
 
 def per_byte(row: Row) -> str:
-    """The time a byte, relative to the case that was measured in turns with it."""
+    """The time per byte, relative to the case measured alternately with it."""
     return times(row["ms"] / row["bytes"] / (row["beside_ms"] / row["beside_bytes"]))
 
 
@@ -110,7 +110,7 @@ DIFFERENCE: Column = ("differs by", lambda row: number(row.get("difference")))
 
 
 def make(title: str, rows: Iterable[Row], *columns: Column) -> list[Table]:
-    """One table, without the columns that would be empty; none where there are no rows."""
+    """A table without its empty columns; None without rows."""
     rows = list(rows)
     if not rows:
         return []
@@ -123,7 +123,7 @@ def make(title: str, rows: Iterable[Row], *columns: Column) -> list[Table]:
 
 
 def tables(data: dict[str, Any]) -> list[Table]:
-    """What to know of one run, the most telling first."""
+    """All tables of a run, the most important first."""
     rows = data["rows"]
     ours = [row for row in rows if row["provider"] == OURS]
     reused = [row for row in ours if row.get("memory", "reused") == "reused"]
@@ -146,18 +146,18 @@ def tables(data: dict[str, Any]) -> list[Table]:
         *make("Steps before", data.get("steps", []), *STEP_COLUMNS),
         *make("egcnn against the best peer", grouped(reused, "main", "size", "real"), *against),
         *make(
-            "By where the memory of results comes from",
+            "By memory mode of the results",
             several_modes(ours),
             *(CASE, PART, MEMORY, TIME, FLOOR, SHARE, PEER, PEER_TIME, RATIO),
         ),
         *make(
-            "No cliffs: time a byte, relative to contiguous fp32 (or bytes) of even size",
+            "No cliffs: time per byte, relative to contiguous fp32 (or bytes) of even size",
             grouped(reused, "cliff"),
             *(CASE, PART, TIME, BESIDE, SHARE, PER_BYTE),
         ),
         *make("From small to large", grouped(reused, "sweep"), *swept),
         *make(
-            "One call on 8x8x8 voxels, beside a native operator of torch",
+            "One call on 8x8x8 voxels, compared with a native torch operator",
             grouped(reused, "call"),
             *(CASE, PART, TIME, ("beside", PEER[1]), PEER_TIME),
         ),
@@ -166,7 +166,7 @@ def tables(data: dict[str, Any]) -> list[Table]:
             table
             for name, profile in data.get("profiles", {}).items()
             if name.endswith(f", {OURS}")
-            for table in make(f"Where the time of a {name}, goes", profile, *PROFILE_COLUMNS)
+            for table in make(f"Time by operator: {name}", profile, *PROFILE_COLUMNS)
         ),
     ]
 
@@ -186,13 +186,13 @@ PROFILE_COLUMNS: Sequence[Column] = (
 
 
 def every_provider(data: dict[str, Any]) -> list[Table]:
-    """One line a measurement."""
+    """One line per measurement."""
     columns = (CASE, PART, MEMORY, PROVIDER, TIME, RATE, SHARE, PEAK, DIFFERENCE)
     return make("Every provider", data["rows"], *columns)
 
 
 def readme_tables(data: dict[str, Any]) -> list[Table]:
-    """The few that stand in the README."""
+    """The tables of the README."""
     reused = [row for row in data["rows"] if row.get("memory", "reused") == "reused"]
     ours = [row for row in reused if row["provider"] == OURS]
     eager = {
@@ -217,7 +217,7 @@ def grouped(rows: Iterable[Row], *groups: str) -> list[Row]:
 
 
 def several_modes(ours: Sequence[Row]) -> list[Row]:
-    """The rows that were measured with more than one kind of memory, those of a case together."""
+    """The rows measured in more than one memory mode, grouped by case."""
     main = grouped(ours, "main")
     if len({row.get("memory") for row in main}) < 2:
         return []
@@ -236,20 +236,20 @@ def heading(data: dict[str, Any]) -> str:
 
 
 def markdown(data: dict[str, Any]) -> str:
-    """All of it."""
-    end = "" if data["complete"] else "\n**It did not come to its end.**\n"
+    """The whole report as Markdown."""
+    end = "" if data["complete"] else "\n**The run did not finish.**\n"
     parts = [table.markdown() for table in tables(data) + every_provider(data)]
     return "\n".join([f"# {heading(data)}\n{end}", *parts])
 
 
 def write(path: Path, data: dict[str, Any]) -> None:
-    """The JSON file and, beside it, the same as Markdown; each whole or not at all."""
+    """Write the JSON file and, next to it, the Markdown report, both atomically."""
     write_text(path, json.dumps(data, indent=1) + "\n")
     write_text(path.with_suffix(".md"), markdown(data))
 
 
 def show(data: dict[str, Any]) -> None:
-    """The tables in a terminal."""
+    """Print the tables to the terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -287,7 +287,7 @@ COLOURS = {
 
 
 def picture(data: dict[str, Any], path: Path) -> None:
-    """Time against voxels, forward and (where there is one) backward, one panel an operator."""
+    """Draw time against voxels, forward and (if any) backward, one panel per operator."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -317,7 +317,7 @@ def picture(data: dict[str, Any], path: Path) -> None:
 
 
 def draw_panel(axis: Any, rows: Sequence[Row]) -> None:
-    """One line a provider with its name at the end, and the floor below."""
+    """Draw a labelled line per provider, and the floor."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     providers = list(dict.fromkeys(row["provider"] for row in rows))
@@ -349,7 +349,7 @@ def draw_panel(axis: Any, rows: Sequence[Row]) -> None:
 
 
 def duration(ms: float, _: object = None) -> str:
-    """Such as 10 µs."""
+    """For example 10 µs."""
     for unit, size in (("s", 1e3), ("ms", 1.0)):
         if ms >= size * 0.999:
             return f"{ms / size:.0f} {unit}"
@@ -357,7 +357,7 @@ def duration(ms: float, _: object = None) -> str:
 
 
 def count(voxels: float, _: object = None) -> str:
-    """Such as 10k."""
+    """For example 10k."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if voxels >= size * 0.999:
             return f"{voxels / size:.0f}{unit}"

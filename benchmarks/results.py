@@ -1,4 +1,4 @@
-"""The machine, the versions and the build that results belong to, and where they are kept."""
+"""The machine, versions and build of results, and the path of their file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def ask(*command: str) -> str:
-    """What a command prints; empty where it fails or does not exist."""
+    """The output of a command; empty if it fails or does not exist."""
     try:
         run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -28,19 +28,19 @@ def ask(*command: str) -> str:
 
 
 def ask_gpu(*names: str) -> dict[str, str]:
-    """Properties of the first GPU by nvidia-smi; none where it does not know one of them."""
+    """Properties of the first GPU by nvidia-smi; empty if it does not know one of them."""
     answer = ask("nvidia-smi", "-i", "0", f"--query-gpu={','.join(names)}", "--format=csv,noheader")
     return dict(zip(names, answer.split(", "), strict=True)) if answer else {}
 
 
 def gpu_state() -> dict[str, str]:
-    """Clocks, temperature and power of the first GPU at this moment."""
+    """Current clocks, temperature and power of the first GPU."""
     clocks = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem")
     return ask_gpu(*clocks, "temperature.gpu", "power.draw")
 
 
 def cpu_name() -> str:
-    """The model of the processor, as Linux gives it."""
+    """The model of the processor, from /proc/cpuinfo."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -71,7 +71,7 @@ def stamp(device: torch.device) -> dict[str, Any]:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The steps that gpu.sh took before: name, status, seconds, log, with tabs between."""
+    """The earlier steps of gpu.sh: name, status, seconds and log, separated by tabs."""
     steps = []
     for line in path.read_text().splitlines():
         name, status, seconds, log = line.split("\t")
@@ -86,6 +86,6 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def default_path(data: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Such as ``results/20260101T120000Z-nvidia-h100-80gb-hbm3.json``."""
+    """For example ``results/20260101T120000Z-nvidia-h100-80gb-hbm3.json``."""
     slug = re.sub(r"[^a-z0-9]+", "-", data["device"].lower()).strip("-")
     return folder / f"{re.sub('[-:]|[+]00:00', '', data['stamp'])}Z-{slug}.json"

@@ -1,5 +1,5 @@
-"""A training step of EG-CNN around Seg-Net: with the fused operators, without them, and without
-the edge stream; eager and compiled; and where its time goes."""
+"""A training step of EG-CNN around Seg-Net: with the fused operators, with the reference, and
+without the edge stream; eager and compiled; with a profile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from egcnn.nn import EGCNN, SegNet
 
 @dataclass(frozen=True)
 class Training:
-    """Which network is trained, and how it is served."""
+    """Which network is trained, and with which implementation."""
 
     name: str
     edge: bool = True
@@ -43,14 +43,14 @@ TRAININGS = (
 
 
 class TrainingRun:
-    """The same step of each training.
+    """A training step that all trainings share.
 
     Args:
-        clock: whose device it runs on.
+        clock: the clock of the device.
         shape: batch, and voxels along each axis.
-        filters: of Seg-Net.
+        filters: filters of Seg-Net.
         dtype: float32, or autocast to bfloat16.
-        backend: of torch.compile.
+        backend: backend of torch.compile.
         shallow: three resolutions of one block each instead of the paper's ten blocks on four,
             which take minutes to compile on two cores.
     """
@@ -109,7 +109,7 @@ class TrainingRun:
         self.clock.clear()
 
     def measure(self, training: Training) -> tuple[Row, list[Row], list[float]]:
-        """A row of time and memory, where the time goes, and the seconds of each step."""
+        """A row of time and memory, a profile, and the seconds of each step."""
         with self.step(training) as step:
             first_loss = step().item()
             times = self.clock.times(lambda turn: step)
@@ -132,7 +132,7 @@ class TrainingRun:
 
 
 def profiled(step: Callable[[], Any], device: torch.device, count: int = 12) -> list[Row]:
-    """The operators that take most of a step, by the time in themselves."""
+    """The operators with the largest self time in a step."""
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with profile(activities=activities) as profiler:

@@ -32,7 +32,7 @@ FORMATS = [torch.contiguous_format, torch.channels_last_3d]
 
 
 def peers_of(operator: str, exact: bool = True) -> Any:
-    """Each function once: whether it is also to be compiled makes no difference here."""
+    """Each function once, whether compiled or not."""
     functions = {peer.function: peer for peer in MAIN[operator] if peer.exact == exact}
     return pytest.mark.parametrize("peer", functions.values(), ids=lambda peer: peer.name)
 
@@ -57,7 +57,7 @@ def test_sobel_edges(peer: Peer, shape: tuple[int, ...]) -> None:
 
 @peers_of("sobel_edges", exact=False)
 def test_other_definitions_of_an_edge(peer: Peer) -> None:
-    """They mark the same surface, some of them a thinner one."""
+    """Inexact peers mark the same surface, some of them thinner."""
     masks = (phantom(1, (24, 26, 22), torch.device("cpu")) > 0).to(torch.uint8)
     edges, sobel = peer.function(masks), reference.sobel_edges(masks)
     assert edges.dtype == sobel.dtype
@@ -68,7 +68,7 @@ def test_other_definitions_of_an_edge(peer: Peer) -> None:
 
 
 @peers_of("sobel_magnitude")
-@pytest.mark.parametrize("shape", SHAPES[:2])  # where nothing changes, conv3d leaves 1e-7 behind
+@pytest.mark.parametrize("shape", SHAPES[:2])  # conv3d gives 1e-7 where the gradient is 0
 def test_sobel_magnitude(peer: Peer, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, device=device_of(peer), requires_grad=True)
     compare(peer, (x,), (x,), reference.sobel_magnitude, 1e-5)
@@ -87,7 +87,7 @@ def test_edge_gate(
     e, m = (torch.randn(2, 6, 5, 4, 7).to(dtype, memory_format=memory_format) for _ in range(2))
     weights = [torch.randn(gates, 6), torch.randn(gates, 6), torch.randn(gates)]
     inputs = tuple(tensor.requires_grad_() for tensor in (e, m, *weights))
-    if dtype == torch.bfloat16:  # whose rounding turns some slopes of the ReLU
+    if dtype == torch.bfloat16:  # whose rounding flips some slopes of the ReLU
         inputs = tuple(tensor.detach() for tensor in inputs)
         tolerance = 1e-2
     else:
@@ -126,7 +126,7 @@ def compare(
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.abs().max().item() + 1e-12)
 
 
-# The benchmarks are not installed; what is comes first, as it does here.
+# The benchmarks are not installed, but must use the installed egcnn first, as here.
 PATHS = os.pathsep.join(filter(None, sys.path))
 
 
@@ -224,7 +224,7 @@ def test_steps_of_the_script(tmp_path: Path) -> None:
 
 
 def test_suite_at_its_smallest(tmp_path: Path) -> None:
-    """Gate and consistency only: the landing runs all of ``pytest benchmarks --quick``."""
+    """Only gate and consistency: .ci/run runs all of ``pytest benchmarks --quick``."""
     pytest.importorskip("pytest_benchmark")  # of the extra for benchmarks
     path = tmp_path / "results.json"
     command = [sys.executable, "-m", "pytest", BENCHMARKS, "--quick", "--results", path]
@@ -242,7 +242,7 @@ def test_suite_at_its_smallest(tmp_path: Path) -> None:
 
 
 def made_results() -> dict[str, Any]:
-    """As the suite writes them, with numbers that are easy to follow."""
+    """Results in the suite's format, with round numbers."""
     rows = []
     for operator, what in (("sobel_edges", "forward"), ("voxel_gate", "both")):
         for group, voxels in (("main", 8000), ("sweep", 1000), ("sweep", 1000000)):

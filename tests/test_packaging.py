@@ -1,4 +1,4 @@
-"""What is built, what is installed, and how a build that cannot succeed ends."""
+"""The build, the installed files, and the messages of builds that fail."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def package_file(package: str, name: str) -> str | None:
 
 without_nvcc = pytest.mark.skipif(
     package_file("nvidia-cuda-nvcc", "nvcc") is not None,
-    reason="nvidia-cuda-nvcc is installed: there is no taking nvcc away",
+    reason="nvidia-cuda-nvcc is installed, so nvcc cannot be hidden",
 )
 
 
 def driver(folder: Path, version: int) -> dict[str, str]:
-    """An environment whose NVIDIA driver knows nothing but the CUDA version that it supports."""
+    """An environment with a fake NVIDIA driver that only reports its CUDA version."""
     source = folder / "driver.cpp"
     source.write_text(f'extern "C" int cuDriverGetVersion(int* v) {{ *v = {version}; return 0; }}')
     library = folder / "libcuda.so.1"
@@ -171,7 +171,7 @@ def test_a_build_without_cuda_says_why(tmp_path: Path, version: int, sentence: s
 
 
 def ask_backend(expression: str, **environment: str) -> str:
-    """What the build backend answers where no toolkit is but what ``environment`` names."""
+    """The build backend's answer with no toolkit other than that in ``environment``."""
     run = subprocess.run(
         [sys.executable, "-c", f"import build_backend; print(build_backend.{expression})"],
         cwd=PROJECT,
@@ -218,7 +218,7 @@ def test_a_toolkit_goes_before_the_registry_and_cuda_home_before_path(tmp_path: 
 def test_the_module_holds_code_for_every_architecture_asked_for(cuda_build: ModuleType) -> None:
     cuobjdump = package_file("nvidia-cuda-cuobjdump", "cuobjdump") or shutil.which("cuobjdump")
     if not cuobjdump:
-        pytest.skip("there is no cuobjdump; pip install nvidia-cuda-cuobjdump brings it")
+        pytest.skip("there is no cuobjdump; pip install nvidia-cuda-cuobjdump provides it")
 
     def images(kind: str) -> dict[str, list[str]]:
         """Unit -> architectures, from lines such as 'ELF file    1: edge_gate.sm_90.cubin'."""
@@ -262,7 +262,7 @@ def test_a_build_tells_of_a_driver_too_old_for_it(cuda_build: ModuleType, tmp_pa
     )
 
 
-# All of the CUDA runtime that device.cu uses, on a machine described by the environment.
+# The part of the CUDA runtime that device.cu uses, configured by environment variables.
 RUNTIME = """
 #include <cstdlib>
 #define __CUDA_ARCH_LIST__ 750, 900
@@ -291,7 +291,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 
 @pytest.fixture(scope="module")
 def device_status(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """device.cu as a program of its own, on a make-believe runtime."""
+    """device.cu compiled as a program, with a fake runtime."""
     folder = tmp_path_factory.mktemp("device")
     (folder / "cuda_runtime.h").write_text(RUNTIME)
     (folder / "main.cpp").write_text(

@@ -1,5 +1,5 @@
-// Small integers for 32 voxels at a time. One word holds bit i of all 32, so that an addition takes
-// a few logical operations per bit for all of them together.
+// Bit-sliced small integers of 32 voxels: one word holds bit i of all 32, so that an addition takes
+// a few logical operations per bit for all of them.
 #pragma once
 
 #include <cuda_runtime.h>

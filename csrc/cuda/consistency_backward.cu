@@ -18,8 +18,8 @@ __device__ void make_scales(const Task& t, const Tile& tile, Acc* scales) {
   }
 }
 
-// From the gradients of a voxel's sample to those of its logits. The sample's first class is at
-// `sums`, each next one `pitch` further.
+// Converts the gradients of a voxel's sample to those of its logits. Class c of the sample is at
+// `sums + c * pitch`.
 template <class T, class Sum>
 __device__ void softmax_backward(const Task& t, const Tile& tile, const int64_t* rows,
                                  const uint32_t* keys, const Accumulate<T>* scales,
@@ -49,7 +49,7 @@ __device__ void softmax_backward(const Task& t, const Tile& tile, const int64_t*
   mean *= inverse_sum;
   logits = logits_at<T>(t, tile, rows, at);
   for (int first = 0; first < t.classes; first += 4) {
-    if (t.classes > 4) {  // else the weights are still there
+    if (t.classes > 4) {  // else the weights are still in registers
       noisy_classes(t, keys, logits, first, z);
       softmax.weigh(z, weights);
     }
@@ -89,7 +89,7 @@ template <class T, class B>
 __device__ void write_zeros(const Task& t, const Tile& tile, const int64_t* rows) {
   constexpr int kPerVector = 16 / sizeof(T), kLanes = B::kWidth / kPerVector;
   const Tensor& grad = t.p.grad_logits;
-  // A run is a row of one channel; with channels_last_3d a row of all channels. One region of
+  // A run is a row of one channel, or with channels_last_3d of all channels. A single region in
   // channels_last_3d has gaps between its voxels.
   const bool interleaved = t.p.softmax && grad.voxel_stride != 1;
   const int runs = B::kCoreRows * (interleaved ? 1 : t.classes);

@@ -7,7 +7,7 @@
 namespace egcnn::cuda {
 namespace {
 
-// Bit i: byte i of a and b differ.
+// Bit i is set if byte i of a and b differ.
 __device__ __forceinline__ uint32_t differing(const uint4 a[2], const uint4 b[2]) {
   const uint32_t words[8] = {a[0].x ^ b[0].x, a[0].y ^ b[0].y, a[0].z ^ b[0].z, a[0].w ^ b[0].w,
                              a[1].x ^ b[1].x, a[1].y ^ b[1].y, a[1].z ^ b[1].z, a[1].w ^ b[1].w};
@@ -21,7 +21,8 @@ __device__ __forceinline__ uint32_t differing(const uint4 a[2], const uint4 b[2]
   return bits;
 }
 
-// For each voxel, whether its code differs from a neighbour's in x, from the next in y, in z.
+// For each voxel, whether its code differs from a neighbour in x, from the next in y, from the next
+// in z.
 template <class B>
 struct Changes {
   static constexpr int kColumns = B::kWidth / 32;
@@ -67,13 +68,13 @@ struct Changes {
   }
 };
 
-// One bit for each of the 32 voxels from x on that is in the range.
+// A bit for each of the 32 voxels from x on, set if it is in the range.
 __device__ __forceinline__ uint32_t bits_inside(const Range& in, int x) {
   const int first = max(in.first - x, 0), last = min(in.last - x, 31);
   return first > last ? 0 : ~0u >> (31 - last) & ~0u << first;
 }
 
-// One row of the set dilated by its 3x3x3 neighbourhood.
+// One row of the set, dilated by a 3x3x3 neighbourhood.
 template <class B>
 __device__ uint4 dilate(const Tile& tile, const uint4* set, int z, int y) {
   if (!tile.z.contains(z) || !tile.y.contains(y)) return {};
@@ -100,7 +101,7 @@ __device__ __forceinline__ uint32_t* candidates_at(const Task& t, const Tile& ti
 }
 
 // Loads the target and marks the candidates in a tile's core, for backward also in global memory.
-// Returns whether there are any. Call with all threads of the block.
+// Returns whether there are any. All threads of the block must call it.
 //
 // With support "both" the hard sample can make any voxel an edge, so every voxel is a candidate.
 template <class B>
@@ -163,8 +164,8 @@ __device__ Position position(int entry) {
   return {row, x, row * B::kPitch + B::kPad + x};
 }
 
-// Lists the voxels that bits_of(z, y) names for each row and calls visit(count), as often as it
-// takes: each list holds as many whole rows as fit. Call with all threads of the block.
+// Lists the voxels that bits_of(z, y) marks in each row and calls visit(count) for each list, which
+// holds as many whole rows as fit. All threads of the block must call it.
 template <class B, class Bits, class Visit>
 __device__ void for_each_list(List& list, Bits&& bits_of, Visit&& visit) {
   int row = threadIdx.x;  // past the last once it is listed

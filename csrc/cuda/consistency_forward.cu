@@ -5,7 +5,7 @@
 //   draws the sample in the band around them,
 //   compares at each edge: | ‖∇p‖ - ‖∇y‖ |.
 //
-// All sums are of integers, so atomics may come in any order and the result is the same to the bit.
+// All sums are of integers, so the result does not depend on the order of the atomics.
 #include "consistency_plan.cuh"
 
 namespace egcnn::cuda {

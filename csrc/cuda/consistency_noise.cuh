@@ -28,8 +28,7 @@ __device__ __forceinline__ float minus_log(float u) {
   return w < 0.25f ? w * p : -0.69314718f * fast_log2(u);
 }
 
-// math::uniform to the bit, without a conversion: the word becomes the mantissa of a number in
-// [1, 2).
+// Equals math::uniform, without a conversion: the word becomes the mantissa of a number in [1, 2).
 __device__ __forceinline__ float uniform(uint32_t word) {
   return __uint_as_float(word >> 9 | 0x3F800000u) - 0x1.FFFFFEp-1f;
 }

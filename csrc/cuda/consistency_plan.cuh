@@ -1,4 +1,4 @@
-// What the host decides before a launch: sizes, alignment and the layout of the workspace.
+// The launch plan: sizes, alignment and the layout of the workspace.
 #pragma once
 
 #include <algorithm>
@@ -25,15 +25,15 @@ struct Plan {
 
 inline void check_limits(const Consistency& p) {
   if (p.softmax && p.size.channels > kNoClass) {
-    throw std::runtime_error("egcnn: consistency on CUDA takes at most 255 classes");
+    throw std::runtime_error("egcnn: consistency on CUDA supports at most 255 classes");
   }
   if (tile_count<BackwardBox>(p) > INT32_MAX) {
     throw std::runtime_error("egcnn: the volume is too large for consistency");
   }
 }
 
-// 2^-bits is the unit of the sums of mismatches: each is at most sqrt(3), so that 32 lanes' floats
-// add up without overflow, and in double those of a whole volume.
+// The unit of the sums of mismatches is 2^-bits: a mismatch is at most sqrt(3), so the sum over 32
+// lanes in float, and over a volume in double, does not overflow.
 constexpr int kFloatFractionBits = 26;
 
 inline int fraction_bits(bool is_double, int64_t voxels) {

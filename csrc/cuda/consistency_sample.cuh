@@ -1,5 +1,5 @@
-// Gumbel samples of the logits (Eq. 8), drawn in the band around the candidates alone. Noise comes
-// from the seed and the voxel's index, so that backward draws what forward drew.
+// Gumbel samples of the logits (Eq. 8), drawn only in the band around the candidates. The noise
+// depends on the seed and the voxel's index, so that backward draws the same as forward.
 #pragma once
 
 #include "consistency_candidates.cuh"
@@ -29,8 +29,7 @@ __device__ Logits<T> logits_at(const Task& t, const Tile& tile, const int64_t* r
       uint64_t(tile.first_voxel + voxel)};
 }
 
-// Reads the logits of four classes, from `first` on, and adds their noise; -inf past the last
-// class.
+// Reads the logits of four classes from `first` on and adds their noise; -inf past the last class.
 template <class T>
 __device__ void noisy_classes(const Task& t, const uint32_t* keys, Logits<T>& logits, int first,
                               Accumulate<T> z[4]) {
@@ -55,8 +54,8 @@ __device__ Accumulate<T> noisy_region(const uint32_t* keys, const Logits<T>& log
   return widen(*logits.next) + logistic(k % 2 == 0 ? even : odd, Accumulate<T>());
 }
 
-// A running softmax: a class's weight is exp((z - highest) / tau), its probability the weight over
-// the sum of all.
+// An online softmax: a class's weight is exp((z - highest) / tau), its probability the weight over
+// the sum of weights.
 template <class Acc>
 struct Softmax {
   Acc inverse_tau;
@@ -167,7 +166,7 @@ struct Samples {
   }
 };
 
-// Draws the samples of the band around the candidates. Call with all threads of the block.
+// Draws the samples of the band around the candidates. All threads of the block must call it.
 template <class T, class B>
 __device__ void draw(const Task& t, const Tile& tile, const int64_t* rows, const uint32_t* keys,
                      const uint4* candidates, List& list, const Samples<Accumulate<T>>& samples) {

@@ -7,7 +7,7 @@
 namespace egcnn::cuda {
 namespace {
 
-// Numbers of magnitude up to 4.5 as integers.
+// Fixed-point numbers of magnitude up to 4.5.
 template <class Acc>
 struct Fixed {
   using Type = int;
@@ -24,7 +24,7 @@ struct Fixed<double> {
 };
 
 // The part of a core whose sums fit in shared memory: some of its rows, or a piece of one row. Each
-// class and row has a line of sums, two voxels longer on either side.
+// class and row has a line of sums, extended by two voxels on either side.
 struct Window {
   static constexpr int kBytes = 18432;
   int first_row, rows, first_x, width;
@@ -37,7 +37,7 @@ struct Window {
 
 // Adds slope times the term's gradient, at most 1/16, times the stencil's weights to the sums of
 // the 27 voxels around. The sums stay below 4.5, since each weight reaches a sum once. Borders in z
-// and y are replicated, so what falls beyond one goes to the voxel that it repeats.
+// and y are replicated, so what falls beyond a border is added to the border's voxel.
 template <class B, class Acc, class Sum>
 __device__ void scatter(const Window& window, const Tile& tile, const Position& at, Acc slope,
                         const Term<Acc>& term, Sum* sums) {
@@ -65,7 +65,7 @@ __device__ void scatter(const Window& window, const Tile& tile, const Position& 
   }
 }
 
-// Adds what fell beyond the volume's borders in x to the voxels that they repeat.
+// Adds what fell beyond the volume's borders in x to the border's voxels.
 template <class Sum>
 __device__ void fold_borders(const Window& window, const Tile& tile, int classes, Sum* sums) {
   const bool before = tile.x.first == 0 && window.first_x == 0;
@@ -78,7 +78,7 @@ __device__ void fold_borders(const Window& window, const Tile& tile, int classes
   __syncthreads();
 }
 
-// Sums the gradients of all edges in reach of the window. Call with all threads of the block.
+// Sums the gradients of all edges in reach of the window. All threads of the block must call it.
 template <class B, class Acc, class Sum>
 __device__ __forceinline__ void scatter_edges(const Task& t, const Tile& tile, const Window& window,
                                               const uint8_t* truth, const Samples<Acc>& samples,

@@ -10,12 +10,12 @@ namespace {
 
 constexpr int kInside = 0x80, kNoClass = 255;
 
-// kInside in each byte that is not 0.
+// Replaces each nonzero byte by kInside.
 __device__ __forceinline__ uint32_t nonzero_bytes(uint32_t word) {
   return (((word & 0x7F7F7F7Fu) + 0x7F7F7F7Fu) | word) & 0x80808080u;
 }
 
-// The codes of four target bytes. Indices beyond the last class need no replacing: they equal none.
+// The codes of four target bytes. Indices beyond the last class match no class and can stay.
 template <bool kSoftmax>
 __device__ uint32_t class_codes(uint32_t word) {
   return kSoftmax ? word : nonzero_bytes(word);
@@ -76,7 +76,7 @@ __device__ bool load_bytes(const Task& t, const Tile& tile, const int64_t* rows,
   return any;
 }
 
-// The same from any integer type, with any strides.
+// The same for any integer type and strides.
 template <class B, class Label>
 __device__ bool load_labels(const Task& t, const Tile& tile, const int64_t* rows, uint8_t* box) {
   constexpr int kColumns = B::kWidth + 2 * B::kHalo, kCount = B::kRows * kColumns, kBatch = 4;
@@ -88,7 +88,7 @@ __device__ bool load_labels(const Task& t, const Tile& tile, const int64_t* rows
   const uint8_t first = code(target[rows[B::row(0, 0)] * t.p.target.voxel_stride]);
   bool any = false;
   for (int start = threadIdx.x; start < kCount; start += kBatch * kThreads) {
-    // Load the whole batch before the first store, which the compiler must assume to alias it.
+    // Load the whole batch before the first store, which may alias it as far as the compiler knows.
     Label labels[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {

@@ -1,5 +1,5 @@
-// The terms of the loss (Eq. 7): at each edge voxel of each class, by how much the Sobel magnitudes
-// of the sample and of the truth differ.
+// The terms of the loss (Eq. 7): at each edge voxel of each class, the difference of the Sobel
+// magnitudes of the sample and the truth.
 #pragma once
 
 #include "../math/sobel.h"
@@ -12,7 +12,7 @@ namespace {
 struct Gradients {
   uint32_t z = 0, y = 0, x = 0;
 
-  // A byte that is not 0 marks a gradient that is not.
+  // A nonzero byte marks a nonzero gradient.
   __device__ uint32_t nonzero() const { return z | y | x; }
   __device__ int z_of(int k) const { return int8_t(z >> 8 * k); }
   __device__ int y_of(int k) const { return int8_t(y >> 8 * k); }
@@ -26,7 +26,7 @@ struct Gradients {
 // `shift` + 8, `shift` + 16 and `shift` + 24.
 template <class B>
 __device__ Gradients gradients(const uint8_t* at, uint32_t shift) {
-  // One byte per class, 1 for the voxel's own; a shift by 32 or more leaves none.
+  // One byte per class, 1 for the voxel's own class; a shift by 32 or more gives 0.
   const auto indicators = [shift](uint8_t code) {
     return __funnelshift_lc(0, 1, code * 8u - shift);
   };
@@ -48,7 +48,7 @@ __device__ Gradients gradients(const uint8_t* at, uint32_t shift) {
   return {z ^ kBias, y ^ kBias, x ^ kBias};
 }
 
-// Bit g modulo 32: the neighbourhood holds one of the classes 4 g to 4 g + 3.
+// Bit g modulo 32 is set if the neighbourhood holds one of the classes 4 g to 4 g + 3.
 template <class B>
 __device__ uint32_t groups_near(const uint8_t* at) {
   uint32_t groups = 0;
@@ -60,7 +60,7 @@ __device__ uint32_t groups_near(const uint8_t* at) {
   return groups;
 }
 
-// The sample's unscaled gradient, its magnitude, and by how much that exceeds the truth's.
+// The sample's unscaled gradient, its magnitude, and the excess of that over the truth's.
 template <class Acc>
 struct Term {
   Acc z = 0, y = 0, x = 0, magnitude, mismatch;
@@ -95,8 +95,8 @@ __device__ Term<Acc> term(const Gradients& truth, const Gradients& hard, int k, 
 }
 
 // Calls visit(position, class, lanes, k, truth, hard) for each listed voxel and class with an edge.
-// The warp stays converged: all its lanes make the call, `lanes` are those at an edge. The
-// gradients of the class are number k of `truth` and, if samples.use_hard, of `hard`.
+// The warp stays converged: all its lanes make the call, and `lanes` marks those at an edge. The
+// class's gradients are entry k of `truth` and, if samples.use_hard, of `hard`.
 template <class B, class Acc, class Visit>
 __device__ void for_each_edge(const Task& t, const uint8_t* truth, const Samples<Acc>& samples,
                               const List& list, int count, Visit&& visit) {

@@ -1,5 +1,5 @@
-// How the kernels of the consistency loss cut volumes into tiles, one to a block, and what they
-// share: the parameters of the call and its workspace.
+// The tiles into which the kernels of the consistency loss cut volumes, one per block, and the
+// parameters and workspace that the kernels share.
 #pragma once
 
 #include "launch.cuh"
@@ -31,7 +31,7 @@ struct Box {
     return (z * kPlaneRows + y) * kPitch + x;
   }
 
-  // A set of voxels holds 128 bits per row, starting at x = -32, and one more row on every side.
+  // A set of voxels has 128 bits per row, starting at x = -32, and one extra row on every side.
   static constexpr int kSetPlaneRows = kPlaneRows + 2;
   static constexpr int kSetRows = (kPlanes + 2) * kSetPlaneRows;
   static_assert(kWidth <= 64 && kSetRows <= kThreads, "one thread per row of a set");
@@ -40,7 +40,7 @@ struct Box {
   }
 };
 
-// Wide tiles suit reading the target; narrow ones leave shared memory for the gradients of classes.
+// Wide tiles read the target faster; narrow ones leave shared memory for the gradients of classes.
 using ForwardBox = Box<uint4, 64, 16, 1, 4>;
 using BackwardBox = Box<uint32_t, 32, 8, 2, 3>;
 

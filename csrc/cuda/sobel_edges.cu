@@ -1,4 +1,4 @@
-// Sobel edge targets (section 2.1): masks and labels by bits, floats by their magnitude.
+// Sobel edge targets (section 2.1): masks and labels as bits, floats by their magnitude.
 #include <string>
 
 #include "sobel_labels.cuh"
@@ -70,7 +70,7 @@ int collect_regions(const SobelEdges& p, int64_t first, const int64_t*& values,
   if (regions == 0) {
     throw std::runtime_error("egcnn: region " + std::to_string(first) + " has more than " +
                              std::to_string(RegionLabels::kMost) +
-                             " labels, which is the most that the GPU takes for one");
+                             " labels, the most that a region may have on the GPU");
   }
   return regions;
 }
@@ -79,7 +79,7 @@ void label_edges(const SobelEdges& p) {
   const bool masks = p.region_counts == nullptr, bytes = is_byte(p.labels.dtype);
   const Tensor bits{p.resources.workspace, DType::u8, p.size.voxels(), 0, 1};
   Tensor labels = p.labels;
-  if (!masks) labels.channel_stride = 0;  // all regions read the one channel
+  if (!masks) labels.channel_stride = 0;  // all regions read the same channel
   const int64_t* values = p.region_values;
   LabelEdges part{};
   part.least = least_edge(float(p.threshold));

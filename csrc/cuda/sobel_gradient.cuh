@@ -24,7 +24,7 @@ template <int X, int N>
 struct Columns {
   Size size;
   int planes;         // of a column
-  unsigned adjacent;  // channels side by side, and so the distance to the next column along x
+  unsigned adjacent;  // interleaved channels; the distance to the next column along x
 
   Columns(const char* name, const Size& size, const Tensor& like, const Resources& resources)
       : size(size), planes(int(std::min<int64_t>(size.depth, INT32_MAX))),
@@ -43,7 +43,7 @@ struct Columns {
            divide_up<int64_t>(size.width, X) * adjacent;
   }
 
-  // The channel may be past the last.
+  // The column's channel may be past the last.
   __device__ Column operator[](unsigned i) const {
     const auto digit = [&](int64_t base) {
       const unsigned value = i % unsigned(base);

@@ -1,5 +1,5 @@
-// Sobel edges of masks and labels (section 2.1). The gradients of a mask are small integers, which
-// are computed for 32 voxels at a time, one bit of all of them to a word.
+// Sobel edges of masks and labels (section 2.1). The gradients of a mask are small integers,
+// computed bit-sliced for 32 voxels at a time.
 #pragma once
 
 #include "bit_sliced.cuh"
@@ -31,12 +31,12 @@ struct LabelEdges {
   int64_t part_rows;
 };
 
-// How labels and edges are laid out: in rows of whole, aligned words; in rows of any start and
-// length; or with other channels between the voxels.
+// The layout of labels and edges: rows of whole, aligned words; rows of any start and length; or
+// voxels with other channels in between.
 enum class Layout { words, bytes, strided };
 
-// A row's contribution to the gradient at the rows beside it: the mask smoothed along z and x, and
-// its difference along one, smoothed along the other.
+// A row's contribution to the gradient at the adjacent rows: the mask smoothed along z and x; and
+// its difference along each of them, smoothed along the other.
 struct Row {
   BitSliced<5> smooth;
   BitSliced<4> difference_z, difference_x;
@@ -67,14 +67,14 @@ __device__ __forceinline__ Row make_row(const uint32_t (&inside)[kPlanes + 2],
           difference(smooth_before, smooth_after)};
 }
 
-// kNonZero: every nonzero gradient is an edge, so that nothing need be squared.
+// kNonZero: every nonzero gradient is an edge, so that squares are not needed.
 template <bool kNonZero>
 __device__ __forceinline__ uint32_t find_edges(const Row& before, const Row& at, const Row& after,
                                                int least) {
   const BitSliced<6> gz = smooth(before.difference_z, at.difference_z, after.difference_z);
   const BitSliced<6> gy = difference(before.smooth, after.smooth);
   const BitSliced<6> gx = smooth(before.difference_x, at.difference_x, after.difference_x);
-  // A difference of N bits adds a bias of 2^N - 1; each smoothing after it multiplies that by four.
+  // A difference of N bits has a bias of 2^N - 1, which each later smoothing multiplies by four.
   constexpr int kZeroZ = 1 * 4 * 4, kZeroY = 31, kZeroX = 7 * 4;
   if constexpr (kNonZero) {
     return differs(gz, kZeroZ) | differs(gy, kZeroY) | differs(gx, kZeroX);
@@ -146,7 +146,7 @@ template <Layout kLayout, bool kNonZero>
 __global__ void __launch_bounds__(kThreads) label_edges_kernel(LabelEdges p) {
   __shared__ uint8_t inside[256];
   const Size size = p.size;
-  // Blocks that differ only in the region are adjacent, so that the labels are read once.
+  // Blocks that differ only in the region are adjacent, so that the labels stay in the cache.
   unsigned job = blockIdx.x;
   const unsigned region = job % unsigned(size.channels);
   job /= unsigned(size.channels);
@@ -186,8 +186,8 @@ __global__ void __launch_bounds__(kThreads) label_edges_kernel(LabelEdges p) {
 #pragma unroll
     for (int k = 0; k < kPlanes + 2; ++k) any |= word[k];
 
-    // Skip rows that are empty throughout the warp. From the third on there is no edge, and the
-    // first two have already made `before` and `at` those of empty rows.
+    // Skip rows that are empty throughout the warp. From the third such row on there are no edges,
+    // and `before` and `at` are already those of empty rows.
     empty_rows = __all_sync(kAllLanes, any == 0) ? empty_rows + 1 : 0;
     if (empty_rows < 3) {
       if (!ones_are_inside || (any & ~kLowBits) != 0) {

@@ -1,8 +1,8 @@
 // The gradient of the Sobel magnitude: the transposed stencil, applied to the slopes q of the loss
-// along (gz, gy, gx). Let s be what the stencil smooths along an axis and d its difference there;
-// the transposed stencil makes of them
+// along (gz, gy, gx). Along an axis, let s be the part that the stencil smooths and d the part that
+// it differences; the transposed stencil gives
 //   s[i - 1] + 2 s[i] + s[i + 1] + d[i - 1] - d[i + 1] = (s + d)[i - 1] + 2 s[i] + (s - d)[i + 1].
-// Beyond a border are the border's s and -d, so that s + d there is s - d at the border.
+// Beyond a border, take the border's s and -d, so that s + d there is s - d at the border.
 #include "sobel_gradient.cuh"
 
 namespace egcnn::cuda {
@@ -64,8 +64,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int height = min(kSlopeRows, int(size.height) - c.y);
   const int rows = inner ? min(kRows, height) : 0;
 
-  // Along z, d comes from q.z and all else is s. What comes from q.x is d along x: for it, keep the
-  // sums over the planes so far, and s + d of the plane before.
+  // Along z, q.z is d and the others are s. Along x, q.x is d, so keep the sums over the planes so
+  // far and s + d of the plane before separately for it.
   Acc sum_s[kRows] = {}, sum_d[kRows] = {}, before_yz[kRows] = {}, before_x[kRows] = {};
   const int depth = int(size.depth);
   // What a plane needs is on its way while the one before is worked on.

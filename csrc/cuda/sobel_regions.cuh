@@ -1,4 +1,4 @@
-// Regions as bits of a byte: for labels wider than a byte, and for many labels in a region.
+// Regions as bits of a byte, for labels wider than a byte.
 #pragma once
 
 #include "sobel_march.cuh"
