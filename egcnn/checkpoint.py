@@ -90,6 +90,15 @@ def save(path: str | Path, trained: Trained) -> None:
     write(path, {KEY: trained.entry(), "state_dict": weights})
 
 
+def is_checkpoint(path: Path) -> bool | None:
+    """Whether a file is a checkpoint of egcnn; None if it is too damaged to tell."""
+    try:
+        data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # of many types, depending on the damage
+        return None
+    return isinstance(data, dict) and KEY in data
+
+
 def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
     """Read a checkpoint of :func:`save` or of training.
 

@@ -1,16 +1,9 @@
 """Training: hyperparameters, batches, the Lightning module and the run folder."""
 
 from egcnn.training.config import PRESETS, TrainingConfig, plan
+from egcnn.training.folder import BEST, CONFIG, IfExists, changed_settings, read_config
 from egcnn.training.history import HISTORY, LAST, read_history
-from egcnn.training.run import (
-    BEST,
-    CONFIG,
-    IfExists,
-    Run,
-    changed_settings,
-    fit,
-    read_config,
-)
+from egcnn.training.run import Run, fit
 from egcnn.training.task import SegmentationTask
 
 __all__ = [

@@ -22,8 +22,8 @@ from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES
 
 HISTORY = "history.csv"
 LAST = "last.ckpt"
-# Former name of the history, which evaluations use today.
-_LEGACY = "metrics.csv"
+#: Former name of the history, which evaluations use today.
+FORMER_HISTORY = "metrics.csv"
 _LOSSES = ("loss", "semantic", "consistency", "edge")
 
 
@@ -97,7 +97,8 @@ class History(Callback):
 
     def _write(self) -> None:
         write_csv(self.folder / HISTORY, self.rows[-1], self.rows)
-        (self.folder / _LEGACY).unlink(missing_ok=True)
+        if is_history(self.folder / FORMER_HISTORY):
+            (self.folder / FORMER_HISTORY).unlink()
 
     def _print(self, row: Mapping[str, float], epochs: int) -> None:
         parts = ", ".join(f"{n} {row[n]:.3f}" for n in _LOSSES[1:] if n in row)
@@ -121,14 +122,18 @@ def _epochs_done(trainer: L.Trainer) -> int:
 
 def _history_path(run: Path) -> Path:
     """The path of a run's history; earlier versions used another name."""
-    path, legacy = run / HISTORY, run / _LEGACY
-    return legacy if legacy.is_file() and not path.is_file() else path
+    path, former = run / HISTORY, run / FORMER_HISTORY
+    return former if not path.is_file() and is_history(former) else path
 
 
-def remove_history(run: Path) -> None:
-    """Delete the history in a run's folder."""
-    for name in (HISTORY, _LEGACY):
-        (run / name).unlink(missing_ok=True)
+def is_history(path: Path) -> bool | None:
+    """Whether a file is a history, and not the table of an evaluation; None if it is damaged."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            header = lines.readline(1 << 16)
+    except (OSError, ValueError):
+        return None
+    return header.startswith("epoch,")
 
 
 def read_history(run: str | Path) -> list[dict[str, float]]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -24,22 +22,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 
-from egcnn import legacy
 from egcnn.checkpoint import write
 from egcnn.data.case import Case, Dataset
 from egcnn.data.layouts import split
 from egcnn.errors import InputError
-from egcnn.files import write_json
 from egcnn.inference import choose_device
 from egcnn.machine import prepare_cpu, versions
 from egcnn.training.batches import CaseData
 from egcnn.training.config import TrainingConfig
-from egcnn.training.history import LAST, History, remove_history
+from egcnn.training.folder import BEST, LOGS, IfExists, prepare_folder
+from egcnn.training.history import LAST, History
 from egcnn.training.task import SegmentationTask
-
-CONFIG = "config.json"
-BEST = "best.ckpt"
-_LOGS = "tensorboard"
 
 
 class _WholeCheckpoints(TorchCheckpointIO):
@@ -70,9 +63,6 @@ class Run:
     history: list[dict[str, float]]
     seconds: float
     validation: tuple[Case, ...]
-
-
-IfExists = Literal["error", "resume", "overwrite"]
 
 
 def fit(
@@ -119,7 +109,7 @@ def fit(
     data = CaseData(config, dataset, train, validation)
     # Lightning starts another process for every additional device; the first one owns the folder.
     if getattr(rank_zero_only, "rank", 0) == 0:
-        _prepare_folder(output, config, _described(config, dataset, train, validation), existing)
+        prepare_folder(output, config, _described(config, dataset, train, validation), existing)
     history = History(output, dataset.regions.reported_names, quiet)
     with _silence_lightning():
         try:
@@ -165,7 +155,7 @@ def _trainer(
         strategy="ddp" if config.devices > 1 else "auto",
         precision=config.precision,  # type: ignore[arg-type]
         max_epochs=config.epochs,
-        logger=TensorBoardLogger(output, name=_LOGS, version=""),
+        logger=TensorBoardLogger(output, name=LOGS, version=""),
         callbacks=callbacks,
         plugins=[_WholeCheckpoints()],
         enable_progress_bar=bar,
@@ -195,92 +185,6 @@ def _described(
         },
         "versions": versions(),
     }
-
-
-def _prepare_folder(
-    output: Path, config: TrainingConfig, described: dict[str, Any], existing: IfExists
-) -> None:
-    """Create the run's folder, or check that the run in it can be resumed."""
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output: {output} is a file; expected the name of a folder")
-    holds = (output / LAST).is_file()
-    if existing == "resume":
-        if not holds or not (output / CONFIG).is_file():
-            raise InputError(
-                f"output: {output} holds no run to resume (no {CONFIG} with {LAST}); "
-                "start one without resuming"
-            )
-        before = read_config(output)
-        _check_settings(output, before.config, config)
-        _check_split(output, before.split, described["split"])
-        return
-    if holds and existing == "error":
-        raise InputError(
-            f"output: {output} holds a run already; resume it, overwrite it, or name another folder"
-        )
-    for name in (CONFIG, LAST, BEST):
-        (output / name).unlink(missing_ok=True)
-    remove_history(output)
-    shutil.rmtree(output / _LOGS, ignore_errors=True)
-    write_json(output / CONFIG, described)
-
-
-def _check_settings(output: Path, before: TrainingConfig, now: TrainingConfig) -> None:
-    # Settings of the machine may change when a run is resumed; hyperparameters may not.
-    for name, was, is_now in changed_settings(before, now):
-        if name not in ("workers", "devices", "precision"):
-            raise InputError(
-                f"{name}: {is_now}, but the run in {output} has {was}; a run is resumed as it was "
-                "started"
-            )
-
-
-def changed_settings(before: TrainingConfig, now: TrainingConfig) -> list[tuple[str, Any, Any]]:
-    """Name, old value and new value of every entry that differs."""
-    old = before.entries()
-    return [(name, old[name], value) for name, value in now.entries().items() if old[name] != value]
-
-
-def _check_split(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for part in now:
-        if before.get(part) != now[part]:
-            raise InputError(
-                f"output: {output} was trained with other {part} cases than the dataset has now"
-            )
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Contents of a run's ``config.json``.
-
-    Args:
-        config: the hyperparameters.
-        split: names of the ``"train"`` and ``"validation"`` cases.
-        versions: versions of the libraries used.
-    """
-
-    config: TrainingConfig
-    split: dict[str, list[str]]
-    versions: dict[str, str]
-
-
-def read_config(run: str | Path) -> RunConfig:
-    """Read a run's ``config.json``, of this version or an earlier one.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    path = Path(run) / CONFIG
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        config = TrainingConfig.from_dict(legacy.config(data["config"]))
-        return RunConfig(config, data["split"], data["versions"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path}: cannot be read; expected a file written by 'egcnn train'"
-        ) from error
 
 
 @contextmanager
