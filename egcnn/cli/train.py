@@ -114,10 +114,10 @@ def _configure(
     Raises:
         InputError: there is no run to resume, or an invalid setting.
     """
-    from egcnn.training import CONFIG, plan, read_config
+    from egcnn.training import checkpoints, plan, read_config
 
-    if resumed is not None and not (resumed / CONFIG).is_file():
-        raise InputError(f"--resume: {resumed} holds no run ({CONFIG} is missing)")
+    if resumed is not None and not checkpoints(resumed):
+        raise InputError(f"--resume: {resumed} holds no run (no checkpoint)")
     config = plan(dataset, device) if resumed is None else read_config(resumed).config
     changes = config.read(settings)
     if resumed is None and "preprocessing.spacing" in changes:

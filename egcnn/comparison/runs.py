@@ -24,6 +24,7 @@ from egcnn.training import (
     IfExists,
     TrainingConfig,
     changed_settings,
+    checkpoints,
     fit,
     read_config,
     read_history,
@@ -93,7 +94,7 @@ def _check_same(run: Path, config: TrainingConfig) -> None:
 
 def _train(dataset: Dataset, config: TrainingConfig, run: Path, device: str) -> None:
     """Train and evaluate a run, continuing it if it was interrupted."""
-    existing: IfExists = "resume" if (run / LAST).is_file() else "overwrite"
+    existing: IfExists = "resume" if checkpoints(run) else "overwrite"
     done = fit(config, dataset, run, existing=existing, device=device, quiet=True)
     predict_and_evaluate(load(run / LAST), done.validation, dataset, (run / EVALUATION).parent)
 

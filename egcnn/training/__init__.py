@@ -1,7 +1,14 @@
 """Training: hyperparameters, batches, the Lightning module and the run folder."""
 
 from egcnn.training.config import PRESETS, TrainingConfig, plan
-from egcnn.training.folder import BEST, CONFIG, IfExists, changed_settings, read_config
+from egcnn.training.folder import (
+    BEST,
+    CONFIG,
+    IfExists,
+    changed_settings,
+    checkpoints,
+    read_config,
+)
 from egcnn.training.history import HISTORY, LAST, read_history
 from egcnn.training.run import Run, fit
 from egcnn.training.task import SegmentationTask
@@ -17,6 +24,7 @@ __all__ = [
     "SegmentationTask",
     "TrainingConfig",
     "changed_settings",
+    "checkpoints",
     "fit",
     "plan",
     "read_config",

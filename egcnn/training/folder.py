@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from egcnn import legacy
-from egcnn.checkpoint import is_checkpoint
+from egcnn.checkpoint import KEY, former, is_checkpoint, read
 from egcnn.errors import InputError
 from egcnn.files import write_json
 from egcnn.training.config import TrainingConfig
@@ -43,25 +43,78 @@ class RunConfig:
 def read_config(run: str | Path) -> RunConfig:
     """Read a run's ``config.json``, of this version or an earlier one.
 
+    If it is missing or damaged, its copy in a checkpoint beside it is read.
+
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: there is neither.
     """
-    path = Path(run) / CONFIG
+    return _read_run(Path(run))[0]
+
+
+def _read_run(run: Path) -> tuple[RunConfig, Any]:
+    """The contents of ``config.json``, or of its copy, as they are used and as they are written."""
+    file = run / CONFIG
+    problem = InputError(f"{file}: cannot be read; expected a file written by 'egcnn train'")
+    for described in (_read_json(file), _config_copy(run)):
+        try:
+            config = TrainingConfig.from_dict(legacy.config(described["config"]))
+            return RunConfig(config, described["split"], described["versions"]), described
+        except InputError as error:
+            problem = InputError(f"{file}: {error}")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    raise problem
+
+
+def _read_json(path: Path) -> Any:
+    """Plain data from a file, or None if it is missing or damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        config = TrainingConfig.from_dict(legacy.config(data["config"]))
-        return RunConfig(config, data["split"], data["versions"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path}: cannot be read; expected a file written by 'egcnn train'"
-        ) from error
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _config_copy(run: Path) -> Any:
+    """What ``config.json`` held, from the newest checkpoint that has a copy."""
+    for path in checkpoints(run):
+        with suppress(InputError, KeyError, TypeError):
+            return read(path)[KEY]["provenance"]["run"]
+    return None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints in a run's folder, the newest first."""
-    return [path for path in (run / LAST, run / BEST) if path.is_file()]
+    """The checkpoints in a run's folder, the newest of the last ones first, and the best."""
+    numbers = [path.stem.removeprefix("last-") for path in run.glob("last-*.ckpt")]
+    older = sorted(int(number) for number in numbers if number.isdecimal())
+    paths = [*(former(run / LAST, number) for number in (0, *older)), run / BEST]
+    return [path for path in paths if path.is_file()]
+
+
+def newest_checkpoint(run: Path) -> tuple[Path, str | None]:
+    """The checkpoint to resume a run from, and what is to be said of those that do not read.
+
+    Raises:
+        InputError: none reads.
+    """
+    epochs: dict[Path, int] = {}
+    problem = None
+    for path in checkpoints(run):
+        try:
+            epochs[path] = int(read(path)["epoch"]) + 1
+        except InputError as error:
+            problem = problem or str(error)
+        except (KeyError, TypeError, ValueError):
+            problem = problem or f"checkpoint: {path} holds no state of a training run"
+        if path in epochs and path.name == LAST:
+            break
+    if not epochs:
+        raise InputError(f"output: {run} holds no checkpoint that can be resumed; {problem}")
+    # Of equal ones the first: the last ones are newer than the best.
+    path = max(epochs, key=epochs.__getitem__)
+    if path.name == LAST:
+        return path, None
+    problem = problem or f"checkpoint: {run / LAST} does not exist"
+    return path, f"{problem}\nresuming from {path}, epoch {epochs[path]}"
 
 
 def prepare_folder(
@@ -77,14 +130,15 @@ def prepare_folder(
     if output.exists() and not output.is_dir():
         raise InputError(f"output: {output} is a file; expected the name of a folder")
     if existing == "resume":
-        if not (output / LAST).is_file() or not (output / CONFIG).is_file():
+        if not checkpoints(output):
             raise InputError(
-                f"output: {output} holds no run to resume (no {CONFIG} with {LAST}); "
-                "start one without resuming"
+                f"output: {output} holds no run to resume (no {LAST}); start one without resuming"
             )
-        before = read_config(output)
+        before, written = _read_run(output)
         _check_settings(output, before.config, config)
         _check_split(output, before.split, described["split"])
+        if _by_a_run(output / CONFIG) is None:
+            write_json(output / CONFIG, written)
         return
     _check_ownership(output, existing)
     for path in list(_written(output)):
@@ -142,9 +196,8 @@ def _by_a_run(path: Path) -> bool | None:
         return is_checkpoint(path)
     if path.suffix == ".csv":
         return is_history(path)
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    described = _read_json(path)
+    if described is None:
         return None
     return isinstance(described, dict) and {"config", "split", "versions"} <= set(described)
 
@@ -152,7 +205,7 @@ def _by_a_run(path: Path) -> bool | None:
 def _check_settings(output: Path, before: TrainingConfig, now: TrainingConfig) -> None:
     # Settings of the machine may change when a run is resumed; hyperparameters may not.
     for name, was, is_now in changed_settings(before, now):
-        if name not in ("workers", "devices", "precision"):
+        if name not in ("workers", "devices", "precision", "keep"):
             raise InputError(
                 f"{name}: {is_now}, but the run in {output} has {was}; a run is resumed as it was "
                 "started"

@@ -15,14 +15,12 @@ from typing import Any, get_args
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 
-from egcnn.checkpoint import write
 from egcnn.data.case import Case, Dataset
 from egcnn.data.layouts import split
 from egcnn.errors import InputError
@@ -30,18 +28,10 @@ from egcnn.inference import choose_device
 from egcnn.machine import prepare_cpu, versions
 from egcnn.training.batches import CaseData
 from egcnn.training.config import TrainingConfig
-from egcnn.training.folder import BEST, LOGS, IfExists, prepare_folder
+from egcnn.training.folder import BEST, LOGS, IfExists, newest_checkpoint, prepare_folder
 from egcnn.training.history import LAST, History
+from egcnn.training.saving import Checkpoints, WholeCheckpoints
 from egcnn.training.task import SegmentationTask
-
-
-class _WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoint callback with atomic writes."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        write(path, checkpoint)
 
 
 @dataclass(frozen=True)
@@ -103,20 +93,28 @@ def fit(
             f"{dataset.root}: {len(train) + len(validation)} labelled case; expected at least two, "
             "one to train on and one to validate on"
         )
+    described = _described(config, dataset, train, validation)
     task = SegmentationTask(
-        config, dataset, {"layout": dataset.layout, "training_cases": len(train)}
+        config,
+        dataset,
+        {"layout": dataset.layout, "training_cases": len(train), "run": described},
     )
     data = CaseData(config, dataset, train, validation)
     # Lightning starts another process for every additional device; the first one owns the folder.
     if getattr(rank_zero_only, "rank", 0) == 0:
-        prepare_folder(output, config, _described(config, dataset, train, validation), existing)
+        prepare_folder(output, config, described, existing)
     history = History(output, dataset.regions.reported_names, quiet)
+    start = None
+    if existing == "resume":
+        start, problem = newest_checkpoint(output)
+        if problem is not None:
+            history.say(problem)
     with _silence_lightning():
         try:
             _trainer(config, where, output, history).fit(
                 task,
                 datamodule=data,
-                ckpt_path=str(output / LAST) if existing == "resume" else None,
+                ckpt_path=None if start is None else str(start),
             )
         except SIGTERMException:
             # Lightning would exit with code 0.
@@ -136,17 +134,7 @@ def _trainer(
 ) -> L.Trainer:
     """Lightning's trainer, which writes checkpoints and events to the run's folder."""
     bar = not history.quiet and get_console().is_terminal
-    always: dict[str, Any] = {
-        "dirpath": output,
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,
-        "save_top_k": 1,
-    }
-    callbacks: list[Callback] = [
-        history,
-        ModelCheckpoint(filename=Path(BEST).stem, monitor="dice", mode="max", **always),
-        ModelCheckpoint(filename=Path(LAST).stem, monitor=None, **always),
-    ]
+    callbacks: list[Callback] = [history, Checkpoints(output, history)]
     if bar:
         callbacks.append(RichProgressBar(leave=False))
     return L.Trainer(
@@ -157,7 +145,7 @@ def _trainer(
         max_epochs=config.epochs,
         logger=TensorBoardLogger(output, name=LOGS, version=""),
         callbacks=callbacks,
-        plugins=[_WholeCheckpoints()],
+        plugins=[WholeCheckpoints(config.keep)],
         enable_progress_bar=bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -201,6 +189,8 @@ def _silence_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         # A resumed run's folder is not empty.
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
+        # A run of an earlier version has the state of Lightning's own ModelCheckpoint.
+        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
         try:
             yield
         finally:
