@@ -117,23 +117,31 @@ def newest_checkpoint(run: Path) -> tuple[Path, str | None]:
     return path, f"{problem}\nresuming from {path}, epoch {epochs[path]}"
 
 
+def check_folder(output: Path, existing: IfExists) -> None:
+    """Check that a run's folder can be one.
+
+    Raises:
+        InputError: it is a file, or holds no run to resume.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output: {output} is a file; expected the name of a folder")
+    if existing == "resume" and not checkpoints(output):
+        raise InputError(
+            f"output: {output} holds no run to resume (no {LAST}); start one without resuming"
+        )
+
+
 def prepare_folder(
     output: Path, config: TrainingConfig, described: dict[str, Any], existing: IfExists
 ) -> None:
-    """Create the run's folder, or check that the run in it can be resumed.
+    """Empty the folder for a new run, or check that the run in it can be resumed.
 
     Only files that a run wrote are replaced.
 
     Raises:
         InputError: as :func:`egcnn.training.fit`.
     """
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output: {output} is a file; expected the name of a folder")
     if existing == "resume":
-        if not checkpoints(output):
-            raise InputError(
-                f"output: {output} holds no run to resume (no {LAST}); start one without resuming"
-            )
         before, written = _read_run(output)
         _check_settings(output, before.config, config)
         _check_split(output, before.split, described["split"])

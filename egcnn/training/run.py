@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -24,11 +24,19 @@ from rich import get_console
 from egcnn.data.case import Case, Dataset
 from egcnn.data.layouts import split
 from egcnn.errors import InputError
+from egcnn.files import owned
 from egcnn.inference import choose_device
 from egcnn.machine import prepare_cpu, versions
 from egcnn.training.batches import CaseData
 from egcnn.training.config import TrainingConfig
-from egcnn.training.folder import BEST, LOGS, IfExists, newest_checkpoint, prepare_folder
+from egcnn.training.folder import (
+    BEST,
+    LOGS,
+    IfExists,
+    check_folder,
+    newest_checkpoint,
+    prepare_folder,
+)
 from egcnn.training.history import LAST, History
 from egcnn.training.saving import Checkpoints, WholeCheckpoints
 from egcnn.training.task import SegmentationTask
@@ -78,8 +86,8 @@ def fit(
 
     Raises:
         InputError: a case is unusable, fewer than two cases are labelled, the folder already holds
-            a run, there is no run to resume or it has other settings, or the loss is no longer
-            finite.
+            a run, is in use by one or has files of others in a run's place, there is no run to
+            resume or it has other settings, or the loss is no longer finite.
     """
     started = time.perf_counter()
     prepare_cpu()
@@ -100,16 +108,18 @@ def fit(
         {"layout": dataset.layout, "training_cases": len(train), "run": described},
     )
     data = CaseData(config, dataset, train, validation)
-    # Lightning starts another process for every additional device; the first one owns the folder.
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        prepare_folder(output, config, described, existing)
     history = History(output, dataset.regions.reported_names, quiet)
-    start = None
-    if existing == "resume":
-        start, problem = newest_checkpoint(output)
-        if problem is not None:
-            history.say(problem)
-    with _silence_lightning():
+    check_folder(output, existing)
+    # Lightning starts another process for every additional device; the first one owns the folder.
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    with owned(output) if first else nullcontext(), _silence_lightning():
+        if first:
+            prepare_folder(output, config, described, existing)
+        start = None
+        if existing == "resume":
+            start, problem = newest_checkpoint(output)
+            if problem is not None:
+                history.say(problem)
         try:
             _trainer(config, where, output, history).fit(
                 task,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,7 +138,11 @@ def test_no_checkpoint_reads(run: Path, brats: Dataset, tiny: TrainingConfig) ->
         fit(tiny, brats, run, existing="resume", quiet=True)
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"config": 3}', "[" * 10**5])
+@pytest.mark.parametrize(
+    "content",
+    [None, "{", '{"config": 3}', "[" * 10**5],
+    ids=["missing", "cut", "of other types", "deep"],
+)
 def test_a_damaged_config_is_restored(
     run: Path, finished: Path, brats: Dataset, tiny: TrainingConfig, content: str | None
 ) -> None:
@@ -162,3 +168,26 @@ def test_a_damaged_history_is_restored(
                 read_history(run)
     fit(tiny, brats, run, existing="resume", quiet=True)
     assert (run / HISTORY).read_text() == whole
+
+
+def test_two_trainings_into_one_folder(run: Path, brats: Dataset, tiny: TrainingConfig) -> None:
+    part = run / ".part-abcdefgh-last.ckpt"
+    part.touch()
+    code = (
+        "import sys, pathlib; from egcnn.files import owned\n"
+        "with owned(pathlib.Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    )
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    del before[part]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        for existing in ("error", "resume", "overwrite"):
+            with pytest.raises(InputError, match=f"in use by another run .process {other.pid} on"):
+                fit(tiny, brats, run, existing=existing, quiet=True)  # type: ignore[arg-type]
+        assert {path: path.read_bytes() for path in before} == before
+        other.kill()
+    fit(tiny, brats, run, existing="resume", quiet=True)
+    assert not list(run.glob(".*"))
