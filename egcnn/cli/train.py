@@ -97,7 +97,9 @@ def train(
         return
     show(training_table(run.history, dataset.regions.reported_names, run.seconds))
     console.print(
-        f"best epoch: {run.best}\nlast epoch: {run.last}", highlight=False, soft_wrap=True
+        f"best epoch: {run.best or 'its checkpoint was deleted'}\nlast epoch: {run.last}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

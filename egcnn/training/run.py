@@ -48,7 +48,8 @@ class Run:
 
     Args:
         output: the run's folder.
-        best: checkpoint of the epoch with the highest mean Dice.
+        best: checkpoint of the epoch with the highest mean Dice; None if it was deleted before the
+            run was resumed.
         last: checkpoint of the last epoch.
         history: the rows of ``history.csv``.
         seconds: wall-clock time of this call.
@@ -56,7 +57,7 @@ class Run:
     """
 
     output: Path
-    best: Path
+    best: Path | None
     last: Path
     history: list[dict[str, float]]
     seconds: float
@@ -131,7 +132,7 @@ def fit(
             sys.exit(128 + signal.SIGTERM)
     return Run(
         output,
-        output / BEST,
+        output / BEST if (output / BEST).is_file() else None,
         output / LAST,
         history.rows,
         time.perf_counter() - started,

@@ -191,3 +191,45 @@ def test_two_trainings_into_one_folder(run: Path, brats: Dataset, tiny: Training
         other.kill()
     fit(tiny, brats, run, existing="resume", quiet=True)
     assert not list(run.glob(".*"))
+
+
+def made_best(path: Path, epoch: int) -> None:
+    """Write a checkpoint anew, as if this epoch had been by far the best."""
+    data = checkpoint.read(path)
+    (state,) = (value for value in data["callbacks"].values() if "rows" in value)
+    state["rows"][epoch - 1]["dice"] = 0.999
+    checkpoint.write(path, data)
+
+
+def test_the_best_epoch_after_a_move(
+    run: Path, brats: Dataset, tiny: TrainingConfig, tmp_path: Path
+) -> None:
+    moved = run.rename(tmp_path / "moved")
+    made_best(moved / OLDER, 2)
+    before = (moved / OLDER).read_bytes()
+    (moved / OLDER).replace(moved / LAST)
+    (moved / BEST).write_bytes(before)
+    fit(tiny, brats, moved, existing="resume", quiet=True)
+    assert [row["dice"] == 0.999 for row in read_history(moved)] == [False, True, False]
+    assert (moved / BEST).read_bytes() == before
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_deleted_best_checkpoint(
+    run: Path,
+    brats: Dataset,
+    tiny: TrainingConfig,
+    epoch: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (run / BEST).unlink()
+    made_best(run / LAST, epoch)
+    best = fit(tiny, brats, run, existing="resume").best
+    if epoch == 2:  # last-1.ckpt is of that epoch
+        assert best is not None
+        assert checkpoint.read(best)["epoch"] + 1 == 2
+    else:
+        assert best is None
+        assert (
+            "best.ckpt is missing, and no other checkpoint is of epoch 1" in capsys.readouterr().out
+        )

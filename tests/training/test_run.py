@@ -306,6 +306,7 @@ def test_overwriting_without_the_edge_stream(
     run = fit(config, brats, tmp_path, existing="overwrite", quiet=True)
     assert "edge" not in run.history[0]
     assert run.history[0]["loss"] == pytest.approx(run.history[0]["semantic"])
+    assert run.best is not None
     assert checkpoint.load(run.best).settings.edge is False
 
 
