@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import nibabel as nib
 import numpy as np
@@ -207,6 +209,18 @@ def test_predict_never_replaces_its_inputs(
     assert run("predict", model, folder, "-o", tmp_path / "all") == 0
     assert sorted(os.listdir(tmp_path / "all")) == ["a.nii.gz", "b.nii.gz"]
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_evaluate_loses_nothing_to_the_terminal(
+    brats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_output: IO[str]
+) -> None:
+    case = open_dataset(brats).cases[0]
+    assert case.label is not None
+    (tmp_path / "p").mkdir()
+    shutil.copy(case.label, tmp_path / "p" / f"{case.name}.nii.gz")
+    monkeypatch.setattr(sys, "stdout", bad_output)
+    assert run("evaluate", tmp_path / "p", brats, "-o", tmp_path / "scores") == 0
+    assert sorted(os.listdir(tmp_path / "scores")) == ["metrics.csv", "metrics.json"]
 
 
 def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:

@@ -12,6 +12,7 @@ import typer
 import egcnn
 from egcnn.errors import InputError
 from egcnn.machine import prepare_cpu
+from egcnn.terminal import tolerate, visible
 
 app = typer.Typer(
     name="egcnn",
@@ -26,13 +27,15 @@ app = typer.Typer(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; bad input is one line on stderr and exit code 1."""
     prepare_cpu()
+    tolerate(sys.stdout)
     try:
         app(args=arguments)
     except Exception as error:
         message = _message(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        tolerate(sys.stderr)
+        print(f"error: {visible(message)}", file=sys.stderr)
         sys.exit(1)
 
 

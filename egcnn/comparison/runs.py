@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from math import nan
 from pathlib import Path
 from statistics import median
@@ -65,7 +66,8 @@ def compare(
         raise InputError(f"seeds: {seeds}; expected at least 1")
     if not arms:
         raise InputError("arms: none; expected at least one")
-    say = (console or Console(quiet=True)).print
+    console = console or Console(quiet=True)
+    say = partial(console.print, highlight=False, markup=False)
     # Resolve all configurations first, so that an invalid setting fails now and not after hours.
     todo = [(arm, arm.config(config, dataset, seed)) for seed in range(seeds) for arm in arms]
     results = []
@@ -73,13 +75,13 @@ def compare(
         run = Path(output) / f"{arm.name}-seed{settings.seed}"
         title = f"run {number} of {len(todo)}, {run.name}"
         if (run / EVALUATION).is_file():
-            say(f"{title}: already finished", highlight=False)
+            say(f"{title}: already finished")
             _check_same(run, settings)
         else:
-            say(f"{title}: training", highlight=False)
+            say(f"{title}: training")
             started = time.perf_counter()
             _train(dataset, settings, run, device)
-            say(f"{title}: done in {duration(time.perf_counter() - started)}", highlight=False)
+            say(f"{title}: done in {duration(time.perf_counter() - started)}")
         results.append(_result(dataset, settings, run, arm))
     return Comparison(tuple(results))
 

@@ -14,11 +14,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich import get_console
 
 from egcnn.errors import InputError
 from egcnn.files import write_csv
 from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES
+from egcnn.terminal import say
 
 HISTORY = "history.csv"
 LAST = "last.ckpt"
@@ -50,7 +50,7 @@ class History(Callback):
     def say(self, text: str) -> None:
         """Print a text, unless the run is quiet."""
         if not self.quiet:
-            get_console().print(text, highlight=False, soft_wrap=True, markup=False)
+            say(text)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows; each checkpoint holds those up to its epoch."""

@@ -25,6 +25,7 @@ from egcnn.training import (
     read_config,
     read_history,
 )
+from egcnn.training.history import History
 
 from ..tolerances import REORDERED
 
@@ -233,3 +234,9 @@ def test_a_deleted_best_checkpoint(
         assert (
             "best.ckpt is missing, and no other checkpoint is of epoch 1" in capsys.readouterr().out
         )
+
+
+def test_region_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = {"loss": 1.0, "dice": 0.5, "dice_[/x]": 0.5, "lr": 0.1, "seconds": 1.0, "epoch": 1.0}
+    History(tmp_path, ["[/x]"], quiet=False)._print(numbers, 1)
+    assert "[/x] 0.500" in capsys.readouterr().out
