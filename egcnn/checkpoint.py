@@ -7,6 +7,7 @@ that entry and the weights are read back, which does not need Lightning.
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -87,7 +88,11 @@ def write(path: str | Path, checkpoint: Mapping[str, Any], keep: int = 1) -> Non
     with atomic_write(path) as temporary:
         try:
             torch.save(dict(checkpoint), temporary)
-        except RuntimeError as error:  # torch's writer reports a failed write this way
+        except RuntimeError as error:
+            # torch's writer reports a failed write this way, and a killed worker is reported here
+            # if it dies meanwhile.
+            if not re.search("inline_container|PytorchStreamWriter", str(error)):
+                raise
             raise InputError(
                 f"{path}: writing stopped half-way; is there room left on the disk?"
             ) from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -326,6 +327,26 @@ def test_an_error_from_a_worker_process_is_unpacked() -> None:
     with pytest.raises(OSError, match="No such file") as caught:
         Path("/nowhere/at/all").read_text()
     assert _message(caught.value) == "/nowhere/at/all: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError("Unable to allocate 4 GiB"), "memory ran out"),
+        (RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU is out of memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a worker proce"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "a worker process was"),
+    ],
+)
+def test_running_out_of_memory_is_a_sentence(error: Exception, says: str) -> None:
+    from egcnn.cli.root import _message
+
+    assert (_message(error) or "").startswith(says)
+    wrapped = RuntimeError("applying transform")
+    wrapped.__cause__ = error
+    assert (_message(wrapped) or "").startswith(says)
 
 
 @pytest.mark.slow
