@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
@@ -43,7 +44,7 @@ class Terminal(Console):
 
 def tolerate(stream: IO[str] | None) -> None:
     """Let a stream replace the characters that its encoding lacks."""
-    if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="replace")
 
 
