@@ -5,7 +5,7 @@
 namespace egcnn::cuda {
 namespace {
 
-// Blocks per multiprocessor, as registers allow.
+// Blocks per multiprocessor that registers have to allow.
 template <class T>
 constexpr int kChannelBlocks = sizeof(T) == 2 ? 3 : 2;
 
@@ -37,9 +37,9 @@ template <class T>
 void launch_forward(const EdgeGate& p) {
   with_tf32<T>(p, [&](auto tf32) {
     pack_weights<T, tf32>(p, false);
-    launch("edge_gate", p.resources, block_count(p, kWarps, kChannelBlocks<T>), kThreads, 0,
-           channel_gate_kernel<tf32, T>, ChannelGate<T>(p),
-           AnyView<T>(p.out, p.size.channels, p.size.voxels()));
+    const auto kernel = channel_gate_kernel<tf32, T>;
+    launch("edge_gate", p.resources, block_count(p, kernel, kWarps), kThreads, 0, kernel,
+           ChannelGate<T>(p), AnyView<T>(p.out, p.size.channels, p.size.voxels()));
   });
 }
 

@@ -10,7 +10,7 @@
 namespace egcnn::cuda {
 namespace {
 
-// Blocks per multiprocessor, as registers and shared memory allow.
+// Blocks per multiprocessor that registers and shared memory have to allow.
 template <bool many, class T>
 constexpr int kChannelBackwardBlocks = sizeof(T) == 2 && !many ? 3 : 2;
 
@@ -118,25 +118,6 @@ __global__ void __launch_bounds__(kWarpSize* kBackwardWarps<T>, kChannelBackward
 
 // --- Launches ---
 
-// The workspace holds the packed weights, then the partials, one row per block.
-template <class T>
-struct Plan {
-  using Acc = Accumulate<T>;
-  bool many;
-  int64_t packed, columns, blocks;
-
-  explicit Plan(const EdgeGateBackward& p)
-      : many(std::is_same_v<T, double> || p.size.channels > kChunk || p.main_channels > kChunk ||
-             p.main_channels == 0),
-        packed(PackedWeights<T>(p).count(true)), columns(ChannelColumns<Acc>(p).count()) {
-    const int64_t resident =
-        many ? kChannelBackwardBlocks<true, T> : kChannelBackwardBlocks<false, T>;
-    blocks = limit_blocks<Acc>(block_count(p, kBackwardWarps<T>, resident), 1, columns);
-  }
-
-  size_t workspace() const { return size_t(packed + blocks * columns) * sizeof(Acc); }
-};
-
 template <class T, bool tf32>
 auto choose_kernel(bool many) {
   auto kernel = channel_gate_backward_kernel<tf32, true, T>;
@@ -146,21 +127,38 @@ auto choose_kernel(bool many) {
   return kernel;
 }
 
+// The workspace holds the packed weights, then the partials, one row per block.
+template <class T, bool tf32>
+struct Plan {
+  using Acc = Accumulate<T>;
+  bool many;
+  int64_t packed, columns, blocks;
+
+  explicit Plan(const EdgeGateBackward& p)
+      : many(std::is_same_v<T, double> || p.size.channels > kChunk || p.main_channels > kChunk ||
+             p.main_channels == 0),
+        packed(PackedWeights<T>(p).count(true)), columns(ChannelColumns<Acc>(p).count()),
+        blocks(limit_blocks<Acc>(block_count(p, choose_kernel<T, tf32>(many), kBackwardWarps<T>), 1,
+                                 columns)) {}
+
+  size_t workspace() const { return size_t(packed + blocks * columns) * sizeof(Acc); }
+};
+
 template <class T>
 void launch_backward(const EdgeGateBackward& p) {
   using Acc = Accumulate<T>;
-  const Plan<T> plan(p);
   const int64_t voxels = p.size.voxels();
-  Acc* partials = static_cast<Acc*>(p.resources.workspace) + plan.packed;
   with_tf32<T>(p, [&](auto tf32) {
+    const Plan<T, tf32> plan(p);
+    Acc* partials = static_cast<Acc*>(p.resources.workspace) + plan.packed;
     pack_weights<T, tf32>(p, true);
     launch("edge_gate_backward", p.resources, plan.blocks, kWarpSize * kBackwardWarps<T>, 0,
            choose_kernel<T, tf32>(plan.many), ChannelGate<T>(p),
            AnyView<T>(p.grad, p.size.channels, voxels),
            AnyView<T>(p.grad_e, p.size.channels, voxels),
            AnyView<T>(p.grad_m, p.main_channels, voxels), partials);
+    sum_partials(partials, plan.blocks, ChannelColumns<Acc>(p), p.resources);
   });
-  sum_partials(partials, plan.blocks, ChannelColumns<Acc>(p), p.resources);
 }
 
 }  // namespace
@@ -168,7 +166,8 @@ void launch_backward(const EdgeGateBackward& p) {
 size_t channel_gate_backward_workspace(const EdgeGateBackward& p) {
   size_t bytes = 0;
   with_float(p.e.dtype, [&](auto* type) {
-    bytes = Plan<std::remove_pointer_t<decltype(type)>>(p).workspace();
+    using T = std::remove_pointer_t<decltype(type)>;
+    with_tf32<T>(p, [&](auto tf32) { bytes = Plan<T, tf32>(p).workspace(); });
   });
   return bytes;
 }

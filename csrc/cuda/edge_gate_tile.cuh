@@ -89,12 +89,12 @@ void with_layout(const EdgeGateBackward& p, Body&& body) {
       body);
 }
 
-// Enough blocks for all tiles, but no more than are resident at a time.
-template <class Params>
-int64_t block_count(const Params& p, int warps, int64_t blocks_per_multiprocessor) {
+// Enough blocks of `warps` warps for all tiles, but no more than are resident at a time.
+template <class Params, class... Parameters>
+int64_t block_count(const Params& p, void (*kernel)(Parameters...), int warps) {
   const int64_t tiles = p.size.batch * divide_up<int64_t>(p.size.voxels(), kTile);
   return std::min(divide_up<int64_t>(tiles, warps),
-                  blocks_per_multiprocessor * multiprocessors(p.resources.device));
+                  resident_blocks(p.resources.device, kernel, kWarpSize * warps));
 }
 
 }  // namespace

@@ -20,10 +20,10 @@ struct Columns {
   int64_t planes;    // of a column
   int64_t adjacent;  // channels side by side, and so the distance to the next column along x
 
-  Columns(const Size& size, const Tensor& like, const Resources& resources)
+  Columns(const Size& size, const Tensor& like, int64_t resident)
       : size(size), planes(size.depth),
         adjacent(like.voxel_stride == 1 ? 1 : equal_part(size.channels, kMostAdjacent)) {
-    planes = march_length(size.depth, divide_up<int64_t>(count(), kThreads), resources);
+    planes = march_length(size.depth, divide_up<int64_t>(count(), kThreads), resident);
   }
 
   __host__ __device__ int64_t count() const {

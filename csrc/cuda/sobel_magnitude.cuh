@@ -46,9 +46,10 @@ __global__ void __launch_bounds__(kThreads, 4)
 template <class T, class Out>
 void launch_magnitude(const char* name, const Tensor& x, const Tensor& out, const Size& size,
                       double threshold, const Resources& resources) {
-  const Columns columns(size, x, resources);
-  launch(name, resources, divide_up<int64_t>(columns.count(), kThreads), kThreads, 0,
-         magnitude_kernel<T, Out>, x, out, columns, threshold);
+  const auto kernel = magnitude_kernel<T, Out>;
+  const Columns columns(size, x, resident_blocks(resources.device, kernel, kThreads));
+  launch(name, resources, divide_up<int64_t>(columns.count(), kThreads), kThreads, 0, kernel, x,
+         out, columns, threshold);
 }
 
 }  // namespace

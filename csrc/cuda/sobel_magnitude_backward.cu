@@ -111,12 +111,12 @@ size_t sobel_magnitude_backward_workspace(const SobelMagnitudeBackward&) { retur
 void sobel_magnitude_backward_launch(const SobelMagnitudeBackward& p) {
   if (p.size.empty()) return;
   const DeviceGuard guard(p.resources.device);
-  const Columns columns(p.size, p.x, p.resources);
   with_float(p.x.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
+    const auto kernel = magnitude_backward_kernel<std::remove_pointer_t<decltype(type)>>;
+    const Columns columns(p.size, p.x, resident_blocks(p.resources.device, kernel, kThreads));
     launch("sobel_magnitude_backward", p.resources,
            divide_up<int64_t>(columns.count(), kThreads - 2 * columns.adjacent), kThreads, 0,
-           magnitude_backward_kernel<T>, p.grad, p.x, p.grad_x, columns);
+           kernel, p.grad, p.x, p.grad_x, columns);
   });
 }
 

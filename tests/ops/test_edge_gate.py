@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.library import opcheck
 
 from egcnn import ops
 from egcnn.errors import InputError
-from egcnn.ops import reference
+from egcnn.ops import _tensors, reference
 
 from ..tolerances import FLOATS, assert_near
 
@@ -142,6 +144,32 @@ def test_many_blocks_past_the_caches(
     gradients = torch.ops.egcnn.edge_gate_backward(grad, *inputs, False)
     for mine, theirs in zip(gradients, exact, strict=True):
         assert_near(mine, theirs.grad, dtype)
+
+
+def test_as_many_blocks_as_the_gpu_holds(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if request.node.callspec.params["device"] != "cuda_on_cpu":
+        pytest.skip("a test of how CUDA kernels are launched")
+    kernels = request.getfixturevalue("cuda_on_cpu").cpu
+    rows = []
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            def call(**arguments: Any) -> int:
+                result: int = getattr(kernels, name)(**arguments)
+                if name == "edge_gate_backward_workspace":
+                    rows.append(result / (4 * (32 + 32 + 1)))
+                return result
+
+            return call
+
+    monkeypatch.setattr(_tensors, "device_kernels", lambda _: Recorder())
+    e, m, *weights = arguments((1, 32, 32, 4, 8, 32), 1, torch.bfloat16)
+    torch.ops.egcnn.edge_gate_backward(e, e, m, *weights, True)
+    # The stand-in has three multiprocessors, which hold two blocks each, of four warps; each warp
+    # sums its tiles' gradients of the weights in a row of the workspace.
+    assert rows == [3 * 2 * 4]
 
 
 def test_memory_at_odd_addresses() -> None:
