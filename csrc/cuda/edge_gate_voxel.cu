@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, kVoxelBlocks<T>)
     sum_over_channels(sums);
     Acc alpha[kLaneVoxels];
 #pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) alpha[v] = math::gate(sums[v] + *gate.bias, gate.relu);
+    for (int v = 0; v < kLaneVoxels; ++v) alpha[v] = attention(sums[v] + *gate.bias, gate.relu);
 
     for (int64_t chunk = 0; chunk < gate.e_chunks(); ++chunk) {
       if (chunk > 0) load(gate.e, gate.e_channels, place, chunk, e);

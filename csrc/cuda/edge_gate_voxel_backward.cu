@@ -31,8 +31,8 @@ __device__ __forceinline__ void activate(const Acc (&sums)[kLaneVoxels], Acc bia
 #pragma unroll
   for (int v = 0; v < kLaneVoxels; ++v) {
     const Acc sum = sums[v] + bias;
-    alpha[v] = math::gate(sum, relu);
-    slopes[v] *= math::gate_slope(sum, alpha[v], relu);
+    alpha[v] = attention(sum, relu);
+    slopes[v] *= attention_slope(sum, alpha[v], relu);
     grad_bias += slopes[v];
   }
 }
