@@ -108,7 +108,7 @@ __device__ __forceinline__ void add_quarter(const Staging<T, chunks> (&stagings)
   }
 }
 
-// Adds all quarters.
+// Adds all quarters, shared out among the block's warps.
 template <bool split, int warps, class T, int chunks, class Acc = Accumulate<T>>
 __device__ __forceinline__ void add_product(const Staging<T, chunks> (&stagings)[warps],
                                             Acc* product, int chunk = 0) {
@@ -119,7 +119,7 @@ __device__ __forceinline__ void add_product(const Staging<T, chunks> (&stagings)
 }
 
 // Sums of slopes over a block's tiles, for the gradient of the bias. Each warp takes its share of
-// the gates; the lanes of a gate are neighbours and share its voxels, a power of two each.
+// the gates; as many adjacent lanes as there are warps share the voxels of a gate.
 template <int warps>
 struct SlopeSums {
   static constexpr int kVoxels = kTile / warps;

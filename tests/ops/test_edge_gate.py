@@ -146,6 +146,25 @@ def test_many_blocks_past_the_caches(
         assert_near(mine, theirs.grad, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+# Several tiles for each warp of the stand-in, which fetches one while it computes another: e in
+# whole vectors and m by elements where channels are last, then both by elements.
+@pytest.mark.parametrize("shape", [(3, 32, 20, 4, 9, 23), (2, 31, 5, 9, 9, 17)])
+def test_many_tiles_for_each_warp(
+    dtype: torch.dtype, memory_format: torch.memory_format, shape: tuple[int, ...]
+) -> None:
+    inputs = arguments(shape, shape[1], dtype, memory_format)
+    grad = torch.randn_like(inputs[0])
+    exact = [t.double().clone().requires_grad_() for t in inputs]
+    expected = reference.edge_gate(*exact, "sigmoid")
+    expected.backward(grad.double())
+    assert_near(ops.edge_gate(*inputs, activation="sigmoid"), expected.detach(), dtype)
+    gradients = torch.ops.egcnn.edge_gate_backward(grad, *inputs, False)
+    for mine, theirs in zip(gradients, exact, strict=True):
+        assert_near(mine, theirs.grad, dtype)
+
+
 def test_as_many_blocks_as_the_gpu_holds(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
