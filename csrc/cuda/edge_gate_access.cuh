@@ -200,11 +200,12 @@ __device__ __forceinline__ void fetch(const View<T, kLayout>& view, int64_t chan
     }
   } else {
     // All are on their way before the first is used.
-    T values[kLaneChannels][kLaneVoxels] = {};
+    T values[kLaneChannels][kLaneVoxels];
 #pragma unroll
     for (int c = 0; c < kLaneChannels; ++c, from += view.channel_stride()) {
 #pragma unroll
       for (int v = 0; v < kLaneVoxels; ++v) {
+        values[c][v] = narrow<T>(0);  // with = {} above, the backward pass spills
         if (c < part.channels && v < part.voxels) values[c][v] = from[v * view.voxel_stride()];
       }
     }
