@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from egcnn.errors import InputError
+from egcnn.ops._tensors import equals
 
 Activation = Literal["softmax", "sigmoid"]
+
+#: Label maps are written as int16.
+LARGEST_LABEL = 32767
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class Regions:
             background has no channel.
 
     Raises:
-        InputError: names and labels differ in number, a region is empty, two softmax classes share
-            a value, or the activation is unknown.
+        InputError: names and labels differ in number, a region is empty or has a value outside 0 to
+            :data:`LARGEST_LABEL`, two softmax classes share a value, or the activation is unknown.
     """
 
     names: tuple[str, ...]
@@ -46,6 +50,7 @@ class Regions:
         for name, values in zip(self.names, self.labels, strict=True):
             if not values:
                 raise InputError(f"regions: {name!r} has no label value; expected at least one")
+            _check_values(name, values)
         if self.activation == "softmax":
             flat = [value for values in self.labels for value in values]
             if any(len(values) != 1 for values in self.labels) or len(set(flat)) != len(flat):
@@ -86,9 +91,9 @@ class Regions:
             (labels.shape[0], len(self), *labels.shape[2:]), dtype=torch.uint8, device=labels.device
         )
         for region, values in enumerate(self.labels):
-            inside = labels[:, 0] == values[0]
+            inside = equals(labels[:, 0], values[0])
             for value in values[1:]:
-                inside |= labels[:, 0] == value
+                inside |= equals(labels[:, 0], value)
             masks[:, region] = inside
         return masks
 
@@ -100,7 +105,7 @@ class Regions:
             )
         classes = torch.zeros(labels.shape, dtype=torch.int64, device=labels.device)
         for channel, (value,) in enumerate(self.labels):
-            classes.masked_fill_(labels == value, channel)
+            classes.masked_fill_(equals(labels, value), channel)
         return classes
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -144,6 +149,15 @@ class Regions:
             labels=tuple(tuple(int(v) for v in values) for values in data["labels"]),
             activation=cast(Activation, data["activation"]),
         )
+
+
+def _check_values(name: str, values: tuple[int, ...]) -> None:
+    for value in values:
+        if not 0 <= value <= LARGEST_LABEL:
+            raise InputError(
+                f"regions: {name!r} has the label value {value}; "
+                f"expected values from 0 to {LARGEST_LABEL}"
+            )
 
 
 #: BraTS 2019 (labels 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing): nested regions.

@@ -11,8 +11,6 @@ from egcnn.data.nifti import stem
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
-_LARGEST_LABEL = 32767  # label maps are at most int16
-
 
 def find_decathlon(root: Path) -> Dataset:
     """Read ``root/dataset.json``.
@@ -119,10 +117,13 @@ def _regions(path: Path, described: dict[str, Any]) -> Regions:
             ]
     except (TypeError, ValueError):
         raise InputError(f"{path}: 'labels' is {_shown(labels)}; {expected}") from None
-    if any(not 0 <= value <= _LARGEST_LABEL for _, values in named for value in values):
-        raise InputError(
-            f"{path}: 'labels' is {_shown(labels)}; expected values from 0 to {_LARGEST_LABEL}"
-        )
+    try:
+        return _named_regions(named)
+    except InputError as error:
+        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {error}") from None
+
+
+def _named_regions(named: list[tuple[str, tuple[int, ...]]]) -> Regions:
     foreground = [(name, values) for name, values in named if values != (0,)]
     if any(len(values) != 1 for _, values in foreground):
         names, sets = zip(*foreground, strict=True)

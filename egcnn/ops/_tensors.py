@@ -70,6 +70,18 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
+def equals(labels: Tensor, value: int) -> Tensor:
+    """Where integer labels have a value; nowhere if their dtype cannot hold it.
+
+    A comparison by ``==`` converts the value to the labels' dtype: 256 in uint8 would be 0.
+    """
+    if labels.dtype in INTEGERS:
+        limits = torch.iinfo(labels.dtype)
+        if not limits.min <= value <= limits.max:
+            return torch.zeros_like(labels, dtype=torch.bool)
+    return labels == value
+
+
 def memory_format(tensor: Tensor) -> torch.memory_format:
     """``channels_last_3d`` where the tensor is laid out so and not contiguous; else contiguous."""
     if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last_3d):

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from egcnn.ops._tensors import equals
+
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which sums are made: float64 for float64, float32 for all else."""
@@ -64,7 +66,7 @@ def sobel_edges(
 ) -> Tensor:
     """Specification of :func:`egcnn.ops.sobel_edges`."""
     if regions is not None:
-        masks = [sum(labels[:, 0] == value for value in values) for values in regions]
+        masks = [sum(equals(labels[:, 0], value) for value in values) for values in regions]
         inside = torch.stack(masks, 1).to(torch.float32)  # type: ignore[arg-type]
     elif labels.is_floating_point():
         inside = labels.to(accumulate_dtype(labels.dtype))
