@@ -22,6 +22,9 @@ from egcnn.ops._tensors import (
     no_second_derivative,
 )
 
+#: Exclusive classes that :func:`gumbel_consistency` takes: its kernels hold a class in a byte.
+MOST_CLASSES = 255
+
 
 def gumbel_consistency(
     logits: Tensor,
@@ -40,9 +43,10 @@ def gumbel_consistency(
     contributes 0.
 
     Args:
-        logits: ``(B, C, D, H, W)``, any float.
-        target: for ``softmax`` the class of each voxel, integer ``(B, 1, D, H, W)`` with values
-            0 to C - 1; for ``sigmoid`` binary regions ``(B, C, D, H, W)``, bool, integer or float
+        logits: ``(B, C, D, H, W)``, any float; at most 255 channels for ``softmax``.
+        target: for ``softmax`` the class of each voxel, integer ``(B, 1, D, H, W)``; values outside
+            0 to C - 1, such as 255 or -1, are no class, and their border is an edge of the class
+            beside it; for ``sigmoid`` binary regions ``(B, C, D, H, W)``, bool, integer or float
             (inside where above one half).
         tau: temperature, above 0.
         hard: straight-through: the sample's value is its argmax, its gradient that of the soft
@@ -55,10 +59,12 @@ def gumbel_consistency(
             gives the same noise on every device. None draws one from torch's generator.
 
     Returns:
-        The loss, a scalar: float64 for float64 logits, else float32.
+        The loss, a scalar: float64 for float64 logits, else float32. NaN where a logit in the
+        3x3x3 neighbourhood of an edge is, and so is the gradient of that voxel's logits.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not go together, or an unknown option.
+        InputError: shapes, dtypes or devices that do not go together, more than 255 exclusive
+            classes, or an unknown option.
 
     Source: Hatamizadeh et al. 2020, Eqs. 7 and 8; Jang et al. 2016.
     """
@@ -67,6 +73,11 @@ def gumbel_consistency(
     check_choice("support", support, ("gt", "both"))
     if activation == "softmax":
         check_volume("target", target, (torch.bool, *INTEGERS), channels=1)
+        if logits.shape[1] > MOST_CLASSES:
+            raise InputError(
+                f"logits has {logits.shape[1]} channels; expected at most {MOST_CLASSES} exclusive "
+                "classes"
+            )
     else:
         check_volume("target", target, (torch.bool, *INTEGERS, *FLOATS), channels=logits.shape[1])
         if target.is_floating_point():

@@ -48,8 +48,8 @@ def _magnitude(x: Tensor) -> Tensor:
         return x.clone()
     z, y, x_ = (_difference(_smooth(_smooth(x, a), b), c) for a, b, c in _ORIENTATIONS)
     squared = (z * z + y * y + x_ * x_) / 256
-    # sqrt has an infinite slope at 0; the sub-gradient chosen there is 0.
-    slanted = squared > 0
+    # sqrt has an infinite slope at 0; the sub-gradient chosen there is 0. NaN stays NaN.
+    slanted = squared != 0
     return torch.where(slanted, torch.where(slanted, squared, 1).sqrt(), 0)
 
 
@@ -134,7 +134,8 @@ def gumbel_sample(
     """Soft and hard Gumbel-softmax samples of ``logits``, both ``(B, C, D, H, W)``.
 
     Eq. (8); ``sigmoid`` is its two-class form, where the difference of two Gumbel numbers is one
-    logistic number. Adding the noise to the logits and to log P gives the same sample.
+    logistic number. Adding the noise to the logits and to log P gives the same sample. Both are
+    NaN where a logit is.
     """
     batch, channels, *size = logits.shape
     uniforms = philox_uniforms(seed, batch * math.prod(size), channels).to(logits.dtype)
@@ -142,9 +143,11 @@ def gumbel_sample(
     if activation == "softmax":
         noisy = logits - (-uniforms.log()).log()
         hard = torch.zeros_like(noisy).scatter_(1, noisy.argmax(1, keepdim=True), 1)
+        hard = hard.masked_fill(noisy.isnan().any(1, keepdim=True), torch.nan)
         return (noisy / tau).softmax(1), hard
     noisy = logits + uniforms.log() - torch.log1p(-uniforms)
-    return (noisy / tau).sigmoid(), (noisy > 0).to(noisy.dtype)
+    hard = (noisy > 0).to(noisy.dtype).masked_fill(noisy.isnan(), torch.nan)
+    return (noisy / tau).sigmoid(), hard
 
 
 def gumbel_consistency(
@@ -172,7 +175,7 @@ def gumbel_consistency(
     true_magnitude = _magnitude(truth)
     edges = true_magnitude > 0
     if support == "both":
-        edges = edges | (_magnitude(one_hot) > 0)
+        edges = edges | (_magnitude(one_hot) != 0)
 
     mismatch = (_magnitude(sample) - true_magnitude).abs()
     total = torch.where(edges, mismatch, 0).sum((2, 3, 4))
