@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from egcnn.errors import InputError
-from egcnn.ops._backend import device_kernels
+from egcnn.ops._backend import device_kernels, forward_mode
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -123,6 +123,11 @@ def launch(name: str, **arguments: Any) -> None:
         for key, value in arguments.items()
         if isinstance(value, Tensor)
     }
+    if forward_mode():
+        raise RuntimeError(
+            f"egcnn: the operator {name} has no forward mode; expected the function of egcnn.ops, "
+            "which has"
+        )
     device = next(iter(tensors.values())).device
     kernels = device_kernels(device.type)
     call = arguments | {
