@@ -70,6 +70,26 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
+def check_operands(
+    first: Tensor, **operands: tuple[Tensor, tuple[int, ...], tuple[torch.dtype, ...]]
+) -> None:
+    """Raise :class:`InputError` unless each operand has its shape and dtype, on one device.
+
+    For the operators themselves, whose kernels would read out of bounds.
+
+    Args:
+        first: the tensor whose device counts.
+        operands: by name, a tensor, the shape that is expected and the dtypes that are.
+    """
+    for name, (tensor, shape, dtypes) in operands.items():
+        if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device != first.device:
+            raise InputError(
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')} of shape "
+                f"{tuple(tensor.shape)} on {tensor.device}; expected {_names(dtypes)} of shape "
+                f"{tuple(shape)} on {first.device}"
+            )
+
+
 def equals(labels: Tensor, value: int) -> Tensor:
     """Where integer labels have a value; nowhere if their dtype cannot hold it.
 

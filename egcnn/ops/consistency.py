@@ -16,6 +16,7 @@ from egcnn.ops._tensors import (
     INTEGERS,
     check_choice,
     check_like,
+    check_operands,
     check_volume,
     empty_like,
     launch,
@@ -129,6 +130,15 @@ def _arguments(
     support: str,
 ) -> dict[str, Any]:
     """What forward and backward hand over alike."""
+    check_volume("logits", logits, FLOATS)
+    check_choice("activation", activation, ("softmax", "sigmoid"))
+    channels = 1 if activation == "softmax" else logits.shape[1]
+    check_operands(
+        logits,
+        target=(target, (len(logits), channels, *logits.shape[2:]), (torch.bool, *INTEGERS)),
+        seed=(seed, seed.shape if seed.numel() == 1 else (), (torch.int64,)),
+        edges=(edges, logits.shape[:2], (torch.int64,)),
+    )
     return {
         "logits": logits,
         "target": target,
@@ -150,6 +160,7 @@ def _results(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> tup
 
 @torch.library.impl("egcnn::gumbel_consistency", DEVICES)
 def _(logits: Tensor, target: Tensor, seed: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    check_volume("logits", logits, FLOATS)
     loss, edges = _results(logits, target, seed)
     launch("consistency", **_arguments(logits, target, seed, edges, *options), loss=loss)
     return loss, edges
@@ -162,10 +173,12 @@ def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
 
 @torch.library.impl("egcnn::gumbel_consistency_backward", DEVICES)
 def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
+    arguments = _arguments(logits, *others)
+    check_operands(logits, grad=(grad, (), (reference.accumulate_dtype(logits.dtype),)))
     grad_logits = empty_like(logits)
     launch(
         "consistency_backward",
-        **_arguments(logits, *others),
+        **arguments,
         grad=grad,
         grad_logits=grad_logits,
     )

@@ -15,6 +15,7 @@ from egcnn.ops._tensors import (
     FLOATS,
     check_choice,
     check_like,
+    check_operands,
     check_volume,
     empty_like,
     launch,
@@ -109,8 +110,9 @@ def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, re
 
 @torch.library.impl("egcnn::edge_gate", DEVICES)
 def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    arguments = _arguments(e, m, weight_e, weight_m, bias, relu)
     out = empty_like(e)
-    launch("edge_gate", **_arguments(e, m, weight_e, weight_m, bias, relu), out=out)
+    launch("edge_gate", **arguments, out=out)
     return out
 
 
@@ -118,6 +120,16 @@ def _arguments(
     e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
 ) -> dict[str, Any]:
     """What forward and backward hand over alike."""
+    check_volume("e", e, FLOATS)
+    check_volume("m", m, FLOATS)
+    gates, sums = (1 if bias.numel() == 1 else e.shape[1]), (reference.accumulate_dtype(e.dtype),)
+    check_operands(
+        e,
+        m=(m, (e.shape[0], m.shape[1], *e.shape[2:]), (e.dtype,)),
+        weight_e=(weight_e, (gates, e.shape[1]), sums),
+        weight_m=(weight_m, (gates, m.shape[1]), sums),
+        bias=(bias, (gates,), sums),
+    )
     return {
         "e": e,
         "m": m,
@@ -145,6 +157,7 @@ def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
 
 @torch.library.impl("egcnn::edge_gate_backward", DEVICES)
 def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    check_operands(inputs[0], grad=(grad, inputs[0].shape, (inputs[0].dtype,)))
     gradients = _empty_gradients(*inputs[:5])
     names = ("grad_e", "grad_m", "grad_weight_e", "grad_weight_m", "grad_bias")
     outputs = dict(zip(names, gradients, strict=True))

@@ -15,6 +15,7 @@ from egcnn.ops._tensors import (
     DEVICES,
     FLOATS,
     INTEGERS,
+    check_operands,
     check_volume,
     empty_like,
     launch,
@@ -104,6 +105,12 @@ def _(labels: Tensor, values: list[int], counts: list[int], threshold: float) ->
 
 @torch.library.impl("egcnn::sobel_edges", DEVICES)
 def _(labels: Tensor, values: list[int], counts: list[int], threshold: float) -> Tensor:
+    check_volume("labels", labels, (torch.bool, *INTEGERS, *(() if counts else FLOATS)))
+    if counts and (labels.shape[1] != 1 or min(counts) < 1 or sum(counts) != len(values)):
+        raise InputError(
+            f"labels has {labels.shape[1]} channels, counts is {counts} and values has "
+            f"{len(values)} entries; expected one channel, and counts that add up to the entries"
+        )
     edges = _empty_edges(labels, counts)
     launch(
         "sobel_edges",
@@ -124,6 +131,7 @@ def _(x: Tensor) -> Tensor:
 
 @torch.library.impl("egcnn::sobel_magnitude", DEVICES)
 def _(x: Tensor) -> Tensor:
+    check_volume("x", x, FLOATS)
     out = empty_like(x)
     launch("sobel_magnitude", x=x, out=out, shape=x.shape)
     return out
@@ -136,6 +144,8 @@ def _(grad: Tensor, x: Tensor) -> Tensor:
 
 @torch.library.impl("egcnn::sobel_magnitude_backward", DEVICES)
 def _(grad: Tensor, x: Tensor) -> Tensor:
+    check_volume("x", x, FLOATS)
+    check_operands(x, grad=(grad, x.shape, (x.dtype,)))
     grad_x = empty_like(x)
     # The kernels walk all three in step.
     grad = grad.contiguous(memory_format=memory_format(x))
