@@ -32,3 +32,24 @@ def test_a_value_that_it_can_hold_is_found() -> None:
 def test_values_that_label_maps_cannot_hold_are_refused(value: int) -> None:
     with pytest.raises(InputError, match=f"'b' has the label value {value}; expected values from"):
         Regions(("a", "b"), ((0,), (value,)), "softmax")
+
+
+IGNORING = Regions(("background", "a"), ((0,), (1,)), "softmax", ignore_index=3)
+
+
+def test_ignored_voxels_are_in_no_region_and_allowed() -> None:
+    labels = torch.tensor([0, 1, 3]).view(1, 1, 1, 1, 3)
+    assert IGNORING.values == (0, 1, 3)
+    assert IGNORING.masks(labels).sum(1).flatten().tolist() == [1, 1, 0]
+    ignored = IGNORING.ignored(labels)
+    assert ignored is not None
+    assert ignored.flatten().tolist() == [False, False, True]
+    assert Regions.from_dict(IGNORING.to_dict()) == IGNORING
+    assert HIGH.ignored(labels) is None
+    old = {key: value for key, value in HIGH.to_dict().items() if key != "ignore_index"}
+    assert Regions.from_dict(old) == HIGH
+
+
+def test_a_label_of_a_region_cannot_be_ignored() -> None:
+    with pytest.raises(InputError, match="ignore_index is 1, a label value of a region"):
+        Regions(("a", "b"), ((0,), (1,)), "softmax", ignore_index=1)

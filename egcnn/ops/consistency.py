@@ -36,6 +36,7 @@ def gumbel_consistency(
     activation: str = "softmax",
     support: str = "gt",
     seed: Tensor | int | None = None,
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """Mean over edge voxels of ``| ‖∇p‖ - ‖∇y‖ |``, p a Gumbel-softmax sample of the logits.
 
@@ -58,6 +59,8 @@ def gumbel_consistency(
             truth or of the hard sample.
         seed: an int or an int64 tensor of one element on the device of the logits: the same seed
             gives the same noise on every device. None draws one from torch's generator.
+        ignored: bool ``(B, 1, D, H, W)``, the voxels that were not annotated: no voxel with one in
+            its 3x3x3 neighbourhood is an edge. Where there are any, the reference serves.
 
     Returns:
         The loss, a scalar: float64 for float64 logits, else float32. NaN where a logit in the
@@ -88,6 +91,11 @@ def gumbel_consistency(
         raise InputError(f"tau is {tau}; expected a temperature above 0")
     seed_tensor = _seed_tensor(seed, logits.device)
     arguments = (logits, target, seed_tensor, float(tau), hard, activation, support)
+    if ignored is not None:
+        check_volume("ignored", ignored, (torch.bool,), channels=1)
+        check_like("ignored", ignored, "logits", logits)
+        if ignored.any():
+            return reference.gumbel_consistency(*arguments, ignored=ignored)
     if native(logits):
         return torch.ops.egcnn.gumbel_consistency(*arguments)[0]
     return reference.gumbel_consistency(*arguments)

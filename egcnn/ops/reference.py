@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from egcnn.ops._tensors import equals
@@ -73,6 +74,11 @@ def sobel_edges(
     else:
         inside = (labels != 0).to(torch.float32)
     return (_magnitude(inside) > threshold).to(torch.uint8)
+
+
+def near(voxels: Tensor) -> Tensor:
+    """The voxels ``(B, C, D, H, W)``, bool, and their 3x3x3 neighbourhoods."""
+    return F.max_pool3d(voxels.to(torch.float32), 3, stride=1, padding=1) > 0
 
 
 # --- Edge gate (Eqs. 1 and 2) --------------------------------------------------------------------
@@ -158,6 +164,7 @@ def gumbel_consistency(
     hard: bool = True,
     activation: str = "softmax",
     support: str = "gt",
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """Specification of :func:`egcnn.ops.gumbel_consistency`."""
     if logits.numel() == 0:
@@ -176,6 +183,8 @@ def gumbel_consistency(
     edges = true_magnitude > 0
     if support == "both":
         edges = edges | (_magnitude(one_hot) != 0)
+    if ignored is not None:
+        edges = edges & ~near(ignored)
 
     mismatch = (_magnitude(sample) - true_magnitude).abs()
     total = torch.where(edges, mismatch, 0).sum((2, 3, 4))
