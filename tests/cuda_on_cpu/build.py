@@ -23,6 +23,12 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fn
 FLAGS += ["-fdata-sections", "-Wall", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", f"-I{CSRC}"]
 FAST = ["-O2", "-g0"]
 CHECKED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+#: Flags of the CPU's instruction sets, as in setup.py.
+INSTRUCTION_SETS = {
+    "baseline": (),
+    "avx2": ("-march=x86-64-v3",),
+    "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+}
 STAND_IN = (HERE / "scheduler.cpp", HERE / "runtime.cpp")
 # The stand-in is not instrumented; it tells the sanitizer what it does. ThreadSanitizer runs over
 # swapcontext, so that both ways of switching stacks are tested.
@@ -123,6 +129,18 @@ def build_executable(sources: Sequence[Path], sanitizer: str = "") -> Path:
     jobs = [(source, [*CHECKED, flag]) for source in sources]
     jobs += [(source, [*FAST, *SANITIZERS[sanitizer]]) for source in STAND_IN]
     return _link(sources[0].stem, _compile(jobs), flag)
+
+
+def build_cpu_executable(instruction_set: str, sanitizer: str) -> Path:
+    """``kernels_main.cpp`` with the CPU kernels of one of :data:`INSTRUCTION_SETS`, sanitized."""
+    flags = [*CHECKED, "-fopenmp", "-Wno-psabi", f"-DEGCNN_ISA={instruction_set}"]
+    flags += [*INSTRUCTION_SETS[instruction_set], f"-fsanitize={sanitizer}"]
+    kernels = [path for path in sorted(CSRC.glob("cpu/**/*.cpp")) if path.name != "dispatch.cpp"]
+    jobs = [(source, flags) for source in (*kernels, HERE / "cuda_kernels.cpp")]
+    jobs += [(HERE / "kernels_main.cpp", [*CHECKED, f"-fsanitize={sanitizer}"])]
+    jobs += [(source, [*FAST, *SANITIZERS[sanitizer]]) for source in STAND_IN]
+    name = f"cpu_kernels_main_{instruction_set}"
+    return _link(name, _compile(jobs), "-fopenmp", f"-fsanitize={sanitizer}")
 
 
 @cache
