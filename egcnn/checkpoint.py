@@ -6,6 +6,9 @@ that entry and the weights are read back, which does not need Lightning.
 
 from __future__ import annotations
 
+import os
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -69,25 +72,113 @@ class Trained:
         }
 
 
-def write(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+def write(path: str | Path, checkpoint: Mapping[str, Any], keep: int = 1) -> None:
     """Write a checkpoint dictionary atomically: ``path`` never holds a partial file.
 
+    Args:
+        path: the file.
+        checkpoint: the dictionary.
+        keep: number of files that remain; the former ones are :func:`former` of ``path``. The
+            oldest goes when the new one has been read back and its checksums are right.
+
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or reads back otherwise than it was written.
     """
+    path = Path(path)
     with atomic_write(path) as temporary:
         try:
             torch.save(dict(checkpoint), temporary)
-        except RuntimeError as error:  # torch's writer reports a failed write this way
+        except RuntimeError as error:
+            # torch's writer reports a failed write this way, and a killed worker is reported here
+            # if it dies meanwhile.
+            if not re.search("inline_container|PytorchStreamWriter", str(error)):
+                raise
             raise InputError(
                 f"{path}: writing stopped half-way; is there room left on the disk?"
             ) from error
+        if (damage := _damage(temporary)) is not None:
+            raise InputError(f"{path}: did not reach the disk whole ({damage})")
+        # A damaged file is not worth the place of an older one.
+        if keep > 1 and path.is_file() and _damage(path) is None:
+            for number in range(keep - 1, 0, -1):
+                newer = former(path, number - 1)
+                if newer.is_file():
+                    os.replace(newer, former(path, number))
+
+
+def former(path: Path, number: int) -> Path:
+    """Path of the file written ``number`` times before the one at ``path``: ``last-1.ckpt``."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file by the checksums in it, which torch does not look at, if any."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            # Neither of torch's files is compressed, or could grow beyond its size on the disk.
+            size = sum(entry.file_size for entry in entries)
+            if any(entry.compress_type for entry in entries) or size > path.stat().st_size:
+                return "not a file that torch wrote"
+            bad = archive.testzip()
+    except Exception:  # of many types, depending on the damage
+        return "truncated, or not a file that torch wrote"
+    return None if bad is None else f"the checksum of {bad} is wrong"
 
 
 def save(path: str | Path, trained: Trained) -> None:
     """Write a network in the format that training writes, without a Trainer."""
     weights = {PREFIX + name: value for name, value in trained.network.state_dict().items()}
     write(path, {KEY: trained.entry(), "state_dict": weights})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's dictionary, with an ``"egcnn"`` and a ``"state_dict"`` entry.
+
+    Its checksums are verified; tensors stay on the disk until they are used.
+
+    Raises:
+        InputError: the file is missing, not a checkpoint, damaged, or not written by egcnn.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(
+            f"checkpoint: {path} {what}; expected a .ckpt file written by 'egcnn train'"
+        )
+    damage = _damage(path)
+    try:
+        # Memory-mapped, so that the optimizer's state (two thirds of the file) takes no memory.
+        data = None if damage else _mapped(path)
+    except Exception:  # of many types, depending on the damage
+        damage = "not a file that torch wrote"
+    if damage:
+        raise InputError(
+            f"checkpoint: {path} cannot be read as a checkpoint ({damage}); expected a .ckpt file "
+            "written by 'egcnn train'"
+        )
+    if (
+        not isinstance(data, dict)
+        or not isinstance(data.get(KEY), dict)
+        or "state_dict" not in data
+    ):
+        raise InputError(
+            f"checkpoint: {path} was not written by egcnn (it has no {KEY!r} entry); "
+            "expected a .ckpt file written by 'egcnn train'"
+        )
+    return data
+
+
+def _mapped(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
+def is_checkpoint(path: Path) -> bool | None:
+    """Whether a file is a checkpoint of egcnn; None if it is too damaged to tell."""
+    try:
+        data = _mapped(path)
+    except Exception:  # of many types, depending on the damage
+        return None
+    return isinstance(data, dict) and KEY in data
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
@@ -105,25 +196,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
             unsupported format version, or with weights that do not fit the description.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(
-            f"checkpoint: {path} {what}; expected a .ckpt file written by 'egcnn train'"
-        )
-    try:
-        # Memory-mapped, so that the optimizer's state (two thirds of the file) is never read.
-        data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"checkpoint: {path} cannot be read as a checkpoint (it is truncated, or not a file "
-            "that torch wrote); expected a .ckpt file written by 'egcnn train'"
-        ) from error
-    entry = data.get(KEY) if isinstance(data, dict) else None
-    if not isinstance(entry, dict) or "state_dict" not in data:
-        raise InputError(
-            f"checkpoint: {path} was not written by egcnn (it has no {KEY!r} entry); "
-            "expected a .ckpt file written by 'egcnn train'"
-        )
+    data = read(path)
+    entry = data[KEY]
     if entry.get("format") not in READABLE:
         raise InputError(
             f"checkpoint: {path} has format version {entry.get('format')!r}; this egcnn "

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from egcnn.errors import InputError
+from egcnn.machine import free_memory
 
 #: Supported precisions, by Lightning's names.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -35,3 +36,12 @@ def check_temperature(name: str, tau: float) -> None:
     """Raise InputError, which begins with ``name``, if a temperature is not above 0."""
     if not tau > 0:
         raise InputError(f"{name}: {tau}; expected a temperature above 0")
+
+
+def check_memory(what: str, needed: float) -> None:
+    """Raise InputError, which begins with ``what``, if so many bytes are not free."""
+    if not needed <= (room := free_memory()):
+        raise InputError(
+            f"{what} takes {needed / 1e9:.3g} GB in memory; expected no more than the "
+            f"{room / 1e9:.3g} GB that are free"
+        )

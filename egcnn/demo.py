@@ -6,8 +6,6 @@ import shutil
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from egcnn import checkpoint
 from egcnn.data import LAYOUTS, Dataset, open_dataset, read_image, read_label
 from egcnn.data.phantom import write_brats
@@ -15,7 +13,7 @@ from egcnn.errors import InputError
 from egcnn.evaluation import Evaluation, score, write_evaluation
 from egcnn.inference import predict_cases
 from egcnn.report import View, edge_table, evaluation_table, write_picture
-from egcnn.terminal import duration, show
+from egcnn.terminal import Terminal, duration, show
 from egcnn.training import Run, fit, plan
 
 _PARTS = ("data", "run", "predictions", "evaluation")
@@ -50,7 +48,7 @@ def run_demo(
     if cases < 2:
         raise InputError(f"cases: {cases}; expected at least 2, one to train on and one to predict")
     _prepare_folder(output, overwrite)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     data, run_folder, predictions, scores = (output / part for part in _PARTS)
     write_brats(data, cases, shape=shape, seed=seed)
     dataset = open_dataset(data)

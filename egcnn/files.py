@@ -1,19 +1,24 @@
-"""Atomic file writes."""
+"""Atomic file writes, and folders of one writer."""
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import math
 import os
+import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from egcnn.errors import InputError
+
+_PART = ".part-"
+_LOCK = ".lock"
 
 
 @contextmanager
@@ -30,7 +35,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".part-", suffix="-" + path.name, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_PART, suffix="-" + path.name, dir=path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     os.close(handle)
@@ -48,6 +53,61 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Own a folder: no other process does meanwhile, and what a killed one left half-written goes.
+
+    Args:
+        folder: created if missing.
+
+    Raises:
+        InputError: another process owns the folder, or it cannot be written.
+    """
+    path = folder / _LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(path) as file:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            for pattern in (f"{_PART}????????-*", f"*/{_PART}????????-*"):
+                for part in folder.glob(pattern):
+                    part.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename != str(path):
+            raise
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def _lock(path: Path) -> IO[str]:
+    """Open a file that no other process has locked.
+
+    The lock ends with the process, and its worker processes do not inherit it.
+    """
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            owner = file.read(100)
+            file.close()
+            raise InputError(
+                f"{path.parent}: in use by another run ({owner}); expected a folder of its own"
+            ) from None
+        except OSError:  # a file system without locks
+            return file
+        with suppress(FileNotFoundError):
+            # The former owner may have deleted the file after it was opened here.
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
 
 
 def write_text(path: str | Path, text: str) -> None:

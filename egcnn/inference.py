@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from egcnn.checkpoint import Trained
-from egcnn.checks import DEFAULT_OVERLAP, check_overlap, check_precision
+from egcnn.checks import DEFAULT_OVERLAP, check_memory, check_overlap, check_precision
 from egcnn.data.case import Case, read_image
 from egcnn.data.nifti import Header, write_volume
-from egcnn.data.transforms import RAS, preprocessing
+from egcnn.data.transforms import RAS, preprocessing, resampling_bytes
 from egcnn.errors import InputError
 from egcnn.machine import prepare_cpu
 from egcnn.regions import Regions
@@ -322,6 +322,7 @@ def to_grid(volume: Tensor, source: Tensor, target: Tensor, shape: tuple[int, ..
     turned = Orientation(axcodes=codes, labels=RAS)(turned)
     if tuple(turned.shape[1:]) == shape and torch.allclose(turned.affine, target, atol=1e-4):
         return turned.as_tensor()
+    check_memory(f"resampling to shape {shape}", resampling_bytes(len(volume), shape))
     resample = SpatialResample(
         mode="bilinear", padding_mode="border", align_corners=False, dtype=torch.float32
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import resource
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -47,11 +49,19 @@ def usable_cores() -> int:
     return max(1, min(len(cores), _quota()))
 
 
-def _cgroups() -> list[Path]:
-    """The folders of this process's cgroup (version 2) and of its ancestors."""
-    group = next((g[3:] for g in _read(Path("/proc/self/cgroup")).split() if g[:3] == "0::"), "/")
-    folder = Path("/sys/fs/cgroup" + group)
-    return [folder, *folder.parents]
+def _cgroups(controller: str = "") -> list[Path]:
+    """The folders of this process's cgroup and of its ancestors.
+
+    Args:
+        controller: of version 1, such as ``"memory"``; version 2 has one tree for all.
+    """
+    root = Path("/sys/fs/cgroup", controller)
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controller in controllers.split(","):
+            folder = root / group.lstrip("/")
+            return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
+    return [root]
 
 
 def _quota() -> int:
@@ -76,16 +86,38 @@ def _read(path: Path) -> str:
 
 
 def free_memory() -> float:
-    """Free memory in bytes, within the cgroup's limit (version 2)."""
-    try:
-        free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):
-        free = 4e9  # on other systems: assume that every computer for training has that
+    """Memory in bytes that this process can take: of the machine, its cgroups and its own limits.
+
+    What the system holds of files, and drops when memory is needed, counts as free.
+    """
+    # On other systems: assume that every computer for training has that.
+    free = [_numbers(Path("/proc/meminfo")).get("MemAvailable:", 4e6) * 1024]
+    # Version 2, and version 1, where a limit without an end is a number beyond all memory.
     for folder in _cgroups():
-        limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
-        if limit.isdecimal() and used.isdecimal():
-            free = min(free, max(0.0, float(limit) - float(used)))
-    return free
+        free.append(_room(folder, "memory.max", "memory.current", "inactive_file"))
+    for folder in _cgroups("memory"):
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        free.append(_room(folder, *names))
+    used = _numbers(Path("/proc/self/status"))
+    for limit, name in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY:
+            free.append(soft - used.get(name, 0) * 1024)
+    return max(0.0, min(free))
+
+
+def _room(folder: Path, limit: str, usage: str, droppable: str) -> float:
+    """What a cgroup's limit leaves; infinite without one."""
+    most, used = _read(folder / limit), _read(folder / usage)
+    if not most.isdecimal() or not used.isdecimal():
+        return math.inf
+    return int(most) - int(used) + _numbers(folder / "memory.stat").get(droppable, 0)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The numbers of a file of the system, a name and a number in each line."""
+    fields = (line.split() for line in _read(path).splitlines())
+    return {row[0]: int(row[1]) for row in fields if len(row) > 1 and row[1].isdecimal()}
 
 
 def versions() -> dict[str, str]:

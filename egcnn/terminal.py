@@ -1,17 +1,83 @@
-"""Tables and durations on the terminal."""
+"""Text, tables and durations on the terminal."""
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import IO, Any
+
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _PIPE_WIDTH = 120
 
 
+class Terminal(Console):
+    """A console that prints what it is given, and never ends the program that prints.
+
+    Text is no markup. Characters that the output cannot show are replaced; when it is closed or
+    full, the rest is discarded.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as :meth:`rich.console.Console.print`; control characters of a text are escaped."""
+        tolerate(self.file)
+        shown = [visible(part) if isinstance(part, str) else part for part in objects]
+        try:
+            super().print(*shown, **options)
+        except OSError as error:
+            _discard(self.file)
+            if not isinstance(error, BrokenPipeError):
+                with suppress(OSError):
+                    print(f"output: {error.strerror}; nothing more is printed", file=sys.stderr)
+
+    def on_broken_pipe(self) -> None:
+        """Discard what follows; rich would exit."""
+        _discard(self.file)
+
+
+def tolerate(stream: IO[str] | None) -> None:
+    """Let a stream replace the characters that its encoding lacks."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="replace")
+
+
+def _discard(stream: IO[str]) -> None:
+    """Discard what is written to a stream from now on, and what waits in its buffer."""
+    with suppress(OSError, ValueError):  # it has no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def say(text: str) -> None:
+    """Print a text as it is, without breaking its lines."""
+    Terminal().print(text, soft_wrap=True)
+
+
 def show(table: Table) -> None:
     """Print a table; 120 columns wide when the output is redirected."""
-    console = Console()
-    (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(table)
+    console = Terminal()
+    (console if console.is_terminal else Terminal(width=_PIPE_WIDTH)).print(table)
+
+
+def visible(text: str) -> str:
+    """Escape control characters, such as those that colour a terminal; lines remain."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def plain(text: str) -> Text:
+    """A text from a file for rich, which would take ``[/name]`` for markup."""
+    return Text(visible(text))
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -15,6 +19,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real cases are not here (no {folder.parent.name}/{folder.name})")
     return folder
+
+
+@pytest.fixture(params=["ascii", "closed pipe", "full"])
+def bad_output(request: pytest.FixtureRequest) -> Iterator[IO[str]]:
+    """An output that cannot take all that is printed."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        if request.param == "full":
+            yield stack.enter_context(open("/dev/full", "w", encoding="utf-8"))
+        elif request.param == "ascii":
+            yield stack.enter_context(open(os.devnull, "w", encoding="ascii"))
+        else:
+            reading, writing = os.pipe()
+            os.close(reading)
+            yield stack.enter_context(os.fdopen(writing, "w", encoding="utf-8"))
 
 
 @pytest.fixture(autouse=True)

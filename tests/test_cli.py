@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import nibabel as nib
 import numpy as np
@@ -209,6 +212,18 @@ def test_predict_never_replaces_its_inputs(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_evaluate_loses_nothing_to_the_terminal(
+    brats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_output: IO[str]
+) -> None:
+    case = open_dataset(brats).cases[0]
+    assert case.label is not None
+    (tmp_path / "p").mkdir()
+    shutil.copy(case.label, tmp_path / "p" / f"{case.name}.nii.gz")
+    monkeypatch.setattr(sys, "stdout", bad_output)
+    assert run("evaluate", tmp_path / "p", brats, "-o", tmp_path / "scores") == 0
+    assert sorted(os.listdir(tmp_path / "scores")) == ["metrics.csv", "metrics.json"]
+
+
 def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
     """Arguments, and text that the line on stderr must contain."""
     case = open_dataset(brats).cases[0]
@@ -312,6 +327,26 @@ def test_an_error_from_a_worker_process_is_unpacked() -> None:
     with pytest.raises(OSError, match="No such file") as caught:
         Path("/nowhere/at/all").read_text()
     assert _message(caught.value) == "/nowhere/at/all: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError("Unable to allocate 4 GiB"), "memory ran out"),
+        (RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU is out of memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a worker proce"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "a worker process was"),
+    ],
+)
+def test_running_out_of_memory_is_a_sentence(error: Exception, says: str) -> None:
+    from egcnn.cli.root import _message
+
+    assert (_message(error) or "").startswith(says)
+    wrapped = RuntimeError("applying transform")
+    wrapped.__cause__ = error
+    assert (_message(wrapped) or "").startswith(says)
 
 
 @pytest.mark.slow

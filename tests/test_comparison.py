@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
 from scipy.stats import ttest_1samp
 
 from egcnn import comparison
+from egcnn.cli import main
 from egcnn.comparison import (
     EDGES_SHOWN,
     Arm,
@@ -104,6 +106,19 @@ def test_differences_by_hand() -> None:
     assert found[2].mean == pytest.approx(-0.2)
     table = comparison.difference_rows(Comparison(tuple(results)))
     assert (table[0]["Difference"], table[0]["Mean"]) == ("EG-CNN - none", "+0.0200")
+
+
+def test_compare_loses_nothing_to_the_terminal(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_output: IO[str]
+) -> None:
+    results = tuple(_result(arm, seed, 0.8) for arm in ARMS for seed in range(2))
+    monkeypatch.setattr(comparison, "compare", lambda *_, **__: Comparison(results))
+    monkeypatch.setattr(sys, "stdout", bad_output)
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", str(dataset.root), "-o", str(tmp_path)])
+    assert caught.value.code == 0
+    names = [f"comparison.{kind}" for kind in ("csv", "json", "md")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_every_arm_is_compared_with_the_simpler_ones() -> None:

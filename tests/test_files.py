@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from egcnn.errors import InputError
-from egcnn.files import atomic_write, write_csv, write_json, write_text
+from egcnn.files import atomic_write, owned, write_csv, write_json, write_text
 
 
 def test_a_text_replaces_another_with_the_users_permissions(tmp_path: Path) -> None:
@@ -71,6 +73,34 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"a\.txt: cannot be written: "):
         write_text(tmp_path / "file" / "a.txt", "text")
+
+
+HOLD = (
+    "import sys, pathlib; from egcnn.files import owned\n"
+    "with owned(pathlib.Path(sys.argv[1])): print('owned', flush=True); sys.stdin.read()"
+)
+
+
+def test_a_folder_has_one_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "owned\n"
+        says = rf"in use by another run \(process {holder.pid} on "
+        with pytest.raises(InputError, match=says), owned(folder):
+            pass
+        holder.kill()
+    # What a killed process left.
+    left = [folder / ".part-abcdefgh-a.csv", folder / "predictions" / ".part-abcdefgh-a.nii.gz"]
+    kept = folder / ".partial"
+    left[1].parent.mkdir()
+    for path in (*left, kept):
+        path.touch()
+    with owned(folder):
+        assert not any(path.exists() for path in left)
+    assert sorted(os.listdir(folder)) == [kept.name, "predictions"]
 
 
 def test_json_has_null_where_a_number_is_unknown(tmp_path: Path) -> None:

@@ -209,3 +209,9 @@ def test_options_are_checked() -> None:
         choose_device(f"cuda:{torch.cuda.device_count()}")
     assert choose_device("cpu").type == "cpu"
     assert default_precision(torch.device("cpu")) in ("32-true", "bf16-mixed")
+
+
+def test_resampling_beyond_memory_is_refused() -> None:
+    one = torch.eye(4, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"resampling to shape .* takes .* GB in memory"):
+        to_grid(torch.zeros(1, 2, 2, 2), one * 3, one, (1 << 30, 1 << 30, 1 << 30))

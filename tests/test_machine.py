@@ -47,7 +47,7 @@ def test_torch_that_is_there_already_gets_no_more_threads_than_cores(
 
 
 def test_memory_ends_at_the_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_cgroups", lambda: [tmp_path])
+    monkeypatch.setattr(machine, "_cgroups", lambda *_: [tmp_path])
     whole = free_memory()
     assert whole > 0
     (tmp_path / "memory.max").write_text("5000\n")
@@ -55,3 +55,45 @@ def test_memory_ends_at_the_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert free_memory() == 2000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory() > 5000
+
+
+def test_files_that_can_be_dropped_are_no_used_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_cgroups", lambda *_: [tmp_path])
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4500\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 3000\n")
+    assert free_memory() == 3500
+
+
+def test_memory_ends_at_the_cgroup_of_version_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.setattr(
+        machine, "_cgroups", lambda controller="": [inner, tmp_path] if controller else []
+    )
+    (inner / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (inner / "memory.usage_in_bytes").write_text("3000\n")
+    assert free_memory() > 5000
+    (tmp_path / "memory.limit_in_bytes").write_text("5000\n")
+    (tmp_path / "memory.usage_in_bytes").write_text("3000\n")
+    assert free_memory() == 2000
+    (tmp_path / "memory.usage_in_bytes").write_text("6000\n")
+    assert free_memory() == 0
+
+
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_memory_ends_at_the_process_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = {"RLIMIT_AS": "VmSize:", "RLIMIT_DATA": "VmData:"}[kind]
+    used = machine._numbers(Path("/proc/self/status"))[name] * 1024
+    asked = getattr(machine.resource, kind)
+    infinite = machine.resource.RLIM_INFINITY
+    monkeypatch.setattr(
+        machine.resource,
+        "getrlimit",
+        lambda which: (used + 10e6 if which == asked else infinite, infinite),
+    )
+    assert 0 < free_memory() < 10.1e6

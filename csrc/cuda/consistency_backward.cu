@@ -150,20 +150,25 @@ __global__ void __launch_bounds__(kThreads, BackwardBox::kBlocks)
   }
 }
 
+Plan plan_of(const ConsistencyBackward& p) {
+  Plan plan;
+  with_float(p.logits.dtype, [&](auto* type) {
+    plan = make_plan<BackwardBox>(p, backward_kernel<std::remove_pointer_t<decltype(type)>>);
+  });
+  return plan;
+}
+
 }  // namespace
 
 size_t consistency_backward_workspace(const ConsistencyBackward& p) {
-  return p.size.empty() ? 0 : make_plan<BackwardBox>(p).bytes;
+  return p.size.empty() ? 0 : plan_of(p).bytes;
 }
 
 void consistency_backward_launch(const ConsistencyBackward& p) {
   if (p.size.empty()) return;
-  const Plan plan = make_plan<BackwardBox>(p);
-  with_float(p.logits.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    launch("consistency's backward_kernel", p.resources, plan.blocks, kThreads, 0,
-           backward_kernel<T>, plan.task);
-  });
+  const Plan plan = plan_of(p);
+  launch("consistency's backward_kernel", p.resources, plan.blocks, kThreads, 0, plan.kernel,
+         plan.task);
 }
 
 }  // namespace egcnn::cuda

@@ -136,11 +136,18 @@ void clear(const Resources& resources, void* data, size_t bytes) {
         "cudaMemsetAsync");
 }
 
+Plan plan_of(const Consistency& p) {
+  Plan plan;
+  with_float(p.logits.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    plan = make_plan<ForwardBox>({p, nullptr, {}}, compare_kernel<T>);
+  });
+  return plan;
+}
+
 }  // namespace
 
-size_t consistency_workspace(const Consistency& p) {
-  return p.size.empty() ? 0 : make_plan<ForwardBox>({p, nullptr, {}}).bytes;
-}
+size_t consistency_workspace(const Consistency& p) { return p.size.empty() ? 0 : plan_of(p).bytes; }
 
 void consistency_launch(const Consistency& p) {
   if (p.size.empty()) {
@@ -148,14 +155,13 @@ void consistency_launch(const Consistency& p) {
     clear(p.resources, p.edges, p.size.batch * p.size.channels * sizeof *p.edges);
     return clear(p.resources, p.loss, is_double ? sizeof(double) : sizeof(float));
   }
-  const Plan plan = make_plan<ForwardBox>({p, nullptr, {}});
+  const Plan plan = plan_of(p);
   const Task& t = plan.task;
   // `totals` and `invalid` come first in the workspace, `soft` right behind them.
   clear(p.resources, t.totals, static_cast<char*>(t.soft) - reinterpret_cast<char*>(t.totals));
+  launch("consistency's compare_kernel", p.resources, plan.blocks, kThreads, 0, plan.kernel, t);
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch("consistency's compare_kernel", p.resources, plan.blocks, kThreads, 0, compare_kernel<T>,
-           t);
     launch("consistency's loss_kernel", p.resources, 1, 32, 0, loss_kernel<Accumulate<T>>, t);
   });
 }

@@ -18,6 +18,7 @@ int64_t tile_count(const Consistency& p) {
 }
 
 struct Plan {
+  void (*kernel)(Task);
   Task task;
   int64_t blocks;
   size_t bytes;  // of workspace
@@ -41,10 +42,10 @@ inline int fraction_bits(bool is_double, int64_t voxels) {
 
 // Blocks go from tile to tile only where they keep soft samples: then there are as many as fill the
 // GPU, or have room in 256 MB.
-template <class B>
-int64_t block_count(const Consistency& p, int64_t tiles, int64_t soft_bytes) {
+inline int64_t block_count(const Consistency& p, void (*kernel)(Task), int64_t tiles,
+                           int64_t soft_bytes) {
   if (p.hard) return tiles;
-  const int64_t most = std::min<int64_t>(B::kBlocks * multiprocessors(p.resources.device), tiles);
+  const int64_t most = std::min(resident_blocks(p.resources.device, kernel, kThreads), tiles);
   return std::clamp<int64_t>((256 << 20) / soft_bytes, 1, most);
 }
 
@@ -57,7 +58,7 @@ inline unsigned mixing_stride(unsigned rows) {
 }
 
 template <class B>
-Plan make_plan(const ConsistencyBackward& p) {
+Plan make_plan(const ConsistencyBackward& p, void (*kernel)(Task)) {
   check_limits(p);
   const Size& size = p.size;
   const bool is_double = p.logits.dtype == DType::f64;
@@ -67,6 +68,7 @@ Plan make_plan(const ConsistencyBackward& p) {
     return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
   };
   Plan plan{};
+  plan.kernel = kernel;
   Task& t = plan.task;
   t.p = p;
   t.classes = p.softmax ? int(size.channels) : 1;
@@ -88,7 +90,7 @@ Plan make_plan(const ConsistencyBackward& p) {
   t.tile_rows = unsigned(t.tiles / divide_up<int64_t>(size.width, B::kWidth));
   t.stride = kForward ? 1 : mixing_stride(t.tile_rows);
   const int64_t pairs = size.batch * size.channels, soft = t.classes * accumulate * B::kBytes;
-  plan.blocks = block_count<B>(p, t.tiles, soft);
+  plan.blocks = block_count(p, kernel, t.tiles, soft);
   char* const start = static_cast<char*>(p.resources.workspace);
   const auto place = [&](auto*& array, int64_t count, int64_t each) {
     array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(start + plan.bytes);

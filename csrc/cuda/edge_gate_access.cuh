@@ -60,8 +60,10 @@ struct LaneValues {
 
 // Where the voxels of a lane are.
 struct LaneVoxels {
-  int64_t batch, first;
-  int count;  // at most kLaneVoxels; 0 or less past the end of the volume
+  uint32_t batch, tile;  // of the batch's volume
+  int count;             // at most kLaneVoxels; 0 or less past the end of the volume
+
+  __device__ __forceinline__ int64_t first() const { return int64_t(tile) * kTile + lane_voxel(); }
 };
 
 // --- Layouts ---
@@ -137,7 +139,7 @@ struct LanePart {
                                       const LaneVoxels& place, int64_t chunk) {
     const int64_t channel = chunk * kChunk + lane_channel();
     data = view.data + place.batch * view.batch_stride + channel * view.channel_stride() +
-           place.first * view.voxel_stride();
+           place.first() * view.voxel_stride();
     channels = int(min(view_channels - channel, int64_t(kLaneChannels)));
     voxels = place.count;
     if (voxels <= 0) channels = 0;
@@ -171,10 +173,11 @@ __device__ __forceinline__ void write(T* to, const T (&from)[n]) {
   }
 }
 
-// Reads a lane's part of a chunk; 0 where the volume has no such voxel or channel.
+// Reads a lane's part of a chunk, 0 where the volume has no such voxel or channel, without waiting
+// for it: of channels_last each voxel's channels are left in two rows, for arrange().
 template <class T, Layout kLayout>
-__device__ __forceinline__ void load(const View<T, kLayout>& view, int64_t channels,
-                                     const LaneVoxels& place, int64_t chunk, LaneValues<T>& x) {
+__device__ __forceinline__ void fetch(const View<T, kLayout>& view, int64_t channels,
+                                      const LaneVoxels& place, int64_t chunk, LaneValues<T>& x) {
   const LanePart<T> part(view, channels, place, chunk);
   const T* from = part.data;
   using Word = typename Four<T>::Word;
@@ -189,39 +192,52 @@ __device__ __forceinline__ void load(const View<T, kLayout>& view, int64_t chann
       if (c < part.channels) read(reinterpret_cast<const Word*>(from), x.rows[c].words);
     }
   } else if (view.is(Layout::channels_last)) {
-    Word columns[kLaneVoxels][kLaneChannels / Four<T>::kPack] = {};
 #pragma unroll
     for (int v = 0; v < kLaneVoxels; ++v, from += view.voxel_stride()) {
-      if (v < part.voxels) read(reinterpret_cast<const Word*>(from), columns[v]);
-    }
-    T values[kLaneVoxels][kLaneChannels];
-    std::memcpy(values, columns, sizeof values);
-#pragma unroll
-    for (int c = 0; c < kLaneChannels; ++c) {
-      x.rows[c].set({values[0][c], values[1][c], values[2][c], values[3][c]});
+      Word column[kLaneChannels / Four<T>::kPack] = {};
+      if (v < part.voxels) read(reinterpret_cast<const Word*>(from), column);
+      std::memcpy(&x.rows[2 * v], column, sizeof column);
     }
   } else {
-    // Not unrolled, which keeps the rare case short. Registers cannot be indexed, so the rows move
-    // up by one in each step.
-#pragma unroll 1
+    // All are on their way before the first is used.
+    T values[kLaneChannels][kLaneVoxels];
+#pragma unroll
     for (int c = 0; c < kLaneChannels; ++c, from += view.channel_stride()) {
-      T row[kLaneVoxels] = {};
 #pragma unroll
       for (int v = 0; v < kLaneVoxels; ++v) {
-        if (c < part.channels && v < part.voxels) row[v] = from[v * view.voxel_stride()];
+        values[c][v] = narrow<T>(0);  // with = {} above, the backward pass spills
+        if (c < part.channels && v < part.voxels) values[c][v] = from[v * view.voxel_stride()];
       }
-#pragma unroll
-      for (int i = 1; i < kLaneChannels; ++i) x.rows[i - 1] = x.rows[i];
-      x.rows[kLaneChannels - 1].set(row);
     }
+#pragma unroll
+    for (int c = 0; c < kLaneChannels; ++c) x.rows[c].set(values[c]);
   }
 }
 
-// Writes a lane's part of a chunk. Leaves x in no defined state.
+// Makes rows of what fetch() read.
+template <class T, Layout kLayout>
+__device__ __forceinline__ void arrange(const View<T, kLayout>& view, LaneValues<T>& x) {
+  if (!view.is(Layout::channels_last)) return;
+  const LaneValues<T> columns = x;
+#pragma unroll
+  for (int c = 0; c < kLaneChannels; ++c) {
+    const auto voxel = [&](int v) { return columns.rows[2 * v + c / 4][c % 4]; };
+    x.rows[c].set({voxel(0), voxel(1), voxel(2), voxel(3)});
+  }
+}
+
+template <class T, Layout kLayout>
+__device__ __forceinline__ void load(const View<T, kLayout>& view, int64_t channels,
+                                     const LaneVoxels& place, int64_t chunk, LaneValues<T>& x) {
+  fetch(view, channels, place, chunk, x);
+  arrange(view, x);
+}
+
+// Writes a lane's part of a chunk.
 template <class T, Layout kLayout>
 __device__ __forceinline__ void store(const View<T, kLayout>& view, int64_t channels,
                                       const LaneVoxels& place, int64_t chunk,
-                                      LaneArray<Accumulate<T>>& x) {
+                                      const LaneArray<Accumulate<T>>& x) {
   const LanePart<T> part(view, channels, place, chunk);
   T* to = part.data;
   if (view.is(Layout::contiguous)) {
@@ -241,13 +257,11 @@ __device__ __forceinline__ void store(const View<T, kLayout>& view, int64_t chan
       if (v < part.voxels) write(to, column);
     }
   } else {
-#pragma unroll 1
-    for (int c = 0; c < part.channels; ++c, to += view.channel_stride()) {
+#pragma unroll
+    for (int c = 0; c < kLaneChannels; ++c, to += view.channel_stride()) {
 #pragma unroll
       for (int v = 0; v < kLaneVoxels; ++v) {
-        if (v < part.voxels) to[v * view.voxel_stride()] = narrow<T>(x[0][v]);
-#pragma unroll
-        for (int i = 1; i < kLaneChannels; ++i) x[i - 1][v] = x[i][v];
+        if (c < part.channels && v < part.voxels) to[v * view.voxel_stride()] = narrow<T>(x[c][v]);
       }
     }
   }

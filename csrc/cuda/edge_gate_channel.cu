@@ -5,33 +5,76 @@
 namespace egcnn::cuda {
 namespace {
 
-// Blocks per multiprocessor, as registers allow.
+// Blocks per multiprocessor that registers have to allow.
 template <class T>
 constexpr int kChannelBlocks = sizeof(T) == 2 ? 3 : 2;
 
+// From the sums of a chunk of gates, the same chunk of the result.
+template <class T>
+__device__ __forceinline__ void apply_gates(const LaneValues<T>& e, bool relu,
+                                            LaneArray<Accumulate<T>>& sums) {
+#pragma unroll
+  for (int c = 0; c < kLaneChannels; ++c) {
+#pragma unroll
+    for (int v = 0; v < kLaneVoxels; ++v) {
+      const Accumulate<T> x = e(c, v);
+      sums[c][v] = x * attention(sums[c][v], relu) + x;
+    }
+  }
+}
+
+// Each chunk of the next tile is fetched as soon as this tile's is used.
 template <bool tf32, class T>
 __global__ void __launch_bounds__(kThreads, kChannelBlocks<T>)
-    channel_gate_kernel(ChannelGate<T> gate, AnyView<T> out) {
-  using Acc = Accumulate<T>;
-  __shared__ __align__(16) Acc shared_weights[kSharedWeights<T>];
+    channel_gate_kernel(ChannelGate<T, false> gate, AnyView<T> out) {
+  __shared__ __align__(16) Accumulate<T> shared_weights[kSharedWeights<T>];
+  gate.weights.stage(shared_weights);
+  uint32_t tile = warp_index();
+  LaneVoxels place = gate.lane_voxels(tile);
+  LaneValues<T> e, m;
+  fetch(gate.m, gate.m_channels, place, 0, m);
+  fetch(gate.e, gate.e_channels, place, 0, e);
+  while (tile < gate.tiles) {
+    LaneArray<Accumulate<T>> sums;
+    start_sums(gate, 0, sums);
+    arrange(gate.m, m);
+    add_chunk<tf32>(m, gate.weights.sum_fragments(0, 1), sums);
+    tile += warp_count();
+    const LaneVoxels next = gate.lane_voxels(tile);
+    fetch(gate.m, gate.m_channels, next, 0, m);
+    arrange(gate.e, e);
+    add_chunk<tf32>(e, gate.weights.sum_fragments(0, 0), sums);
+    apply_gates(e, gate.relu, sums);
+    fetch(gate.e, gate.e_channels, next, 0, e);
+    store(out, gate.e_channels, place, 0, sums);
+    place = next;
+  }
+}
+
+template <bool tf32, class T>
+__global__ void __launch_bounds__(kThreads, kChannelBlocks<T>)
+    channel_gate_chunks_kernel(ChannelGate<T, true> gate, AnyView<T> out) {
+  __shared__ __align__(16) Accumulate<T> shared_weights[kSharedWeights<T>];
   gate.weights.stage(shared_weights);
   for (uint32_t tile = warp_index(); tile < gate.tiles; tile += warp_count()) {
     const LaneVoxels place = gate.lane_voxels(tile);
     for (int64_t gates = 0; gates < gate.gate_chunks(); ++gates) {
       LaneValues<T> e;
       load(gate.e, gate.e_channels, place, gates, e);
-      LaneArray<Acc> sums;
-      gate_sums<tf32, 1>(gate, place, gates, gate.gate_chunks(), gate.chunks(), e, sums);
-#pragma unroll
-      for (int c = 0; c < kLaneChannels; ++c) {
-#pragma unroll
-        for (int v = 0; v < kLaneVoxels; ++v) {
-          const Acc x = e(c, v);
-          sums[c][v] = x * math::gate(sums[c][v], gate.relu) + x;
-        }
-      }
+      LaneArray<Accumulate<T>> sums;
+      gate_sums<tf32>(gate, place, gates, e, sums);
+      apply_gates(e, gate.relu, sums);
       store(out, gate.e_channels, place, gates, sums);
     }
+  }
+}
+
+template <bool tf32, bool many, class T>
+auto choose_kernel() {
+  if constexpr (many) {
+    return channel_gate_chunks_kernel<tf32, T>;
+  } else {
+    return channel_gate_kernel<tf32, T>;
   }
 }
 
@@ -39,9 +82,11 @@ template <class T>
 void launch_forward(const EdgeGate& p) {
   with_tf32<T>(p, [&](auto tf32) {
     pack_weights<T, tf32>(p, false);
-    launch("edge_gate", p.resources, block_count(p, kWarps, kChannelBlocks<T>), kThreads, 0,
-           channel_gate_kernel<tf32, T>, ChannelGate<T>(p),
-           AnyView<T>(p.out, p.size.channels, p.size.voxels()));
+    with_many<T>(p, [&](auto many) {
+      const auto kernel = choose_kernel<tf32, many, T>();
+      launch("edge_gate", p.resources, block_count(p, kernel, kWarps), kThreads, 0, kernel,
+             ChannelGate<T, many>(p), AnyView<T>(p.out, p.size.channels, p.size.voxels()));
+    });
   });
 }
 

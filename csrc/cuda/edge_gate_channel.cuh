@@ -12,17 +12,28 @@ namespace {
 template <class T>
 using AnyView = View<T, Layout::any>;
 
-template <class T>
+// Without `many`, e and m have one chunk each, as in most networks where volumes are large.
+template <class T, bool many>
 struct ChannelGate : Gate<T, Layout::any> {
-  PackedWeights<T> weights;
+  PackedWeights<T, many> weights;
 
   template <class Params>
   explicit ChannelGate(const Params& p) : Gate<T, Layout::any>(p), weights(p) {}
 
-  // There are as many gates as channels of e.
-  __device__ int64_t gate_chunks() const { return this->e_chunks(); }
-  __device__ int64_t chunks() const { return this->e_chunks() + this->m_chunks(); }
+  __device__ int64_t gate_chunks() const { return weights.gate_chunks(); }
+  __device__ int64_t chunks() const { return weights.chunks(); }
 };
+
+// Calls body with whether there are several chunks, or float64, which serves gradient checks: one
+// kernel will do.
+template <class T, class Params, class Body>
+void with_many(const Params& p, Body&& body) {
+  if constexpr (!std::is_same_v<T, double>) {
+    const auto one = [](int64_t channels) { return 0 < channels && channels <= kChunk; };
+    if (one(p.size.channels) && one(p.main_channels)) return body(std::false_type());
+  }
+  body(std::true_type());
+}
 
 template <bool tf32, class T>
 __device__ __forceinline__ void add_chunk(const LaneValues<T>& x, const Accumulate<T>* fragments,
@@ -40,10 +51,31 @@ __device__ __forceinline__ void add_chunk(const LaneValues<T>& x, const Accumula
   }
 }
 
-// Chunks are numbered through: first those of e, then those of m.
+// The bias of a chunk of gates, with which their sums begin.
+template <class T, bool many>
+__device__ __forceinline__ void start_sums(const ChannelGate<T, many>& gate, int64_t gates,
+                                           LaneArray<Accumulate<T>>& sums) {
+  using Acc = Accumulate<T>;
+  const auto* bias =
+      reinterpret_cast<const Packet<Acc, 4>*>(gate.weights.bias(gates) + lane_channel());
+#pragma unroll
+  for (int half = 0; half < kLaneChannels / 4; ++half) {
+    const Packet<Acc, 4> four = bias[half];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+#pragma unroll
+      for (int v = 0; v < kLaneVoxels; ++v) sums[4 * half + c][v] = four.x[c];
+    }
+  }
+}
+
+// --- Many chunks, numbered through: first those of e, then those of m ---
+
 template <class T>
-__device__ __forceinline__ void load_chunk(const ChannelGate<T>& gate, const LaneVoxels& place,
-                                           int64_t gate_chunks, int64_t chunk, LaneValues<T>& x) {
+__device__ __forceinline__ void load_chunk(const ChannelGate<T, true>& gate,
+                                           const LaneVoxels& place, int64_t chunk,
+                                           LaneValues<T>& x) {
+  const int64_t gate_chunks = gate.gate_chunks();
   const bool of_e = chunk < gate_chunks;
   AnyView<T> view = gate.e;
   if (!of_e) view = gate.m;
@@ -51,25 +83,17 @@ __device__ __forceinline__ void load_chunk(const ChannelGate<T>& gate, const Lan
        x);
 }
 
-// The argument of the activation, for a chunk of gates. `e` is the same chunk of e. kUnroll is the
-// number of chunks whose loads overlap.
-template <bool tf32, int kUnroll, class T>
-__device__ __forceinline__ void gate_sums(const ChannelGate<T>& gate, const LaneVoxels& place,
-                                          int64_t gates, int64_t gate_chunks, int64_t chunks,
-                                          const LaneValues<T>& e, LaneArray<Accumulate<T>>& sums) {
-  using Acc = Accumulate<T>;
-  const auto* bias =
-      reinterpret_cast<const Packet<Acc, 4>*>(gate.weights.bias(gates) + lane_channel());
-#pragma unroll
-  for (int c = 0; c < kLaneChannels; ++c) {
-#pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) sums[c][v] = bias[c / 4].x[c % 4];
-  }
-#pragma unroll kUnroll
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+// The argument of the activation, for a chunk of gates. `e` is the same chunk of e.
+template <bool tf32, class T>
+__device__ __forceinline__ void gate_sums(const ChannelGate<T, true>& gate, const LaneVoxels& place,
+                                          int64_t gates, const LaneValues<T>& e,
+                                          LaneArray<Accumulate<T>>& sums) {
+  start_sums(gate, gates, sums);
+#pragma unroll 1
+  for (int64_t chunk = 0; chunk < gate.chunks(); ++chunk) {
     if (chunk == gates) continue;
     LaneValues<T> x;
-    load_chunk(gate, place, gate_chunks, chunk, x);
+    load_chunk(gate, place, chunk, x);
     add_chunk<tf32>(x, gate.weights.sum_fragments(gates, chunk), sums);
   }
   add_chunk<tf32>(e, gate.weights.sum_fragments(gates, gates), sums);

@@ -1,7 +1,7 @@
 // Sums of the gradients of weights and bias in two stages that do not depend on timing: each warp
 // or block sums in a row of `partials` of its own, and a second kernel adds up the rows in order.
-// The number of rows depends on the sizes and on the number of multiprocessors alone, so that the
-// same device gives the same bits.
+// The number of rows depends on the sizes and on how many blocks the device holds alone, so that
+// the same device gives the same bits.
 #pragma once
 
 #include "edge_gate_tile.cuh"

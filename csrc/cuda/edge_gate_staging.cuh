@@ -12,12 +12,11 @@ namespace {
 // Row 4 i + q holds what is number i of lane 4 r + q: for values its pairs of channels, so that
 // four adjacent ones make a lane's operand; for slopes its gates. The voxels are in the order that
 // lets lanes write pairs side by side.
-template <class T>
+template <class T, int chunks = 1>
 struct Staging {
   using Acc = Accumulate<T>;
-  alignas(16) T values[kChunk / 2][2 * kTile];
+  alignas(16) T values[chunks][kChunk / 2][2 * kTile];
   alignas(16) Acc slopes[kChunk][kTile + 8];  // spreads pairs that are read together over all banks
-  Acc bias[kChunk];                           // the slopes' sums over the tile
 
   // The pair of voxels v and v + 1 of a lane.
   static __device__ __forceinline__ int pair(int v) { return v / 2 * 8 + lane_index() / 4; }
@@ -28,7 +27,7 @@ struct Staging {
     return 4 * (pair ^ (row % 4 * 4 + row / 2 % 2 * 2));
   }
 
-  __device__ __forceinline__ void store_values(const LaneValues<T>& x) {
+  __device__ __forceinline__ void store_values(const LaneValues<T>& x, int chunk = 0) {
 #pragma unroll
     for (int c = 0; c < kLaneChannels; c += 2) {
       const int row = 2 * c + lane_index() % 4;
@@ -36,7 +35,7 @@ struct Staging {
       for (int v = 0; v < kLaneVoxels; v += 2) {
         Four<T> four;
         four.set({x.rows[c][v], x.rows[c + 1][v], x.rows[c][v + 1], x.rows[c + 1][v + 1]});
-        *reinterpret_cast<Four<T>*>(&values[row][column(row, pair(v))]) = four;
+        *reinterpret_cast<Four<T>*>(&values[chunk][row][column(row, pair(v))]) = four;
       }
     }
   }
@@ -56,6 +55,8 @@ struct Staging {
 // Tiles, and warps, of a block: as many as 48 KB of shared memory hold.
 template <class T>
 constexpr int kBackwardWarps = sizeof(T) == 8 ? 2 : 4;
+template <class T>
+constexpr int kBackwardThreads = kWarpSize * kBackwardWarps<T>;
 
 // The product of a chunk of values and a chunk of slopes is made in quarters of 16 rows and 16
 // columns. Element i belongs to quarter i / 256 and lane i / 4 % 32, in the order of mma's d. These
@@ -73,20 +74,21 @@ __host__ __device__ inline int product_gate(int i) {
 template <class Acc>
 using QuarterSums = Acc[2][4];
 
-// A quarter of the values times the slopes of a block's tiles.
-template <bool split, int tiles, class T>
-__device__ __forceinline__ void sum_quarter_tf32(const Staging<T> (&stagings)[tiles], int quarter,
+// A quarter of a chunk of values times the slopes of a block's tiles.
+template <bool split, int tiles, class T, int chunks>
+__device__ __forceinline__ void sum_quarter_tf32(const Staging<T, chunks> (&stagings)[tiles],
+                                                 int quarter, int chunk,
                                                  QuarterSums<float>& result) {
   const int row = lane_index() / 4, pair = lane_index() % 4;
   const int a_row = quarter % 2 * 8 + row, b_row = quarter / 2 * 16 + row;
   float sums[2][2][4] = {};  // two of each kind keep more products in flight
 #pragma unroll
   for (int tile = 0; tile < tiles; ++tile) {
-    const Staging<T>& staging = stagings[tile];
+    const Staging<T, chunks>& staging = stagings[tile];
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const auto a = *reinterpret_cast<const Four<T>*>(
-          &staging.values[a_row][Staging<T>::column(a_row, 4 * s + pair)]);
+          &staging.values[chunk][a_row][Staging<T>::column(a_row, 4 * s + pair)]);
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
         const auto b = *reinterpret_cast<const Packet<float, 2>*>(
@@ -107,18 +109,19 @@ __device__ __forceinline__ void sum_quarter_tf32(const Staging<T> (&stagings)[ti
 }
 
 // The same by multiply-adds: the lane goes through all voxels for its two rows and four columns.
-template <int tiles, class T, class Acc>
-__device__ __forceinline__ void sum_quarter_plain(const Staging<T> (&stagings)[tiles], int quarter,
+template <int tiles, class T, int chunks, class Acc>
+__device__ __forceinline__ void sum_quarter_plain(const Staging<T, chunks> (&stagings)[tiles],
+                                                  int quarter, int chunk,
                                                   QuarterSums<Acc>& result) {
   const int a_row = quarter % 2 * 8 + lane_index() / 4;
   const int b_row = quarter / 2 * 16 + lane_index() % 4 * 2;
 #pragma unroll 1
   for (int tile = 0; tile < tiles; ++tile) {
-    const Staging<T>& staging = stagings[tile];
+    const Staging<T, chunks>& staging = stagings[tile];
 #pragma unroll 4
     for (int pair = 0; pair < kTile / 2; ++pair) {
       const auto a = *reinterpret_cast<const Four<T>*>(
-          &staging.values[a_row][Staging<T>::column(a_row, pair)]);
+          &staging.values[chunk][a_row][Staging<T>::column(a_row, pair)]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const auto b = *reinterpret_cast<const Packet<Acc, 2>*>(
@@ -134,17 +137,17 @@ __device__ __forceinline__ void sum_quarter_plain(const Staging<T> (&stagings)[t
   }
 }
 
-// product += a quarter of the values times the slopes of a block's tiles. Tensor cores round
+// product += a quarter of a chunk of values times the slopes of a block's tiles. Tensor cores round
 // towards zero; starting at zero and adding whole sums keeps that error from growing with the
 // number of tiles.
-template <bool split, int tiles, class T, class Acc = Accumulate<T>>
-__device__ __forceinline__ void add_quarter(const Staging<T> (&stagings)[tiles], int quarter,
-                                            Acc* product) {
+template <bool split, int tiles, class T, int chunks, class Acc = Accumulate<T>>
+__device__ __forceinline__ void add_quarter(const Staging<T, chunks> (&stagings)[tiles],
+                                            int quarter, int chunk, Acc* product) {
   QuarterSums<Acc> sums = {};
   if constexpr (kGradientProducts<T> == Products::tf32) {
-    sum_quarter_tf32<split>(stagings, quarter, sums);
+    sum_quarter_tf32<split>(stagings, quarter, chunk, sums);
   } else {
-    sum_quarter_plain(stagings, quarter, sums);
+    sum_quarter_plain(stagings, quarter, chunk, sums);
   }
   auto* to = reinterpret_cast<Packet<Acc, 4>*>(product) + quarter * 64 + lane_index();
 #pragma unroll
@@ -155,6 +158,52 @@ __device__ __forceinline__ void add_quarter(const Staging<T> (&stagings)[tiles],
     to[32 * u] = sum;
   }
 }
+
+// Adds all quarters, shared out among the block's warps.
+template <bool split, int warps, class T, int chunks, class Acc = Accumulate<T>>
+__device__ __forceinline__ void add_product(const Staging<T, chunks> (&stagings)[warps],
+                                            Acc* product, int chunk = 0) {
+#pragma unroll
+  for (int first = 0; first < 4; first += warps) {
+    add_quarter<split>(stagings, first + int(threadIdx.x) / kWarpSize, chunk, product);
+  }
+}
+
+// Sums of slopes over a block's tiles, for the gradient of the bias. Each warp takes its share of
+// the gates; as many adjacent lanes as there are warps share the voxels of a gate.
+template <int warps>
+struct SlopeSums {
+  static constexpr int kVoxels = kTile / warps;
+
+  static __device__ __forceinline__ int row() { return int(threadIdx.x) / warps; }
+
+  template <class T, int chunks>
+  static __device__ __forceinline__ Accumulate<T> add(const Staging<T, chunks> (&stagings)[warps]) {
+    using Acc = Accumulate<T>;
+    Acc sum = 0;
+#pragma unroll
+    for (const auto& staging : stagings) {
+      const auto* from = reinterpret_cast<const Packet<Acc, 4>*>(
+          &staging.slopes[row()][lane_index() % warps * kVoxels]);
+#pragma unroll
+      for (int i = 0; i < kVoxels / 4; ++i) {
+        const Packet<Acc, 4> four = from[i];
+        sum += (four.x[0] + four.x[1]) + (four.x[2] + four.x[3]);
+      }
+    }
+    return sum;
+  }
+
+  // Adds the sums of a gate's lanes to a chunk of the gradient.
+  template <class Acc>
+  static __device__ __forceinline__ void store(Acc sum, Acc* grad_bias) {
+#pragma unroll
+    for (int lanes = 1; lanes < warps; lanes *= 2) {
+      sum += __shfl_xor_sync(kAllLanes, sum, lanes);
+    }
+    if (lane_index() % warps == 0) grad_bias[row() % 4 * kLaneChannels + row() / 4] += sum;
+  }
+};
 
 // The columns of a row of partials: the products of all pairs of chunks, then the bias. Padding up
 // to whole chunks has no place.

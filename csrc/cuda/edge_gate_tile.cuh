@@ -42,12 +42,12 @@ struct Gate {
   __host__ __device__ int64_t e_chunks() const { return divide_up<int64_t>(e_channels, kChunk); }
   __host__ __device__ int64_t m_chunks() const { return divide_up<int64_t>(m_channels, kChunk); }
 
-  // The calling lane's voxels of a tile. The tile may be one past the last.
+  // The calling lane's voxels of a tile, none of a tile past the last.
   __device__ __forceinline__ LaneVoxels lane_voxels(uint32_t tile) const {
     LaneVoxels lane;
     lane.batch = tile / volume_tiles;
-    lane.first = int64_t(tile % volume_tiles) * kTile + lane_voxel();
-    lane.count = tile < tiles ? int(min(voxels - lane.first, int64_t(kLaneVoxels))) : 0;
+    lane.tile = tile % volume_tiles;
+    lane.count = tile < tiles ? int(min(voxels - lane.first(), int64_t(kLaneVoxels))) : 0;
     return lane;
   }
 };
@@ -89,12 +89,12 @@ void with_layout(const EdgeGateBackward& p, Body&& body) {
       body);
 }
 
-// Enough blocks for all tiles, but no more than are resident at a time.
-template <class Params>
-int64_t block_count(const Params& p, int warps, int64_t blocks_per_multiprocessor) {
+// Enough blocks of `warps` warps for all tiles, but no more than are resident at a time.
+template <class Params, class... Parameters>
+int64_t block_count(const Params& p, void (*kernel)(Parameters...), int warps) {
   const int64_t tiles = p.size.batch * divide_up<int64_t>(p.size.voxels(), kTile);
   return std::min(divide_up<int64_t>(tiles, warps),
-                  blocks_per_multiprocessor * multiprocessors(p.resources.device));
+                  resident_blocks(p.resources.device, kernel, kWarpSize * warps));
 }
 
 }  // namespace

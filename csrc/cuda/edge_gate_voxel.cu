@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, kVoxelBlocks<T>)
     sum_over_channels(sums);
     Acc alpha[kLaneVoxels];
 #pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) alpha[v] = math::gate(sums[v] + *gate.bias, gate.relu);
+    for (int v = 0; v < kLaneVoxels; ++v) alpha[v] = attention(sums[v] + *gate.bias, gate.relu);
 
     for (int64_t chunk = 0; chunk < gate.e_chunks(); ++chunk) {
       if (chunk > 0) load(gate.e, gate.e_channels, place, chunk, e);
@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(kThreads, kVoxelBlocks<T>)
 template <class T>
 void launch_forward(const EdgeGate& p) {
   with_layout<T>(p, [&](auto layout) {
-    launch("edge_gate", p.resources, block_count(p, kWarps, kVoxelBlocks<T>), kThreads, 0,
-           voxel_gate_kernel<T, layout>, Gate<T, layout>(p),
-           View<T, layout>(p.out, p.size.channels, p.size.voxels()));
+    const auto kernel = voxel_gate_kernel<T, layout>;
+    launch("edge_gate", p.resources, block_count(p, kernel, kWarps), kThreads, 0, kernel,
+           Gate<T, layout>(p), View<T, layout>(p.out, p.size.channels, p.size.voxels()));
   });
 }
 

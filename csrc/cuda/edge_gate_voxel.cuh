@@ -6,7 +6,7 @@
 namespace egcnn::cuda {
 namespace {
 
-// Blocks per multiprocessor, as registers allow.
+// Blocks per multiprocessor that registers have to allow.
 template <class T>
 constexpr int kVoxelBlocks = sizeof(T) == 2 ? 3 : 2;
 

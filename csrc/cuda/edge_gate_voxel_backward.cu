@@ -31,8 +31,8 @@ __device__ __forceinline__ void activate(const Acc (&sums)[kLaneVoxels], Acc bia
 #pragma unroll
   for (int v = 0; v < kLaneVoxels; ++v) {
     const Acc sum = sums[v] + bias;
-    alpha[v] = math::gate(sum, relu);
-    slopes[v] *= math::gate_slope(sum, alpha[v], relu);
+    alpha[v] = attention(sum, relu);
+    slopes[v] *= attention_slope(sum, alpha[v], relu);
     grad_bias += slopes[v];
   }
 }
@@ -153,26 +153,27 @@ struct VoxelColumns : WeightGradients<Acc> {
   }
 };
 
-template <class T>
+template <class T, Layout kLayout>
 int64_t backward_blocks(const EdgeGateBackward& p) {
   using Acc = Accumulate<T>;
-  return limit_blocks<Acc>(block_count(p, kWarps, kVoxelBlocks<T>), kWarps,
+  return limit_blocks<Acc>(block_count(p, voxel_gate_backward_kernel<T, kLayout>, kWarps), kWarps,
                            VoxelColumns<Acc>(p).count());
 }
 
 template <class T>
 void launch_backward(const EdgeGateBackward& p) {
   using Acc = Accumulate<T>;
-  const int64_t voxels = p.size.voxels(), blocks = backward_blocks<T>(p);
+  const int64_t voxels = p.size.voxels();
   Acc* partials = static_cast<Acc*>(p.resources.workspace);
   with_layout<T>(p, [&](auto layout) {
+    const int64_t blocks = backward_blocks<T, layout>(p);
     launch("edge_gate_backward", p.resources, blocks, kThreads, 0,
            voxel_gate_backward_kernel<T, layout>, Gate<T, layout>(p),
            View<T, layout>(p.grad, p.size.channels, voxels),
            View<T, layout>(p.grad_e, p.size.channels, voxels),
            View<T, layout>(p.grad_m, p.main_channels, voxels), partials);
+    sum_partials(partials, blocks * kWarps, VoxelColumns<Acc>(p), p.resources);
   });
-  sum_partials(partials, blocks * kWarps, VoxelColumns<Acc>(p), p.resources);
 }
 
 }  // namespace
@@ -182,7 +183,13 @@ size_t voxel_gate_backward_workspace(const EdgeGateBackward& p) {
   with_float(p.e.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using Acc = Accumulate<T>;
-    bytes = backward_blocks<T>(p) * kWarps * VoxelColumns<Acc>(p).count() * sizeof(Acc);
+    // For any layout: pointers, on whose alignment it depends, are not known yet.
+    int64_t blocks = backward_blocks<T, Layout::any>(p);
+    if constexpr (!std::is_same_v<T, double>) {
+      blocks = std::max({blocks, backward_blocks<T, Layout::contiguous>(p),
+                         backward_blocks<T, Layout::channels_last>(p)});
+    }
+    bytes = blocks * kWarps * VoxelColumns<Acc>(p).count() * sizeof(Acc);
   });
   return bytes;
 }

@@ -62,8 +62,9 @@ template <class T>
 constexpr int kSharedWeights = kSumProducts<T> == Products::plain ? kChunk + 2 * kFragments : 1;
 
 // In the workspace: the bias, padded to whole chunks; fragments for the sums; and, for backward,
-// fragments of the transposed weights, for the gradients of e and m.
-template <class T>
+// fragments of the transposed weights, for the gradients of e and m. Without `many` there are one
+// chunk of e and one of m.
+template <class T, bool many = true>
 struct PackedWeights {
   using Acc = Accumulate<T>;
   Acc* data;
@@ -74,11 +75,13 @@ struct PackedWeights {
       : data(static_cast<Acc*>(p.resources.workspace)), e_channels(p.size.channels),
         m_channels(p.main_channels) {}
 
-  __host__ __device__ int64_t e_chunks() const { return divide_up<int64_t>(e_channels, kChunk); }
+  __host__ __device__ int64_t e_chunks() const {
+    return many ? divide_up<int64_t>(e_channels, kChunk) : 1;
+  }
   // There are as many gates as channels of e.
   __host__ __device__ int64_t gate_chunks() const { return e_chunks(); }
   __host__ __device__ int64_t chunks() const {
-    return e_chunks() + divide_up<int64_t>(m_channels, kChunk);
+    return e_chunks() + (many ? divide_up<int64_t>(m_channels, kChunk) : 1);
   }
   int64_t count(bool with_transposed) const {
     return gate_chunks() * (kChunk + (with_transposed ? 2 : 1) * chunks() * kFragments);

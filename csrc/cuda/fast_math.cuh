@@ -13,6 +13,8 @@ namespace egcnn::cuda {
 namespace {
 
 __device__ __forceinline__ float fast_log2(float x) { return ptx::lg2_approx(x); }
+__device__ __forceinline__ float fast_exp2(float x) { return ptx::ex2_approx(x); }
+__device__ __forceinline__ float reciprocal(float x) { return ptx::rcp_approx(x); }
 __device__ __forceinline__ float root(float x) { return ptx::sqrt_approx(x); }
 __device__ __forceinline__ float inverse_root(float x) { return ptx::rsqrt_approx(x); }
 __device__ __forceinline__ double root(double x) { return sqrt(x); }

@@ -5,9 +5,12 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "../ops.h"
 
@@ -25,6 +28,24 @@ inline int multiprocessors(int device) {
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
         "cudaDeviceGetAttribute");
   return count;
+}
+
+// How many blocks of a kernel all multiprocessors of a device hold at a time, at least one each.
+// Asks the driver once for each kernel and device, the current one: a kernel is always launched
+// with as many `threads` and bytes of `shared`.
+template <class... Parameters>
+int64_t resident_blocks(int device, void (*kernel)(Parameters...), int threads, size_t shared = 0) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int64_t> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  int64_t& blocks = known[{reinterpret_cast<const void*>(kernel), device}];
+  if (blocks == 0) {
+    int each = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared),
+          "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    blocks = int64_t(each < 1 ? 1 : each) * multiprocessors(device);
+  }
+  return blocks;
 }
 
 // Launches `blocks` blocks of `threads` threads, with `shared` bytes of dynamic_shared(). By

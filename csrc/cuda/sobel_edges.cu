@@ -32,9 +32,14 @@ void launch_region_bits(const Tensor& labels, const Tensor& bits, const Size& si
 }
 
 template <Layout kLayout>
-void launch_label_edges(const LabelEdges& p, const Resources& resources) {
+void launch_label_edges(LabelEdges p, const Resources& resources) {
+  const auto kernel =
+      p.least == 1 ? label_edges_kernel<kLayout, true> : label_edges_kernel<kLayout, false>;
+  p.part_rows = march_length(p.size.height, p.size.batch * p.size.channels * p.groups,
+                             resident_blocks(resources.device, kernel, kThreads));
+  p.parts = unsigned(divide_up(p.size.height, p.part_rows));
   launch("sobel_edges", resources, p.size.batch * p.parts * p.groups * p.size.channels, kThreads, 0,
-         p.least == 1 ? label_edges_kernel<kLayout, true> : label_edges_kernel<kLayout, false>, p);
+         kernel, p);
 }
 
 void launch_label_edges(LabelEdges p, const Resources& resources) {
@@ -42,8 +47,6 @@ void launch_label_edges(LabelEdges p, const Resources& resources) {
   p.row_words = divide_up<int64_t>(size.width, kWord);
   p.columns = p.row_words * divide_up<int64_t>(size.depth, kPlanes);
   p.groups = unsigned(divide_up<int64_t>(p.columns, kBlockColumns));
-  p.part_rows = march_length(size.height, size.batch * size.channels * p.groups, resources);
-  p.parts = unsigned(divide_up(size.height, p.part_rows));
   const auto aligned = [](const Tensor& tensor) {
     return reinterpret_cast<uintptr_t>(tensor.data) % kWord == 0;
   };

@@ -26,10 +26,10 @@ struct Columns {
   int planes;         // of a column
   unsigned adjacent;  // interleaved channels; the distance to the next column along x
 
-  Columns(const char* name, const Size& size, const Tensor& like, const Resources& resources)
+  Columns(const char* name, const Size& size, const Tensor& like, int64_t resident)
       : size(size), planes(int(std::min<int64_t>(size.depth, INT32_MAX))),
         adjacent(like.voxel_stride == 1 ? 1u : equal_part(size.channels, kMostAdjacent)) {
-    planes = int(march_length(size.depth, divide_up<int64_t>(count(), kThreads), resources));
+    planes = int(march_length(size.depth, divide_up<int64_t>(count(), kThreads), resident));
     // The coordinates within a channel, the offsets within a window, and columns have 32 bits.
     if (std::max({size.depth, size.height, size.width * like.voxel_stride * 16}) > INT32_MAX ||
         count() > UINT32_MAX) {

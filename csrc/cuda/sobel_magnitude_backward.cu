@@ -122,11 +122,12 @@ size_t sobel_magnitude_backward_workspace(const SobelMagnitudeBackward&) { retur
 
 void sobel_magnitude_backward_launch(const SobelMagnitudeBackward& p) {
   if (p.size.empty()) return;
-  const Columns<1, kRows> columns("sobel_magnitude_backward", p.size, p.x, p.resources);
   with_float(p.x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const auto kernel = adjacent<T, 1>(p.x, p.size) ? magnitude_backward_kernel<T, true>
                                                     : magnitude_backward_kernel<T, false>;
+    const Columns<1, kRows> columns("sobel_magnitude_backward", p.size, p.x,
+                                    resident_blocks(p.resources.device, kernel, kThreads));
     launch("sobel_magnitude_backward", p.resources,
            divide_up<int64_t>(columns.count(), kThreads - 2 * int64_t(columns.adjacent)), kThreads,
            0, kernel, p.grad, p.x, p.grad_x, columns);

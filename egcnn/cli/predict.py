@@ -47,10 +47,9 @@ def predict(
     """Segment volumes; label maps are written on each input's own grid."""
     import time
 
-    from rich.console import Console
-
     from egcnn.checkpoint import load
     from egcnn.inference import choose_device, predict_cases
+    from egcnn.terminal import Terminal, plain, say
 
     where = choose_device(device)
     trained = load(checkpoint, where)
@@ -60,15 +59,15 @@ def predict(
             "expected a checkpoint that has one"
         )
     cases = _input_cases(inputs, trained, split, checkpoint)
-    waiting = Console(stderr=True)
+    waiting = Terminal(stderr=True)
     predictions = predict_cases(
         trained, cases, output, edges=edges, overlap=overlap, precision=precision
     )
     for case in cases:
         started = time.perf_counter()
-        with waiting.status(f"segmenting {case.name}"):
+        with waiting.status(plain(f"segmenting {case.name}")):
             _, _, path = next(predictions)
-        print(f"{path}  {time.perf_counter() - started:.1f} s", flush=True)
+        say(f"{path}  {time.perf_counter() - started:.1f} s")
 
 
 def _input_cases(inputs: list[str], trained: Trained, split: str, checkpoint: Path) -> list[Case]:
@@ -141,24 +140,19 @@ def evaluate(
 
     Edge probabilities written by predict --edges are scored as well.
     """
-    from rich.console import Console
-
     from egcnn import evaluation
     from egcnn.data import open_dataset
     from egcnn.report import edge_table, evaluation_table
-    from egcnn.terminal import show
+    from egcnn.terminal import say, show
 
     scored = evaluation.evaluate(predictions, open_dataset(data))
-    console = Console()
+    # Files first: nothing that is wrong with the terminal loses them.
+    written = evaluation.write_evaluation(scored, predictions if output is None else output)
     show(evaluation_table(scored))
     show(edge_table(scored))
     if scored.missing:
         count, all_ = len(scored.missing), len(scored.missing) + len(scored.cases)
         shown = ", ".join(scored.missing[:3]) + (", ..." if count > 3 else "")
-        console.print(
-            f"{count} of {all_} labelled cases have no prediction and are excluded: {shown}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for path in evaluation.write_evaluation(scored, predictions if output is None else output):
-        print(path)
+        say(f"{count} of {all_} labelled cases have no prediction and are excluded: {shown}")
+    for path in written:
+        say(str(path))

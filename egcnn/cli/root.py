@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ import typer
 import egcnn
 from egcnn.errors import InputError
 from egcnn.machine import prepare_cpu
+from egcnn.terminal import tolerate, visible
 
 app = typer.Typer(
     name="egcnn",
@@ -26,30 +28,53 @@ app = typer.Typer(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; bad input is one line on stderr and exit code 1."""
     prepare_cpu()
+    tolerate(sys.stdout)
     try:
         app(args=arguments)
     except Exception as error:
         message = _message(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        tolerate(sys.stderr)
+        print(f"error: {visible(message)}", file=sys.stderr)
         sys.exit(1)
 
 
 def _message(error: BaseException | None) -> str | None:
     """The one-line message for an error; ``None`` if it needs a traceback."""
+    chain = []
     link = error
     while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
         if isinstance(link, InputError):
             return _from_worker(str(link)) or str(link)
-        link = link.__cause__ or link.__context__
+    for link in chain:
+        if (message := _about_memory(link)) is not None:
+            return message
     if error is None:
         return None
-    if type(error).__name__ == "OutOfMemoryError":
-        return "the GPU is out of memory; try a smaller --patch, --batch-size or --filters"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return _from_worker(str(error))
+
+
+def _about_memory(error: BaseException) -> str | None:
+    """The message for an error that says that memory ran out."""
+    smaller = "try a smaller --patch, --batch-size or --filters"
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"the GPU is out of memory; {smaller}"
+    if re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", text):
+        return (
+            f"a worker process was killed ({text.splitlines()[0].rstrip('. ')}), which the system "
+            "does when memory runs out; try --set workers=0"
+        )
+    out = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if out or isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
+        return f"memory ran out; {smaller}"
+    return None
 
 
 def _from_worker(text: str) -> str | None:

@@ -63,12 +63,10 @@ def train(
     """Train on a dataset. Options not given are chosen to suit it; see OUTPUT/config.json."""
     if resume and overwrite:
         raise InputError("--resume and --overwrite: both given; expected one of them")
-    from rich.console import Console
-
     from egcnn.data import open_dataset
     from egcnn.inference import choose_device
     from egcnn.report import training_table
-    from egcnn.terminal import show
+    from egcnn.terminal import say, show
     from egcnn.training import IfExists, fit
 
     options: dict[str, Any] = {
@@ -89,16 +87,14 @@ def train(
     config = _configure(dataset, where, output if resume else None, preset, given, settings or [])
     # Lightning runs this command again for every additional device.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
-    console = Console(quiet=not first)
-    console.print(_described(dataset, config, where), highlight=False, soft_wrap=True)
+    if first:
+        say(_described(dataset, config, where))
     existing: IfExists = "resume" if resume else "overwrite" if overwrite else "error"
     run = fit(config, dataset, output, existing=existing, device=device)
     if not first:
         return
     show(training_table(run.history, dataset.regions.reported_names, run.seconds))
-    console.print(
-        f"best epoch: {run.best}\nlast epoch: {run.last}", highlight=False, soft_wrap=True
-    )
+    say(f"best epoch: {run.best or 'its checkpoint was deleted'}\nlast epoch: {run.last}")
 
 
 def _configure(
@@ -114,10 +110,10 @@ def _configure(
     Raises:
         InputError: there is no run to resume, or an invalid setting.
     """
-    from egcnn.training import CONFIG, plan, read_config
+    from egcnn.training import checkpoints, plan, read_config
 
-    if resumed is not None and not (resumed / CONFIG).is_file():
-        raise InputError(f"--resume: {resumed} holds no run ({CONFIG} is missing)")
+    if resumed is not None and not checkpoints(resumed):
+        raise InputError(f"--resume: {resumed} holds no run (no checkpoint)")
     config = plan(dataset, device) if resumed is None else read_config(resumed).config
     changes = config.read(settings)
     if resumed is None and "preprocessing.spacing" in changes:
@@ -172,13 +168,11 @@ def compare(
 
     Run again with the same OUTPUT, it continues where it was interrupted.
     """
-    from rich.console import Console
-
     from egcnn import comparison
     from egcnn.data import open_dataset
     from egcnn.inference import choose_device
     from egcnn.nn import BACKBONES
-    from egcnn.terminal import show
+    from egcnn.terminal import Terminal, say, show
     from egcnn.training import plan
 
     chosen = choices(
@@ -199,13 +193,15 @@ def compare(
                 "--seeds are for that"
             )
         compared += [comparison.Arm(b, "egcnn", setting) for b in chosen]
-    console = Console(soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     runs = comparison.compare(
         dataset, config, output, arms=compared, seeds=seeds, device=device, console=console
     )
+    # Files first: nothing that is wrong with the terminal loses them.
+    written = comparison.write_comparison(runs, output)
     show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(runs)))
     show(comparison.as_table("Edges", comparison.edge_rows(runs)))
     if lines := comparison.difference_rows(runs):
         show(comparison.as_table("Differences, paired by seed", lines))
-    for path in comparison.write_comparison(runs, output):
-        print(path)
+    for path in written:
+        say(str(path))

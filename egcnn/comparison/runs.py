@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from math import nan
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,7 @@ from egcnn.training import (
     IfExists,
     TrainingConfig,
     changed_settings,
+    checkpoints,
     fit,
     read_config,
     read_history,
@@ -64,7 +66,8 @@ def compare(
         raise InputError(f"seeds: {seeds}; expected at least 1")
     if not arms:
         raise InputError("arms: none; expected at least one")
-    say = (console or Console(quiet=True)).print
+    console = console or Console(quiet=True)
+    say = partial(console.print, highlight=False, markup=False)
     # Resolve all configurations first, so that an invalid setting fails now and not after hours.
     todo = [(arm, arm.config(config, dataset, seed)) for seed in range(seeds) for arm in arms]
     results = []
@@ -72,13 +75,13 @@ def compare(
         run = Path(output) / f"{arm.name}-seed{settings.seed}"
         title = f"run {number} of {len(todo)}, {run.name}"
         if (run / EVALUATION).is_file():
-            say(f"{title}: already finished", highlight=False)
+            say(f"{title}: already finished")
             _check_same(run, settings)
         else:
-            say(f"{title}: training", highlight=False)
+            say(f"{title}: training")
             started = time.perf_counter()
             _train(dataset, settings, run, device)
-            say(f"{title}: done in {duration(time.perf_counter() - started)}", highlight=False)
+            say(f"{title}: done in {duration(time.perf_counter() - started)}")
         results.append(_result(dataset, settings, run, arm))
     return Comparison(tuple(results))
 
@@ -93,7 +96,7 @@ def _check_same(run: Path, config: TrainingConfig) -> None:
 
 def _train(dataset: Dataset, config: TrainingConfig, run: Path, device: str) -> None:
     """Train and evaluate a run, continuing it if it was interrupted."""
-    existing: IfExists = "resume" if (run / LAST).is_file() else "overwrite"
+    existing: IfExists = "resume" if checkpoints(run) else "overwrite"
     done = fit(config, dataset, run, existing=existing, device=device, quiet=True)
     predict_and_evaluate(load(run / LAST), done.validation, dataset, (run / EVALUATION).parent)
 

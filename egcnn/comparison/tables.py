@@ -16,6 +16,7 @@ from egcnn.files import without_nan, write_csv, write_json, write_text
 from egcnn.machine import versions
 from egcnn.metrics import EDGE_METRICS, METRICS
 from egcnn.nn.backbones import BACKBONES
+from egcnn.terminal import plain
 
 # The decimals of the paper's tables; runs differ by less than the cases of an evaluation.
 _DICE_DIGITS = 4
@@ -99,11 +100,11 @@ def _architecture(backbone: str) -> str:
 
 def as_table(title: str, lines: Sequence[dict[str, str]]) -> Table:
     """A table for the terminal; the keys of the rows are the headings."""
-    table = Table(title=title)
+    table = Table(title=plain(title))
     for index, key in enumerate(lines[0]):
-        table.add_column(key, justify="left" if index < 2 or key == "Metric" else "right")
+        table.add_column(plain(key), justify="left" if index < 2 or key == "Metric" else "right")
     for line in lines:
-        table.add_row(*line.values())
+        table.add_row(*map(plain, line.values()))
     return table
 
 

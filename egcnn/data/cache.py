@@ -41,8 +41,8 @@ def cache_cases(
     for name, cases in groups.items():
         count = 0
         for case in cases:
-            # float32 images and a label of one byte.
-            room -= math.prod(prepared_shape(case, settings.spacing)) * (4 * modalities + 1)
+            voxels = math.prod(map(float, prepared_shape(case, settings.spacing)))
+            room -= voxels * (4 * modalities + 1)  # float32 images and a label of one byte
             if room < 0:
                 break
             count += 1

@@ -20,9 +20,9 @@ from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 from torch import Tensor
 
+from egcnn.checks import check_memory
 from egcnn.errors import InputError
 from egcnn.files import atomic_write
-from egcnn.machine import free_memory
 
 #: Supported suffixes; nibabel decompresses according to them.
 SUFFIXES = (".nii.gz", ".nii")
@@ -193,12 +193,7 @@ def _check_claims(path: Path, header: Header) -> None:
             f"{path}: truncated: shape {shape} takes {claimed} bytes; expected no more than the "
             f"{stored} that the file can hold"
         )
-    needed = voxels * _BYTES_PER_VOXEL
-    if needed > (room := free_memory()):
-        raise InputError(
-            f"{path}: shape {shape} takes {needed / 1e9:.3g} GB in memory; expected no more than "
-            f"the {room / 1e9:.3g} GB that are free"
-        )
+    check_memory(f"{path}: shape {shape}", voxels * _BYTES_PER_VOXEL)
 
 
 def check_grid(path: Path, image: nib.Nifti1Image, other_path: Path, other: Grid) -> None:

@@ -6,7 +6,8 @@ All work on dictionaries with the keys ``"image"`` ``(M, D, H, W)`` and ``"label
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,10 @@ from monai.transforms import (
 )
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
 from torch import Tensor
 
-from egcnn.checks import check_spacing
+from egcnn.checks import check_memory, check_spacing
 from egcnn.data.case import Case, Normalization, Spacing, label_dtype, read_image, read_label
 from egcnn.errors import InputError
 from egcnn.regions import Regions
@@ -216,6 +218,7 @@ def preprocessing(settings: PreprocessingSettings, regions: Regions | None) -> C
         Orientationd(_KEYS, axcodes="RAS", labels=RAS, allow_missing_keys=True),
     ]
     if settings.spacing is not None:
+        steps.append(CheckRoom(settings.spacing))
         steps.append(
             Spacingd(
                 _KEYS,
@@ -235,18 +238,55 @@ def preprocessing(settings: PreprocessingSettings, regions: Regions | None) -> C
     return Compose(steps)
 
 
+class CheckRoom(Transform):
+    """Check that a case fits into memory after it has been resampled.
+
+    Args:
+        spacing: voxel size in mm.
+
+    Raises:
+        InputError: it does not.
+    """
+
+    def __init__(self, spacing: Spacing) -> None:
+        self.spacing = spacing
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the case as it is."""
+        image = data["image"]
+        shape = _turned_shape(image.shape[1:], image.affine.numpy(), self.spacing)
+        size = "x".join(f"{number:g}" for number in self.spacing)
+        check_memory(
+            f"{image.meta.get('filename_or_obj', 'image')}: resampled to {size} mm, shape {shape}",
+            resampling_bytes(len(image), shape),
+        )
+        return data
+
+
+def resampling_bytes(channels: int, shape: Sequence[int]) -> float:
+    """Memory in bytes that resampling to ``(channels, *shape)`` takes: result and coordinates."""
+    return math.prod(map(float, shape)) * (4 * channels + 16)
+
+
 def prepared_shape(case: Case, spacing: Spacing | None) -> tuple[int, int, int]:
     """The shape ``(D, H, W)`` of a case after preprocessing, from its header alone.
 
     Raises:
         InputError: the file is not a NIfTI volume.
     """
-    shape, affine = case.grid
+    return _turned_shape(*case.grid, spacing)
+
+
+def _turned_shape(
+    shape: Sequence[int], affine: NDArray[np.float64], spacing: Spacing | None
+) -> tuple[int, int, int]:
+    """The shape ``(D, H, W)`` of a grid along the RAS axes, at another voxel size."""
     order = np.argsort(io_orientation(affine)[:, 0])
     size = voxel_sizes(affine)[order]
     turned = [shape[axis] for axis in order]
     if spacing is not None:
-        turned = [max(1, round(n * s / t)) for n, s, t in zip(turned, size, spacing, strict=True)]
+        sizes = (n * float(s) / t for n, s, t in zip(turned, size, spacing, strict=True))
+        turned = [max(1, round(min(number, 2.0**60))) for number in sizes]
     return turned[0], turned[1], turned[2]
 
 

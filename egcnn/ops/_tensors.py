@@ -101,7 +101,8 @@ def launch(name: str, like: Tensor, *arguments: Any) -> None:
     """Run kernel ``name`` on the device of ``like``, with scratch memory from torch's allocator.
 
     The arguments are those of ``csrc/bindings.cpp``, in its order, which checks what the kernels
-    rely on: tensors as they are, volumes dense. ``like`` is the largest of them: its elements are worth so many threads.
+    rely on: tensors as they are, volumes dense. ``like`` is the largest of them: its elements are
+    worth so many threads.
     """
     device = like.device
     kernel = getattr(device_kernels(device.type), name)

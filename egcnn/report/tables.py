@@ -9,7 +9,7 @@ from rich.table import Table
 
 from egcnn.evaluation import MEAN, Evaluation
 from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES, METRICS, VOXEL_METRICS
-from egcnn.terminal import duration
+from egcnn.terminal import duration, plain
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -21,7 +21,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     for region, row in evaluation.summary().items():
         if region == MEAN:
             table.add_section()
-        table.add_row(region, *(_cell(row[metric], metric) for metric in VOXEL_METRICS))
+        table.add_row(plain(region), *(_cell(row[metric], metric) for metric in VOXEL_METRICS))
     return table
 
 
@@ -41,7 +41,7 @@ def edge_table(evaluation: Evaluation) -> Table:
         for source, name in EDGE_SOURCES.items():
             cells = [_cell(row[f"{source}_{metric}"], metric) for metric in EDGE_METRICS]
             if any(cells):
-                table.add_row(region, name, *cells)
+                table.add_row(plain(region), name, *cells)
     return table
 
 
@@ -68,7 +68,7 @@ def training_table(
     table.add_column("")
     table.add_column("Epoch", justify="right")
     for name in [*names, MEAN]:
-        table.add_column(name, justify="right")
+        table.add_column(plain(name), justify="right")
     best = max(rows, key=lambda row: row["dice"])
     for title, row in (("best", best), ("last", rows[-1])):
         scores = [row[f"dice_{name}"] for name in names] + [row["dice"]]

@@ -1,16 +1,16 @@
 """Training: hyperparameters, batches, the Lightning module and the run folder."""
 
 from egcnn.training.config import PRESETS, TrainingConfig, plan
-from egcnn.training.history import HISTORY, LAST, read_history
-from egcnn.training.run import (
+from egcnn.training.folder import (
     BEST,
     CONFIG,
     IfExists,
-    Run,
     changed_settings,
-    fit,
+    checkpoints,
     read_config,
 )
+from egcnn.training.history import HISTORY, LAST, read_history
+from egcnn.training.run import Run, fit
 from egcnn.training.task import SegmentationTask
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "SegmentationTask",
     "TrainingConfig",
     "changed_settings",
+    "checkpoints",
     "fit",
     "plan",
     "read_config",

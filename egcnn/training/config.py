@@ -56,6 +56,7 @@ class TrainingConfig(Settings):
         precision: one of :data:`egcnn.checks.PRECISIONS`.
         devices: number of devices; each takes an equal share of the batch.
         workers: processes per device that read and augment; 0 uses the main process.
+        keep: number of last checkpoints to keep: ``last.ckpt``, ``last-1.ckpt``, ...
 
     Raises:
         InputError: an invalid value.
@@ -77,10 +78,11 @@ class TrainingConfig(Settings):
     precision: str = "32-true"
     devices: int = 1
     workers: int = 0
+    keep: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size", "devices"):
+        for name in ("epochs", "batch_size", "devices", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)}; expected at least 1")
         for name in ("seed", "split_seed", "workers"):

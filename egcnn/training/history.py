@@ -14,16 +14,18 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich import get_console
 
 from egcnn.errors import InputError
 from egcnn.files import write_csv
 from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES
+from egcnn.terminal import say
 
 HISTORY = "history.csv"
 LAST = "last.ckpt"
-# Former name of the history, which evaluations use today.
-_LEGACY = "metrics.csv"
+#: Former name of the history, which evaluations use today.
+FORMER_HISTORY = "metrics.csv"
+# What every row has.
+_COLUMNS = ("epoch", "dice")
 _LOSSES = ("loss", "semantic", "consistency", "edge")
 
 
@@ -39,11 +41,35 @@ class History(Callback):
         self.steps: list[float] = []
         self.lr = 0.0
 
+    @property
+    def best_epoch(self) -> float:
+        """The epoch with the highest mean Dice, the first of several; 0 before any."""
+        best = max(self.rows, key=lambda row: row["dice"], default=None)
+        return 0 if best is None else best["epoch"]
+
+    def say(self, text: str) -> None:
+        """Print a text, unless the run is quiet."""
+        if not self.quiet:
+            say(text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows; each checkpoint holds those up to its epoch."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the rows of a checkpoint."""
+        self.rows = list(state_dict["rows"])
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the rows of the epochs before the checkpoint of a resumed run."""
-        if trainer.ckpt_path is not None and _history_path(self.folder).is_file():
+        """Restore the file of a resumed run, whatever became of it since its checkpoint."""
+        if trainer.ckpt_path is None:
+            return
+        if not self.rows and _history_path(self.folder).is_file():
+            # Checkpoints of earlier versions hold no rows.
             done = _epochs_done(trainer)
             self.rows = [row for row in read_history(self.folder) if row["epoch"] <= done]
+        if self.rows and trainer.is_global_zero:
+            self._write()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -77,27 +103,23 @@ class History(Callback):
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()
-            if not self.quiet:
-                self._print(row, trainer.max_epochs or 0)
+            self._print(row, trainer.max_epochs or 0)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Report after Ctrl-C or SIGTERM which epochs are saved."""
         asked = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
-        if not asked or self.quiet or not trainer.is_global_zero:
+        if not asked or not trainer.is_global_zero:
             return
         kept = self.folder / LAST
         what = f"{kept} holds epoch {len(self.rows)}; continue from there with --resume"
-        get_console().print(
-            f"stopped: {what if self.rows else 'before the end of the first epoch'}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self.say(f"stopped: {what if self.rows else 'before the end of the first epoch'}")
 
     def _write(self) -> None:
         write_csv(self.folder / HISTORY, self.rows[-1], self.rows)
-        (self.folder / _LEGACY).unlink(missing_ok=True)
+        if is_history(self.folder / FORMER_HISTORY):
+            (self.folder / FORMER_HISTORY).unlink()
 
     def _print(self, row: Mapping[str, float], epochs: int) -> None:
         parts = ", ".join(f"{n} {row[n]:.3f}" for n in _LOSSES[1:] if n in row)
@@ -105,11 +127,9 @@ class History(Callback):
         if f"edge_f1_{self.regions[0]}" in row:
             edge = mean(row[f"edge_f1_{name}"] for name in self.regions)
             scores += f"  edge F1 {edge:.3f}"
-        get_console().print(
+        self.say(
             f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.3f} ({parts})  "
-            f"Dice {scores}  lr {row['lr']:.2g}  {row['seconds']:.1f} s",
-            highlight=False,
-            soft_wrap=True,
+            f"Dice {scores}  lr {row['lr']:.2g}  {row['seconds']:.1f} s"
         )
 
 
@@ -121,24 +141,39 @@ def _epochs_done(trainer: L.Trainer) -> int:
 
 def _history_path(run: Path) -> Path:
     """The path of a run's history; earlier versions used another name."""
-    path, legacy = run / HISTORY, run / _LEGACY
-    return legacy if legacy.is_file() and not path.is_file() else path
+    path, former = run / HISTORY, run / FORMER_HISTORY
+    return former if not path.is_file() and is_history(former) else path
 
 
-def remove_history(run: Path) -> None:
-    """Delete the history in a run's folder."""
-    for name in (HISTORY, _LEGACY):
-        (run / name).unlink(missing_ok=True)
+def is_history(path: Path) -> bool | None:
+    """Whether a file is a history, and not the table of an evaluation; None if it is damaged."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            header = lines.readline(1 << 16)
+    except (OSError, ValueError):
+        return None
+    return header.startswith("epoch,")
 
 
 def read_history(run: str | Path) -> list[dict[str, float]]:
     """Read the ``history.csv`` in a run's folder: a row per epoch.
 
     Raises:
-        InputError: no such file.
+        InputError: no such file, or a damaged one.
     """
     path = _history_path(Path(run))
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the folder of a run")
-    with path.open(newline="", encoding="utf-8") as lines:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
+    rows: list[dict[str, float]] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines, strict=True):
+                rows.append({key: float(value) for key, value in row.items()})
+                if not set(_COLUMNS) <= set(row) or not rows[-1]["epoch"] >= 1:
+                    raise ValueError("no row of an epoch")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: cannot be read in row {len(rows) + 1} ({error}); expected the table of a "
+            "run, which --resume restores from a checkpoint"
+        ) from error
+    return rows

@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 
-from egcnn import legacy
-from egcnn.checkpoint import write
 from egcnn.data.case import Case, Dataset
 from egcnn.data.layouts import split
 from egcnn.errors import InputError
-from egcnn.files import write_json
+from egcnn.files import owned
 from egcnn.inference import choose_device
 from egcnn.machine import prepare_cpu, versions
 from egcnn.training.batches import CaseData
 from egcnn.training.config import TrainingConfig
-from egcnn.training.history import LAST, History, remove_history
+from egcnn.training.folder import (
+    BEST,
+    LOGS,
+    IfExists,
+    check_folder,
+    newest_checkpoint,
+    prepare_folder,
+)
+from egcnn.training.history import LAST, History
+from egcnn.training.saving import Checkpoints, WholeCheckpoints
 from egcnn.training.task import SegmentationTask
-
-CONFIG = "config.json"
-BEST = "best.ckpt"
-_LOGS = "tensorboard"
-
-
-class _WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoint callback with atomic writes."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        write(path, checkpoint)
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,8 @@ class Run:
 
     Args:
         output: the run's folder.
-        best: checkpoint of the epoch with the highest mean Dice.
+        best: checkpoint of the epoch with the highest mean Dice; None if it was deleted before the
+            run was resumed.
         last: checkpoint of the last epoch.
         history: the rows of ``history.csv``.
         seconds: wall-clock time of this call.
@@ -65,14 +57,11 @@ class Run:
     """
 
     output: Path
-    best: Path
+    best: Path | None
     last: Path
     history: list[dict[str, float]]
     seconds: float
     validation: tuple[Case, ...]
-
-
-IfExists = Literal["error", "resume", "overwrite"]
 
 
 def fit(
@@ -98,8 +87,8 @@ def fit(
 
     Raises:
         InputError: a case is unusable, fewer than two cases are labelled, the folder already holds
-            a run, there is no run to resume or it has other settings, or the loss is no longer
-            finite.
+            a run, is in use by one or has files of others in a run's place, there is no run to
+            resume or it has other settings, or the loss is no longer finite.
     """
     started = time.perf_counter()
     prepare_cpu()
@@ -113,27 +102,37 @@ def fit(
             f"{dataset.root}: {len(train) + len(validation)} labelled case; expected at least two, "
             "one to train on and one to validate on"
         )
+    described = _described(config, dataset, train, validation)
     task = SegmentationTask(
-        config, dataset, {"layout": dataset.layout, "training_cases": len(train)}
+        config,
+        dataset,
+        {"layout": dataset.layout, "training_cases": len(train), "run": described},
     )
     data = CaseData(config, dataset, train, validation)
-    # Lightning starts another process for every additional device; the first one owns the folder.
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        _prepare_folder(output, config, _described(config, dataset, train, validation), existing)
     history = History(output, dataset.regions.reported_names, quiet)
-    with _silence_lightning():
+    check_folder(output, existing)
+    # Lightning starts another process for every additional device; the first one owns the folder.
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    with owned(output) if first else nullcontext(), _silence_lightning():
+        if first:
+            prepare_folder(output, config, described, existing)
+        start = None
+        if existing == "resume":
+            start, problem = newest_checkpoint(output)
+            if problem is not None:
+                history.say(problem)
         try:
             _trainer(config, where, output, history).fit(
                 task,
                 datamodule=data,
-                ckpt_path=str(output / LAST) if existing == "resume" else None,
+                ckpt_path=None if start is None else str(start),
             )
         except SIGTERMException:
             # Lightning would exit with code 0.
             sys.exit(128 + signal.SIGTERM)
     return Run(
         output,
-        output / BEST,
+        output / BEST if (output / BEST).is_file() else None,
         output / LAST,
         history.rows,
         time.perf_counter() - started,
@@ -146,17 +145,7 @@ def _trainer(
 ) -> L.Trainer:
     """Lightning's trainer, which writes checkpoints and events to the run's folder."""
     bar = not history.quiet and get_console().is_terminal
-    always: dict[str, Any] = {
-        "dirpath": output,
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,
-        "save_top_k": 1,
-    }
-    callbacks: list[Callback] = [
-        history,
-        ModelCheckpoint(filename=Path(BEST).stem, monitor="dice", mode="max", **always),
-        ModelCheckpoint(filename=Path(LAST).stem, monitor=None, **always),
-    ]
+    callbacks: list[Callback] = [history, Checkpoints(output, history)]
     if bar:
         callbacks.append(RichProgressBar(leave=False))
     return L.Trainer(
@@ -165,9 +154,9 @@ def _trainer(
         strategy="ddp" if config.devices > 1 else "auto",
         precision=config.precision,  # type: ignore[arg-type]
         max_epochs=config.epochs,
-        logger=TensorBoardLogger(output, name=_LOGS, version=""),
+        logger=TensorBoardLogger(output, name=LOGS, version=""),
         callbacks=callbacks,
-        plugins=[_WholeCheckpoints()],
+        plugins=[WholeCheckpoints(config.keep)],
         enable_progress_bar=bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -197,92 +186,6 @@ def _described(
     }
 
 
-def _prepare_folder(
-    output: Path, config: TrainingConfig, described: dict[str, Any], existing: IfExists
-) -> None:
-    """Create the run's folder, or check that the run in it can be resumed."""
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output: {output} is a file; expected the name of a folder")
-    holds = (output / LAST).is_file()
-    if existing == "resume":
-        if not holds or not (output / CONFIG).is_file():
-            raise InputError(
-                f"output: {output} holds no run to resume (no {CONFIG} with {LAST}); "
-                "start one without resuming"
-            )
-        before = read_config(output)
-        _check_settings(output, before.config, config)
-        _check_split(output, before.split, described["split"])
-        return
-    if holds and existing == "error":
-        raise InputError(
-            f"output: {output} holds a run already; resume it, overwrite it, or name another folder"
-        )
-    for name in (CONFIG, LAST, BEST):
-        (output / name).unlink(missing_ok=True)
-    remove_history(output)
-    shutil.rmtree(output / _LOGS, ignore_errors=True)
-    write_json(output / CONFIG, described)
-
-
-def _check_settings(output: Path, before: TrainingConfig, now: TrainingConfig) -> None:
-    # Settings of the machine may change when a run is resumed; hyperparameters may not.
-    for name, was, is_now in changed_settings(before, now):
-        if name not in ("workers", "devices", "precision"):
-            raise InputError(
-                f"{name}: {is_now}, but the run in {output} has {was}; a run is resumed as it was "
-                "started"
-            )
-
-
-def changed_settings(before: TrainingConfig, now: TrainingConfig) -> list[tuple[str, Any, Any]]:
-    """Name, old value and new value of every entry that differs."""
-    old = before.entries()
-    return [(name, old[name], value) for name, value in now.entries().items() if old[name] != value]
-
-
-def _check_split(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for part in now:
-        if before.get(part) != now[part]:
-            raise InputError(
-                f"output: {output} was trained with other {part} cases than the dataset has now"
-            )
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Contents of a run's ``config.json``.
-
-    Args:
-        config: the hyperparameters.
-        split: names of the ``"train"`` and ``"validation"`` cases.
-        versions: versions of the libraries used.
-    """
-
-    config: TrainingConfig
-    split: dict[str, list[str]]
-    versions: dict[str, str]
-
-
-def read_config(run: str | Path) -> RunConfig:
-    """Read a run's ``config.json``, of this version or an earlier one.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    path = Path(run) / CONFIG
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        config = TrainingConfig.from_dict(legacy.config(data["config"]))
-        return RunConfig(config, data["split"], data["versions"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path}: cannot be read; expected a file written by 'egcnn train'"
-        ) from error
-
-
 @contextmanager
 def _silence_lightning() -> Iterator[None]:
     """Silence Lightning's messages about intended behaviour."""
@@ -297,6 +200,8 @@ def _silence_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         # A resumed run's folder is not empty.
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
+        # A run of an earlier version has the state of Lightning's own ModelCheckpoint.
+        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
         try:
             yield
         finally:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from egcnn.data import nifti, read_image, write_volume
+from egcnn import checks
+from egcnn.data import read_image, write_volume
 from egcnn.data.nifti import affine, open_volume
 from egcnn.errors import InputError
 
@@ -42,7 +43,7 @@ def test_claims_beyond_the_file(tmp_path: Path, suffix: str) -> None:
 
 def test_claims_beyond_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "x.nii.gz", np.zeros((100, 100, 100), np.uint8))
-    monkeypatch.setattr(nifti, "free_memory", lambda: 11e6)
+    monkeypatch.setattr(checks, "free_memory", lambda: 11e6)
     with refused("x.nii.gz", "0.012 GB in memory", "0.011 GB that are free"):
         read_image(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -366,3 +367,17 @@ def test_kits_masks_keep_volume_and_place(shared_data: Path) -> None:
         inside = (tensor.as_tensor()[0] > 0).nonzero().double().mean(0)
         centres.append(tensor.affine[:3, :3] @ inside + tensor.affine[:3, 3])
     torch.testing.assert_close(centres[0], centres[1], rtol=0, atol=0.3)
+
+
+def test_a_result_beyond_memory_is_refused() -> None:
+    """A file of 60 bytes may claim voxels of a kilometre."""
+    image = meta(torch.rand(1, 4, 5, 6), np.diag([1e6, 1e6, 1e30, 1]))
+    image.meta["filename_or_obj"] = "far.nii.gz"
+    with pytest.raises(RuntimeError) as caught:
+        prepare((1.0, 1.0, 1.0), "zscore", None)({"image": image})
+    cause: Any = caught.value
+    while not isinstance(cause, InputError):
+        cause = cause.__cause__
+    assert re.match(
+        r"far.nii.gz: resampled to 1x1x1 mm, shape .* takes .* GB in memory", str(cause)
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.library import opcheck
 
 from egcnn import ops
 from egcnn.errors import InputError
-from egcnn.ops import reference
+from egcnn.ops import _tensors, reference
 from egcnn.ops._tensors import FLOATS
 
 from ..tolerances import assert_near
@@ -143,6 +145,50 @@ def test_many_blocks_past_the_caches(
     gradients = torch.ops.egcnn.edge_gate_backward(grad, *inputs, False)
     for mine, theirs in zip(gradients, exact, strict=True):
         assert_near(mine, theirs.grad, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+# Several tiles for each warp of the stand-in, which fetches one while it computes another: e in
+# whole vectors and m by elements where channels are last, then both by elements.
+@pytest.mark.parametrize("shape", [(3, 32, 20, 4, 9, 23), (2, 31, 5, 9, 9, 17)])
+def test_many_tiles_for_each_warp(
+    dtype: torch.dtype, memory_format: torch.memory_format, shape: tuple[int, ...]
+) -> None:
+    inputs = arguments(shape, shape[1], dtype, memory_format)
+    grad = torch.randn_like(inputs[0])
+    exact = [t.double().clone().requires_grad_() for t in inputs]
+    expected = reference.edge_gate(*exact, "sigmoid")
+    expected.backward(grad.double())
+    assert_near(ops.edge_gate(*inputs, activation="sigmoid"), expected.detach(), dtype)
+    gradients = torch.ops.egcnn.edge_gate_backward(grad, *inputs, False)
+    for mine, theirs in zip(gradients, exact, strict=True):
+        assert_near(mine, theirs.grad, dtype)
+
+
+def test_as_many_blocks_as_the_gpu_holds(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if request.node.callspec.params["device"] != "cuda_on_cpu":
+        pytest.skip("a test of how CUDA kernels are launched")
+    kernel = request.getfixturevalue("cuda_on_cpu").cpu.edge_gate_backward
+    rows = []
+
+    def call(threads: int, index: int, stream: int, allocate: Any, *tensors: Any) -> None:
+        def counting(size: int) -> Tensor:
+            rows.append(size / (4 * (32 + 32 + 1)))
+            memory: Tensor = allocate(size)
+            return memory
+
+        kernel(threads, index, stream, counting, *tensors)
+
+    kernels = SimpleNamespace(edge_gate_backward=call)
+    monkeypatch.setattr(_tensors, "device_kernels", lambda _: kernels)
+    e, m, *weights = arguments((1, 32, 32, 4, 8, 32), 1, torch.bfloat16)
+    torch.ops.egcnn.edge_gate_backward(e, e, m, *weights, True)
+    # The stand-in has three multiprocessors, which hold two blocks each, of four warps; each warp
+    # sums its tiles' gradients of the weights in a row of the workspace.
+    assert rows == [3 * 2 * 4]
 
 
 def test_memory_at_odd_addresses() -> None:

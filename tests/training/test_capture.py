@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from egcnn.data import BRATS
 from egcnn.losses import EGCNNLoss
 from egcnn.nn import EGCNN, SegNet
-from egcnn.regions import BRATS
 
 #: What asks the device for a value, and what copies numbers that the host holds.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh")

@@ -260,15 +260,53 @@ def test_an_existing_run_is_not_lost(
         fit(tiny, brats, tmp_path / "file")
 
 
+def test_files_that_no_run_wrote_are_kept(
+    brats: Dataset, tiny: TrainingConfig, tmp_path: Path
+) -> None:
+    config = tiny.change({"edge": False, "epochs": 1})
+
+    def folder(name: str, file: str, content: bytes = b'{"mine": 1}') -> Path:
+        path = tmp_path / name / file
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+        return path
+
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    other = (tmp_path / "other.ckpt").read_bytes()
+    foreign = [
+        *(folder("config", CONFIG), folder("broken", CONFIG, b"{"), folder("csv", HISTORY, b"a\n")),
+        *(folder("best", BEST, other), folder("last", LAST, other), folder("cut", LAST, b"PK")),
+    ]
+    for path in foreign:
+        before = path.read_bytes()
+        for existing in ("error", "overwrite"):
+            with pytest.raises(InputError, match=rf"{path.name} was not written by a training run"):
+                fit(config, brats, path.parent, existing=existing, quiet=True)  # type: ignore
+        assert list(path.parent.iterdir()) == [path]
+        assert path.read_bytes() == before
+
+    notes = folder("events", "tensorboard/mine.txt")
+    scores = notes.parents[1] / "metrics.csv"
+    scores.write_text("case,region,dice\n")
+    with pytest.raises(InputError, match="tensorboard is there already"):
+        fit(config, brats, notes.parents[1])
+    for _ in range(2):
+        fit(config, brats, notes.parents[1], existing="overwrite", quiet=True)
+        assert notes.is_file()
+        assert scores.read_text() == "case,region,dice\n"
+        assert len(list(notes.parent.glob("events*"))) == 1
+
+
 def test_overwriting_without_the_edge_stream(
     brats: Dataset, tiny: TrainingConfig, tmp_path: Path
 ) -> None:
-    (tmp_path / CONFIG).write_text("{}")
-    (tmp_path / HISTORY).write_text("old")
+    (tmp_path / CONFIG).write_text('{"config": {}, "split": {}, "versions": {}}')
+    (tmp_path / HISTORY).write_text("epoch,edge\n")
     config = tiny.change({"edge": False, "epochs": 1})
     run = fit(config, brats, tmp_path, existing="overwrite", quiet=True)
     assert "edge" not in run.history[0]
     assert run.history[0]["loss"] == pytest.approx(run.history[0]["semantic"])
+    assert run.best is not None
     assert checkpoint.load(run.best).settings.edge is False
 
 

@@ -1,0 +1,234 @@
+"""The folder of a run: what a run writes there, and what must not be lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from egcnn import legacy
+from egcnn.checkpoint import KEY, former, is_checkpoint, read
+from egcnn.errors import InputError
+from egcnn.files import write_json
+from egcnn.training.config import TrainingConfig
+from egcnn.training.history import FORMER_HISTORY, HISTORY, LAST, is_history
+
+CONFIG = "config.json"
+BEST = "best.ckpt"
+LOGS = "tensorboard"
+# What TensorBoard's logger writes.
+_EVENTS = ("events.out.tfevents.*", "hparams.yaml")
+
+IfExists = Literal["error", "resume", "overwrite"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Contents of a run's ``config.json``.
+
+    Args:
+        config: the hyperparameters.
+        split: names of the ``"train"`` and ``"validation"`` cases.
+        versions: versions of the libraries used.
+    """
+
+    config: TrainingConfig
+    split: dict[str, list[str]]
+    versions: dict[str, str]
+
+
+def read_config(run: str | Path) -> RunConfig:
+    """Read a run's ``config.json``, of this version or an earlier one.
+
+    If it is missing or damaged, its copy in a checkpoint beside it is read.
+
+    Raises:
+        InputError: there is neither.
+    """
+    return _read_run(Path(run))[0]
+
+
+def _read_run(run: Path) -> tuple[RunConfig, Any]:
+    """The contents of ``config.json``, or of its copy, as they are used and as they are written."""
+    file = run / CONFIG
+    problem = InputError(f"{file}: cannot be read; expected a file written by 'egcnn train'")
+    for described in (_read_json(file), _config_copy(run)):
+        try:
+            config = TrainingConfig.from_dict(legacy.config(described["config"]))
+            return RunConfig(config, described["split"], described["versions"]), described
+        except InputError as error:
+            problem = InputError(f"{file}: {error}")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    raise problem
+
+
+def _read_json(path: Path) -> Any:
+    """Plain data from a file, or None if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _config_copy(run: Path) -> Any:
+    """What ``config.json`` held, from the newest checkpoint that has a copy."""
+    for path in checkpoints(run):
+        with suppress(InputError, KeyError, TypeError):
+            return read(path)[KEY]["provenance"]["run"]
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints in a run's folder, the newest of the last ones first, and the best."""
+    numbers = [path.stem.removeprefix("last-") for path in run.glob("last-*.ckpt")]
+    older = sorted(int(number) for number in numbers if number.isdecimal())
+    paths = [*(former(run / LAST, number) for number in (0, *older)), run / BEST]
+    return [path for path in paths if path.is_file()]
+
+
+def newest_checkpoint(run: Path) -> tuple[Path, str | None]:
+    """The checkpoint to resume a run from, and what is to be said of those that do not read.
+
+    Raises:
+        InputError: none reads.
+    """
+    epochs: dict[Path, int] = {}
+    problem = None
+    for path in checkpoints(run):
+        try:
+            epochs[path] = int(read(path)["epoch"]) + 1
+        except InputError as error:
+            problem = problem or str(error)
+        except (KeyError, TypeError, ValueError):
+            problem = problem or f"checkpoint: {path} holds no state of a training run"
+        if path in epochs and path.name == LAST:
+            break
+    if not epochs:
+        raise InputError(f"output: {run} holds no checkpoint that can be resumed; {problem}")
+    # Of equal ones the first: the last ones are newer than the best.
+    path = max(epochs, key=epochs.__getitem__)
+    if path.name == LAST:
+        return path, None
+    problem = problem or f"checkpoint: {run / LAST} does not exist"
+    return path, f"{problem}\nresuming from {path}, epoch {epochs[path]}"
+
+
+def check_folder(output: Path, existing: IfExists) -> None:
+    """Check that a run's folder can be one.
+
+    Raises:
+        InputError: it is a file, or holds no run to resume.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output: {output} is a file; expected the name of a folder")
+    if existing == "resume" and not checkpoints(output):
+        raise InputError(
+            f"output: {output} holds no run to resume (no {LAST}); start one without resuming"
+        )
+
+
+def prepare_folder(
+    output: Path, config: TrainingConfig, described: dict[str, Any], existing: IfExists
+) -> None:
+    """Empty the folder for a new run, or check that the run in it can be resumed.
+
+    Only files that a run wrote are replaced.
+
+    Raises:
+        InputError: as :func:`egcnn.training.fit`.
+    """
+    if existing == "resume":
+        before, written = _read_run(output)
+        _check_settings(output, before.config, config)
+        _check_split(output, before.split, described["split"])
+        if _by_a_run(output / CONFIG) is None:
+            write_json(output / CONFIG, written)
+        return
+    _check_ownership(output, existing)
+    for path in list(_written(output)):
+        path.unlink()
+    with suppress(OSError):  # somebody's files are in it
+        (output / LOGS).rmdir()
+    write_json(output / CONFIG, described)
+
+
+def _written(output: Path) -> Iterator[Path]:
+    """The files of the run in a folder that :func:`_check_ownership` let pass."""
+    run = [path for path in (output / CONFIG, *checkpoints(output)) if path.is_file()]
+    yield from run
+    yield from (path for path in (output / HISTORY,) if path.is_file())
+    if is_history(output / FORMER_HISTORY):
+        yield output / FORMER_HISTORY
+    for pattern in _EVENTS if run else ():
+        yield from (output / LOGS).glob(pattern)
+
+
+def _check_ownership(output: Path, existing: IfExists) -> None:
+    """Check that a new run may be written to a folder.
+
+    Raises:
+        InputError: it would replace a run that is not to be overwritten, or anything that no run
+            wrote.
+    """
+    held = checkpoints(output)
+    files = [path for path in (output / CONFIG, output / HISTORY, *held) if path.is_file()]
+    judged = {path: _by_a_run(path) for path in files}
+    ours = True in judged.values()
+    for path, by_a_run in judged.items():
+        # A damaged file among those of a run is one of them.
+        if not (ours if by_a_run is None else by_a_run):
+            raise InputError(
+                f"output: {path} was not written by a training run, and would be replaced; "
+                "expected another folder"
+            )
+    if existing == "overwrite":
+        return
+    if held:
+        raise InputError(
+            f"output: {output} holds a run already; resume it, overwrite it, or name another folder"
+        )
+    if not ours and (output / LOGS).exists():
+        raise InputError(
+            f"output: {output / LOGS} is there already; expected another folder, or --overwrite to "
+            "add this run's events to it"
+        )
+
+
+def _by_a_run(path: Path) -> bool | None:
+    """Whether a run wrote a file of this name; None if it is too damaged to tell."""
+    if path.suffix == ".ckpt":
+        return is_checkpoint(path)
+    if path.suffix == ".csv":
+        return is_history(path)
+    described = _read_json(path)
+    if described is None:
+        return None
+    return isinstance(described, dict) and {"config", "split", "versions"} <= set(described)
+
+
+def _check_settings(output: Path, before: TrainingConfig, now: TrainingConfig) -> None:
+    # Settings of the machine may change when a run is resumed; hyperparameters may not.
+    for name, was, is_now in changed_settings(before, now):
+        if name not in ("workers", "devices", "precision", "keep"):
+            raise InputError(
+                f"{name}: {is_now}, but the run in {output} has {was}; a run is resumed as it was "
+                "started"
+            )
+
+
+def changed_settings(before: TrainingConfig, now: TrainingConfig) -> list[tuple[str, Any, Any]]:
+    """Name, old value and new value of every entry that differs."""
+    old = before.entries()
+    return [(name, old[name], value) for name, value in now.entries().items() if old[name] != value]
+
+
+def _check_split(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for part in now:
+        if before.get(part) != now[part]:
+            raise InputError(
+                f"output: {output} was trained with other {part} cases than the dataset has now"
+            )
