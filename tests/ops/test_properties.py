@@ -12,9 +12,10 @@ from torch import Tensor
 
 from egcnn import ops
 from egcnn.ops import reference
+from egcnn.ops._tensors import FLOATS
 
 from ..mutate import EXAMPLES
-from ..tolerances import FLOATS, assert_near
+from ..tolerances import assert_near
 
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
