@@ -39,7 +39,6 @@ def test_kernels(sanitizer: str, architecture: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="csrc/cpu/sobel/march.h: smooth() overflows 16-bit lanes")
 @pytest.mark.parametrize("instruction_set", build.INSTRUCTION_SETS)
 def test_cpu_kernels(instruction_set: str) -> None:
     need(MEMORY)
