@@ -1,13 +1,15 @@
 // egcnn._C: the bridge as Python sees it. `cpu` and `cuda` hold the kernels of a kind of device,
 // each kernel a method. Its arguments come by position, in the order in which unpack() reads them,
 // after (threads, device, stream, allocate). Tensors come as they are and are asked for their
-// memory by their Python methods: nothing here is compiled against torch.
+// memory by their Python methods: nothing here is compiled against torch. What would let a kernel
+// read or write out of bounds is refused here, once, since shapes are read here anyway.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <forward_list>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -53,31 +55,59 @@ void* address_of(py::handle tensor) {
   return reinterpret_cast<void*>(call(tensor, data_ptr).cast<uintptr_t>());
 }
 
+// torch's name of each type.
+const std::unordered_map<std::string, DType> kNames = {
+    {"torch.float64", DType::f64},   {"torch.float32", DType::f32}, {"torch.float16", DType::f16},
+    {"torch.bfloat16", DType::bf16}, {"torch.uint8", DType::u8},    {"torch.int8", DType::i8},
+    {"torch.int16", DType::i16},     {"torch.int32", DType::i32},   {"torch.int64", DType::i64},
+    {"torch.bool", DType::u8},  // a byte that holds 0 or 1
+};
+
+std::string name_of(DType dtype) {
+  for (const auto& [name, known] : kNames) {
+    if (known == dtype) return name.substr(sizeof "torch." - 1);
+  }
+  return "";
+}
+
 DType dtype_of(py::handle tensor) {
-  static const std::unordered_map<std::string, DType> names = {
-      {"torch.float64", DType::f64},   {"torch.float32", DType::f32}, {"torch.float16", DType::f16},
-      {"torch.bfloat16", DType::bf16}, {"torch.uint8", DType::u8},    {"torch.int8", DType::i8},
-      {"torch.int16", DType::i16},     {"torch.int32", DType::i32},   {"torch.int64", DType::i64},
-      {"torch.bool", DType::u8},  // a byte that holds 0 or 1
-  };
   static std::unordered_map<PyObject*, DType> known;  // torch's types live as long as the process
   static const Name dtype("dtype");
   const py::object type = attribute(tensor, dtype);
   if (const auto found = known.find(type.ptr()); found != known.end()) return found->second;
-  const auto named = names.find(py::str(type));
-  if (named == names.end()) {
+  const auto named = kNames.find(py::str(type));
+  if (named == kNames.end()) {
     throw py::type_error("egcnn: no kernel takes " + py::str(type).cast<std::string>());
   }
   return known[type.ptr()] = named->second;
 }
 
+bool is_float(DType dtype) {
+  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
+}
+
+// The type of weights, gradients of weights and sums.
+DType accumulated(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+std::string describe(py::handle value) {
+  if (!py::hasattr(value, "dtype")) return py::repr(value);
+  const std::string dtype = py::str(value.attr("dtype")), device = py::str(value.attr("device"));
+  const std::string shape = py::repr(owned(PySequence_Tuple(value.attr("shape").ptr())));
+  return dtype.substr(sizeof "torch." - 1) + " of shape " + shape + " on " + device;
+}
+
+[[noreturn]] void refuse(const std::string& name, py::handle value, const std::string& expected) {
+  const py::object error = py::module_::import("egcnn.errors").attr("InputError");
+  const std::string message = name + " is " + describe(value) + "; expected " + expected;
+  PyErr_SetString(error.ptr(), message.c_str());
+  throw py::error_already_set();
+}
+
 using Five = std::array<int64_t, 5>;
 
+// Five numbers of a tuple; the caller knows that the tensor has five dimensions.
 Five five(const py::object& numbers) {
   Five result;
-  if (!PyTuple_Check(numbers.ptr()) || PyTuple_GET_SIZE(numbers.ptr()) != 5) {
-    throw py::value_error("egcnn: a volume has five dimensions");
-  }
   for (size_t i = 0; i < 5; ++i) {
     result[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(numbers.ptr(), py::ssize_t(i)));
   }
@@ -97,15 +127,17 @@ bool lies_in_order(const Five& shape, const Five& strides, const std::array<int,
 
 // Reads a dense volume and returns its size.
 Size read_volume(py::handle value, const char* name, Tensor& tensor) {
-  static const Name shape_name("shape"), stride_name("stride");
+  static const Name shape_name("shape"), stride_name("stride"), dim("dim");
+  if (call(value, dim).cast<int>() != 5) {
+    refuse(name, value, "five dimensions (B, C, D, H, W)");
+  }
   const Five shape = five(attribute(value, shape_name)), strides = five(call(value, stride_name));
   const Size size = {shape[0], shape[1], shape[2], shape[3], shape[4]};
   const int64_t channels = size.channels, voxels = size.voxels();
   tensor = {address_of(value), dtype_of(value), channels * voxels, voxels, 1};
   if (size.empty() || lies_in_order(shape, strides, {0, 1, 2, 3, 4})) return size;
   if (!lies_in_order(shape, strides, {0, 2, 3, 4, 1})) {
-    throw py::value_error(std::string("egcnn: a kernel got ") + name +
-                          " with gaps; expected it contiguous or channels_last_3d");
+    refuse(name, value, "no gaps: contiguous or channels_last_3d");
   }
   tensor.channel_stride = 1;
   tensor.voxel_stride = channels;
@@ -114,10 +146,13 @@ Size read_volume(py::handle value, const char* name, Tensor& tensor) {
 
 // --- Arguments ---
 
-// The arguments of one call. Lists stay alive as long as this does.
+// The arguments of one call. Lists stay alive as long as this does. The first tensor is a volume;
+// all others are on its device, and all volumes have its batch and size.
 class Arguments {
  public:
-  explicit Arguments(const py::args& values) : values_(values) {}
+  const bool on_cuda;
+
+  Arguments(const py::args& values, bool on_cuda) : on_cuda(on_cuda), values_(values) {}
 
   template <class T>
   void read(const char* name, T& value) {
@@ -129,19 +164,55 @@ class Arguments {
     data = static_cast<T*>(address_of(next(name)));
   }
 
-  Size read(const char* name, Tensor& tensor) { return read_volume(next(name), name, tensor); }
+  // An array without gaps of so many elements.
+  template <class T>
+  void read(const char* name, T*& data, DType dtype, int64_t count) {
+    static const Name numel("numel"), is_contiguous("is_contiguous");
+    read(name, data);
+    expect(dtype_of(last_) == dtype && call(last_, numel).cast<int64_t>() == count &&
+               call(last_, is_contiguous).ptr() == Py_True,
+           [&] { return std::to_string(count) + " contiguous elements of " + name_of(dtype); });
+    check_device();
+  }
+
+  Size read(const char* name, Tensor& tensor) {
+    const Size size = read_volume(next(name), name, tensor), &first = first_.size;
+    if (!first_.tensor) first_ = {last_, size, device_of_last()};
+    expect(size.batch == first.batch && size.depth == first.depth && size.height == first.height &&
+               size.width == first.width,
+           [&] { return "the batch and volume size of " + describe(first_.tensor); });
+    check_device();
+    return size;
+  }
+
+  // A volume like another in channels and type.
+  void read(const char* name, Tensor& tensor, const Size& size, DType dtype) {
+    const int64_t channels = read(name, tensor).channels;
+    expect(channels == size.channels && tensor.dtype == dtype,
+           [&] { return std::to_string(size.channels) + " channels of " + name_of(dtype); });
+  }
 
   // Null where the list is empty.
-  void read_list(const char* name, const int64_t*& first) {
+  const std::vector<int64_t>& read_list(const char* name, const int64_t*& first) {
     lists_.push_front(next(name).cast<std::vector<int64_t>>());
     first = lists_.front().empty() ? nullptr : lists_.front().data();
+    return lists_.front();
+  }
+
+  // Refuses what was read last unless `holds`.
+  template <class Expected>
+  void expect(bool holds, const Expected& expected) const {
+    if (!holds) refuse(last_name_, last_, expected());
   }
 
   py::object next(const char* name) {
     if (read_ == values_.size()) {
       throw py::type_error(std::string("egcnn: a kernel lacks the argument ") + name);
     }
-    return values_[read_++];
+    last_name_ = name;
+    last_ = values_[read_];
+    ++read_;
+    return last_;
   }
 
   void check_all_read() const {
@@ -149,40 +220,80 @@ class Arguments {
   }
 
  private:
+  struct First {
+    py::object tensor;
+    Size size;
+    int device;
+  };
+
+  int device_of_last() const {
+    static const Name get_device("get_device");  // below 0 on the CPU
+    return call(last_, get_device).cast<int>();
+  }
+
+  void check_device() const {
+    expect(device_of_last() == first_.device,
+           [&] { return std::string(py::str(first_.tensor.attr("device"))); });
+  }
+
   const py::args& values_;
   std::forward_list<std::vector<int64_t>> lists_;
   size_t read_ = 0;
+  const char* last_name_ = "";
+  py::object last_;
+  First first_{};
 };
+
+std::string adding_up_to(size_t entries) {
+  return "positive counts that add up to the entries of values, " + std::to_string(entries);
+}
 
 // unpack() fills in the parameters of each operator, unpack_inputs() those that its forward and
 // backward share.
 
 void unpack(Arguments& a, egcnn::SobelEdges& p) {
-  a.read("labels", p.labels);
-  p.size = a.read("edges", p.edges);
-  a.read_list("values", p.region_values);
-  a.read_list("counts", p.region_counts);
+  const auto& values = a.read_list("values", p.region_values);
+  const auto& counts = a.read_list("counts", p.region_counts);
+  size_t unused = values.size();
+  for (const int64_t count : counts) {
+    a.expect(count > 0 && size_t(count) <= unused, [&] { return adding_up_to(values.size()); });
+    unused -= size_t(count);
+  }
+  a.expect(unused == 0, [&] { return adding_up_to(values.size()); });
   a.read("threshold", p.threshold);
+  const int64_t channels = a.read("labels", p.labels).channels;
+  a.expect(counts.empty() || (channels == 1 && !is_float(p.labels.dtype)),
+           [] { return "one channel of integers or bool, as there are regions"; });
+  p.size = a.read("edges", p.edges);
+}
+
+Size read_floats(Arguments& a, const char* name, Tensor& tensor) {
+  const Size size = a.read(name, tensor);
+  a.expect(is_float(tensor.dtype), [] { return "a float type"; });
+  return size;
 }
 
 void unpack(Arguments& a, egcnn::SobelMagnitude& p) {
-  p.size = a.read("x", p.x);
+  p.size = read_floats(a, "x", p.x);
   a.read("out", p.out);
 }
 
 void unpack(Arguments& a, egcnn::SobelMagnitudeBackward& p) {
-  p.size = a.read("x", p.x);
-  a.read("grad", p.grad);
+  p.size = read_floats(a, "x", p.x);
+  a.read("grad", p.grad, p.size, p.x.dtype);
   a.read("grad_x", p.grad_x);
 }
 
 void unpack_inputs(Arguments& a, egcnn::EdgeGate& p) {
-  p.size = a.read("e", p.e);
+  p.size = read_floats(a, "e", p.e);
   p.main_channels = a.read("m", p.m).channels;
-  a.read("weight_e", p.weight_e);
-  a.read("weight_m", p.weight_m);
-  a.read("bias", p.bias);
+  a.expect(p.m.dtype == p.e.dtype, [&] { return "the type of e, " + name_of(p.e.dtype); });
   a.read("gates", p.gates);
+  a.expect(p.gates == 1 || p.gates == p.size.channels, [] { return "1 or the channels of e"; });
+  const DType sums = accumulated(p.e.dtype);
+  a.read("weight_e", p.weight_e, sums, p.gates * p.size.channels);
+  a.read("weight_m", p.weight_m, sums, p.gates * p.main_channels);
+  a.read("bias", p.bias, sums, p.gates);
   a.read("relu", p.relu);
   a.read("tf32", p.tf32);
 }
@@ -194,7 +305,7 @@ void unpack(Arguments& a, egcnn::EdgeGate& p) {
 
 void unpack(Arguments& a, egcnn::EdgeGateBackward& p) {
   unpack_inputs(a, p);
-  a.read("grad", p.grad);
+  a.read("grad", p.grad, p.size, p.e.dtype);
   a.read("grad_e", p.grad_e);
   a.read("grad_m", p.grad_m);
   a.read("grad_weight_e", p.grad_weight_e);
@@ -203,20 +314,23 @@ void unpack(Arguments& a, egcnn::EdgeGateBackward& p) {
 }
 
 void unpack_inputs(Arguments& a, egcnn::Consistency& p) {
-  p.size = a.read("logits", p.logits);
-  a.read("target", p.target);
-  a.read("seed", p.seed);
-  a.read("edges", p.edges);
-  a.read("candidates", p.candidates);
+  p.size = read_floats(a, "logits", p.logits);
+  a.read("softmax", p.softmax);
+  a.expect(!p.softmax || p.size.channels <= egcnn::kMaxClasses, [] {
+    return "at most " + std::to_string(egcnn::kMaxClasses) + " channels of logits with softmax";
+  });
+  a.read("both", p.support_both);
   a.read("tau", p.tau);
   a.read("hard", p.hard);
-  a.read("softmax", p.softmax);
-  a.read("both", p.support_both);
-  if (p.softmax && p.size.channels > egcnn::kMaxClasses) {
-    throw py::value_error("logits has " + std::to_string(p.size.channels) +
-                          " channels; expected at most " + std::to_string(egcnn::kMaxClasses) +
-                          " exclusive classes");
-  }
+  const Size& size = p.size;
+  const int64_t volumes = p.softmax ? 1 : size.channels, words = egcnn::ceil_div(size.width, 32);
+  const int64_t channels = a.read("target", p.target).channels;
+  a.expect(channels == volumes && !is_float(p.target.dtype),
+           [&] { return std::to_string(volumes) + " channels of integers or bool"; });
+  a.read("seed", p.seed, DType::i64, 1);
+  a.read("edges", p.edges, DType::i64, size.batch * size.channels);
+  a.read("candidates", p.candidates, DType::i32,
+         a.on_cuda ? size.batch * volumes * size.depth * size.height * words : 0);
 }
 
 void unpack(Arguments& a, egcnn::Consistency& p) {
@@ -226,15 +340,15 @@ void unpack(Arguments& a, egcnn::Consistency& p) {
 
 void unpack(Arguments& a, egcnn::ConsistencyBackward& p) {
   unpack_inputs(a, p);
-  a.read("grad", p.grad);
+  a.read("grad", p.grad, accumulated(p.logits.dtype), 1);
   a.read("grad_logits", p.grad_logits);
 }
 
 // --- Kernels ---
 
 template <class Params>
-void run(const Kernel<Params>& kernel, const py::args& values) {
-  Arguments arguments(values);
+void run(const Kernels& kernels, const Kernel<Params>& kernel, const py::args& values) {
+  Arguments arguments(values, kernels.name == std::string_view("cuda"));
   Params params{};
   egcnn::Resources& resources = params.resources;
   arguments.read("threads", resources.threads);
@@ -276,7 +390,8 @@ PYBIND11_MODULE(EGCNN_MODULE, m) {
   py::class_<Kernels> kernels(m, "Kernels", py::module_local());
   kernels.def_readonly("name", &Kernels::name);
 #define EGCNN_OPERATOR(name, Params) \
-  kernels.def(#name, [](const Kernels& self, const py::args& values) { run(self.name, values); });
+  kernels.def(#name,                 \
+              [](const Kernels& self, const py::args& values) { run(self, self.name, values); });
 #include "operators.inc"
 #undef EGCNN_OPERATOR
 

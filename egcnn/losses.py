@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from egcnn import ops
 from egcnn.checks import check_temperature
 from egcnn.errors import InputError
+from egcnn.ops.reference import near
 from egcnn.regions import Activation, Regions, check_activation, probabilities
 from egcnn.settings import Settings
 
@@ -136,8 +137,13 @@ def _to_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _dice_loss(probabilities: Tensor, target: Tensor, eps: float) -> Tensor:
+def _dice_loss(
+    probabilities: Tensor, target: Tensor, eps: float, ignored: Tensor | None = None
+) -> Tensor:
     """Eq. (4) per sample and region, ``(B, R)``."""
+    if ignored is not None:
+        probabilities = probabilities.masked_fill(ignored, 0)
+        target = target.masked_fill(ignored, 0)
     overlap = (probabilities * target).sum(_VOXELS)
     sizes = probabilities.square().sum(_VOXELS) + target.square().sum(_VOXELS)
     return 1 - 2 * overlap / (sizes + eps)
@@ -167,11 +173,15 @@ class DiceLoss(nn.Module):
         self.eps = settings.eps
         self.first = 1 if activation == "softmax" and not settings.include_background else 0
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits and binary regions, both ``(B, R, D, H, W)``, as a scalar."""
+    def forward(self, logits: Tensor, target: Tensor, ignored: Tensor | None = None) -> Tensor:
+        """The loss of logits and binary regions, both ``(B, R, D, H, W)``, as a scalar.
+
+        Voxels of ``ignored``, bool ``(B, 1, D, H, W)``, do not count.
+        """
         _check("DiceLoss", logits, target)
         p = probabilities(_to_float32(logits), self.activation)
-        return _dice_loss(p[:, self.first :], target[:, self.first :].to(p.dtype), self.eps).mean()
+        target = target[:, self.first :].to(p.dtype)
+        return _dice_loss(p[:, self.first :], target, self.eps, ignored).mean()
 
 
 class EdgeLoss(nn.Module):
@@ -192,22 +202,32 @@ class EdgeLoss(nn.Module):
         super().__init__()
         self.settings = EdgeLossSettings.resolve(settings, options)
 
-    def forward(self, edge_logits: Tensor, edges: Tensor) -> Tensor:
-        """The loss of edge logits and binary edges, both ``(B, R, D, H, W)``, as a scalar."""
+    def forward(self, edge_logits: Tensor, edges: Tensor, ignored: Tensor | None = None) -> Tensor:
+        """The loss of edge logits and binary edges, both ``(B, R, D, H, W)``, as a scalar.
+
+        Voxels of ``ignored``, bool ``(B, 1, D, H, W)``, and those beside them, whose edges are not
+        known, do not count.
+        """
         _check("EdgeLoss", edge_logits, edges)
         z = _to_float32(edge_logits)
         truth = edges.to(z.dtype)
-        dice = _dice_loss(z.sigmoid(), truth, self.settings.eps).mean()
-        positive, negative = self._weights(truth)
-        weight = torch.where(edges.bool(), positive, negative)
+        voxels: Tensor | int = truth[0, 0].numel()
+        if ignored is not None:
+            ignored = near(ignored)
+            truth = truth.masked_fill(ignored, 0)
+            voxels = (voxels - ignored.sum(_VOXELS, keepdim=True)).clamp(min=1)
+        dice = _dice_loss(z.sigmoid(), truth, self.settings.eps, ignored).mean()
+        positive, negative = self._weights(truth, voxels)
+        weight = torch.where(truth.bool(), positive, negative)
+        if ignored is not None:
+            weight = weight.masked_fill(ignored, 0)
         entropy = F.binary_cross_entropy_with_logits(z, truth, weight, reduction="sum")
         entropy = entropy / (z.shape[0] * z.shape[1])
         return self.settings.lambda1 * dice + self.settings.lambda2 * entropy
 
-    def _weights(self, truth: Tensor) -> tuple[Tensor, Tensor]:
+    def _weights(self, truth: Tensor, voxels: Tensor | int) -> tuple[Tensor, Tensor]:
         """The weights of edge voxels and of the other voxels, each ``(B, R, 1, 1, 1)``."""
         reduction, weight_negatives = self.settings.reduction, self.settings.weight_negatives
-        voxels = truth[0, 0].numel()
         edge_voxels = truth.sum(_VOXELS, keepdim=True)
         other_voxels = voxels - edge_voxels
         if reduction == "balanced" and weight_negatives:
@@ -220,7 +240,7 @@ class EdgeLoss(nn.Module):
             total = positive * edge_voxels + negative * other_voxels
             scale = torch.where(total > 0, total, 1)
         else:
-            scale = torch.full_like(positive, voxels if reduction == "mean" else 1)
+            scale = torch.ones_like(positive) * (voxels if reduction == "mean" else 1)
         return positive / scale, negative / scale
 
 
@@ -251,7 +271,13 @@ class ConsistencyLoss(nn.Module):
         self.activation = activation
         self.tau = self.settings.tau
 
-    def forward(self, logits: Tensor, target: Tensor, seed: Tensor | int | None = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        seed: Tensor | int | None = None,
+        ignored: Tensor | None = None,
+    ) -> Tensor:
         """The loss of logits and truth, as a scalar.
 
         Args:
@@ -259,6 +285,8 @@ class ConsistencyLoss(nn.Module):
             target: class indices ``(B, 1, D, H, W)`` for softmax, binary regions
                 ``(B, R, D, H, W)`` for sigmoid.
             seed: seed of the noise; None draws one from torch's generator.
+            ignored: voxels that were not annotated, bool ``(B, 1, D, H, W)``; see
+                :func:`egcnn.ops.gumbel_consistency`.
         """
         return ops.gumbel_consistency(
             logits,
@@ -268,6 +296,7 @@ class ConsistencyLoss(nn.Module):
             activation=self.activation,
             support=self.settings.support,
             seed=seed,
+            ignored=ignored,
         )
 
 
@@ -305,7 +334,8 @@ class EGCNNLoss(nn.Module):
             segmentation: logits and edge logits, each ``(B, R, D, H, W)``, as
                 :class:`egcnn.nn.Segmentation` holds them; edge logits ``(B, 1, D, H, W)`` stand for
                 the edges of any region; None (no edge stream) omits the edge term.
-            labels: integer label map ``(B, 1, D, H, W)``.
+            labels: integer label map ``(B, 1, D, H, W)``; voxels of the regions' ``ignore_index``
+                count in no term.
             seed: seed of the consistency loss's noise; None draws one.
 
         Returns:
@@ -319,15 +349,16 @@ class EGCNNLoss(nn.Module):
             )
         masks = self.regions.masks(labels)
         weights = self.settings.weights(edge_logits is not None)
-        terms = {"semantic": self.semantic(logits, masks)}
+        ignored = self.regions.ignored(labels)
+        terms = {"semantic": self.semantic(logits, masks, ignored)}
         if weights["consistency"] != 0:
             softmax = self.regions.exclusive
             target = self.regions.classes(labels) if softmax else masks
-            terms["consistency"] = self.consistency(logits, target, seed)
+            terms["consistency"] = self.consistency(logits, target, seed, ignored)
         if edge_logits is not None and weights["edge"] != 0:
             edges = ops.sobel_edges(masks, threshold=self.settings.edge_threshold)
             if edge_logits.shape[1] == 1:
                 edges = edges.amax(1, keepdim=True)
-            terms["edge"] = self.edge(edge_logits, edges)
+            terms["edge"] = self.edge(edge_logits, edges, ignored)
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": total, **terms}

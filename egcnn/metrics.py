@@ -234,7 +234,8 @@ def case_metrics(
 
     If prediction and truth are both empty, HD95 is 0 and the other :data:`VOXEL_METRICS` are 1; if
     one is, HD95 is :data:`WORST_HD95` and the others except specificity are 0. If the truth fills
-    the volume, specificity is 1 if the prediction does too, else 0.
+    the volume, specificity is 1 if the prediction does too, else 0. Voxels of the truth with the
+    regions' ``ignore_index`` count as predicted outside of all regions, and not for specificity.
 
     Args:
         prediction: integer label map ``(D, H, W)``.
@@ -262,8 +263,11 @@ def case_metrics(
     names = regions.reported_names
     predicted = regions.reported(regions.masks(predicted_labels))
     true = regions.reported(regions.masks(true_labels))
-    intersection, predicted_size, true_size = _counts(predicted, true)
     voxels = float(predicted[0, 0].numel())
+    if (ignored := regions.ignored(true_labels)) is not None:
+        predicted = predicted.masked_fill(ignored, 0)
+        voxels -= float(ignored.sum())
+    intersection, predicted_size, true_size = _counts(predicted, true)
     outside = voxels - true_size
     rows = {
         "dice": dice(predicted, true),

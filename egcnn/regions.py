@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from egcnn.errors import InputError
+from egcnn.ops._tensors import equals
 
 Activation = Literal["softmax", "sigmoid"]
+
+#: Label maps are written as int16.
+LARGEST_LABEL = 32767
 
 
 def probabilities(logits: Tensor, activation: Activation) -> Tensor:
@@ -39,15 +43,19 @@ class Regions:
         activation: ``"softmax"`` for exclusive classes, of which the first is the background and
             each holds one label value; ``"sigmoid"`` for nested or overlapping regions, where the
             background has no channel.
+        ignore_index: label value of voxels that were not annotated: they belong to no region, and
+            losses and scores leave them out. None if there are none.
 
     Raises:
-        InputError: names and labels differ in number, a region is empty, two softmax classes share
-            a value, or the activation is unknown.
+        InputError: names and labels differ in number, a region is empty or has a value outside 0 to
+            :data:`LARGEST_LABEL`, two softmax classes share a value, the
+            activation is unknown, or ``ignore_index`` is such a value or that of a region.
     """
 
     names: tuple[str, ...]
     labels: tuple[tuple[int, ...], ...]
     activation: Activation
+    ignore_index: int | None = None
 
     def __post_init__(self) -> None:
         check_activation("regions", self.activation)
@@ -59,6 +67,14 @@ class Regions:
         for name, values in zip(self.names, self.labels, strict=True):
             if not values:
                 raise InputError(f"regions: {name!r} has no label value; expected at least one")
+            _check_values(name, values)
+        if self.ignore_index is not None:
+            _check_values("ignore_index", (self.ignore_index,))
+            if self.ignore_index in set().union(*self.labels):
+                raise InputError(
+                    f"regions: ignore_index is {self.ignore_index}, a label value of a region; "
+                    "expected one of its own"
+                )
         if self.activation == "softmax":
             flat = [value for values in self.labels for value in values]
             if any(len(values) != 1 for values in self.labels) or len(set(flat)) != len(flat):
@@ -81,8 +97,9 @@ class Regions:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """Every value that a label map may hold: 0 (background) and all values in ``labels``."""
-        return tuple(sorted({0}.union(*self.labels)))
+        """Every value that a label map may hold: 0 (background), those in ``labels``, ignored."""
+        ignored = () if self.ignore_index is None else (self.ignore_index,)
+        return tuple(sorted({0}.union(*self.labels, ignored)))
 
     @property
     def foreground(self) -> tuple[int, ...]:
@@ -104,22 +121,29 @@ class Regions:
             (labels.shape[0], len(self), *labels.shape[2:]), dtype=torch.uint8, device=labels.device
         )
         for region, values in enumerate(self.labels):
-            inside = labels[:, 0] == values[0]
+            inside = equals(labels[:, 0], values[0])
             for value in values[1:]:
-                inside |= labels[:, 0] == value
+                inside |= equals(labels[:, 0], value)
             masks[:, region] = inside
         return masks
 
     def classes(self, labels: Tensor) -> Tensor:
-        """Convert a label map ``(B, 1, D, H, W)`` to class indices, int64 (softmax only)."""
+        """Convert a label map ``(B, 1, D, H, W)`` to class indices, int64 (softmax only).
+
+        Values that no class has become 0, the background.
+        """
         if not self.exclusive:
             raise InputError(
                 "regions: classes() expects exclusive classes; these are sigmoid regions"
             )
         classes = torch.zeros(labels.shape, dtype=torch.int64, device=labels.device)
         for channel, (value,) in enumerate(self.labels):
-            classes.masked_fill_(labels == value, channel)
+            classes.masked_fill_(equals(labels, value), channel)
         return classes
+
+    def ignored(self, labels: Tensor) -> Tensor | None:
+        """The ignored voxels of a label map ``(B, 1, D, H, W)``, bool; None without any value."""
+        return None if self.ignore_index is None else equals(labels, self.ignore_index)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Convert logits ``(B, R, D, H, W)`` to probabilities, by softmax or sigmoid."""
@@ -152,6 +176,7 @@ class Regions:
             "names": list(self.names),
             "labels": [list(values) for values in self.labels],
             "activation": self.activation,
+            "ignore_index": self.ignore_index,
         }
 
     @classmethod
@@ -161,4 +186,14 @@ class Regions:
             names=tuple(str(name) for name in data["names"]),
             labels=tuple(tuple(int(v) for v in values) for values in data["labels"]),
             activation=cast(Activation, data["activation"]),
+            ignore_index=data.get("ignore_index"),
         )
+
+
+def _check_values(name: str, values: tuple[int, ...]) -> None:
+    for value in values:
+        if not 0 <= value <= LARGEST_LABEL:
+            raise InputError(
+                f"regions: {name!r} has the label value {value}; "
+                f"expected values from 0 to {LARGEST_LABEL}"
+            )

@@ -12,7 +12,14 @@ from torch import Tensor
 from egcnn import ops
 from egcnn.data import BRATS
 from egcnn.errors import InputError
-from egcnn.losses import ConsistencyLoss, DiceLoss, EdgeLoss, EGCNNLoss, LossSettings
+from egcnn.losses import (
+    ConsistencyLoss,
+    DiceLoss,
+    EdgeLoss,
+    EdgeLossSettings,
+    EGCNNLoss,
+    LossSettings,
+)
 from egcnn.regions import Regions
 
 from .tolerances import BY_HAND, BY_SUM
@@ -288,3 +295,31 @@ def test_the_consistency_loss_counts_with_an_edge_stream_unless_told() -> None:
     assert (weights(True)["consistency"], weights(False)["consistency"]) == (1, 0)
     assert LossSettings(consistency_weight=0.3).weights(False)["consistency"] == 0.3
     assert LossSettings(consistency_weight=0).weights(True)["consistency"] == 0
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("reduction", ["balanced", "mean"])
+def test_ignored_voxels_count_in_no_term(activation: Any, reduction: Any) -> None:
+    labels = torch.zeros(1, 1, 6, 7, 16, dtype=torch.uint8)
+    labels[..., 4:] = 1
+    labels[..., 9:] = 4
+    regions = Regions(("background", "a"), ((0,), (1,)), activation, ignore_index=4)
+    loss = EGCNNLoss(regions, edge=EdgeLossSettings(reduction=reduction))
+    logits = torch.randn(1, 2, 6, 7, 16).requires_grad_()
+    edge_logits = torch.randn(1, 2, 6, 7, 16).requires_grad_()
+    terms = loss((logits, edge_logits), labels, seed=1)
+    grads = torch.autograd.grad(terms["loss"], (logits, edge_logits))
+    assert grads[0][..., 9:].eq(0).all()
+    assert grads[0][..., :9].ne(0).any()
+    # Whether a voxel beside an ignored one is an edge is not known.
+    assert grads[1][..., 8:].eq(0).all()
+    assert grads[1][..., :8].ne(0).all()
+    # The same as of the part that is known, of which no edge is at the cut.
+    with torch.no_grad():
+        other = (logits.clone(), edge_logits.clone())
+        other[0][..., 9:], other[1][..., 8:] = 7, -7
+        again = loss(other, labels, seed=1)
+        assert all(torch.equal(again[name], terms[name]) for name in terms)
+        edges = ops.sobel_edges(regions.masks(labels))[..., :8]
+        cut = EdgeLoss(reduction=reduction)(edge_logits[..., :8], edges)
+        torch.testing.assert_close(terms["edge"], cut)

@@ -248,3 +248,12 @@ def test_rejections() -> None:
         case_metrics(labels, labels, ORGAN, (1, 0, 1))
     with pytest.raises(InputError, match=r"\(B, R, D, H, W\)"):
         dice(torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 3))
+
+
+def test_ignored_voxels_of_the_truth_do_not_count() -> None:
+    regions = Regions(("background", "organ"), ((0,), (1,)), "softmax", ignore_index=9)
+    truth = np.zeros((4, 4, 6), dtype=np.int16)
+    truth[..., 1:3], truth[..., 4:] = 1, 9
+    prediction = np.where(truth == 9, 1, truth)
+    scores = case_metrics(prediction, truth, regions, (1, 1, 1))["organ"]
+    assert (scores["dice"], scores["specificity"], scores["hd95"]) == (1, 1, 0)

@@ -25,9 +25,6 @@ struct Plan {
 };
 
 inline void check_limits(const Consistency& p) {
-  if (p.softmax && p.size.channels > kNoClass) {
-    throw std::runtime_error("egcnn: consistency on CUDA supports at most 255 classes");
-  }
   if (tile_count<BackwardBox>(p) > INT32_MAX) {
     throw std::runtime_error("egcnn: the volume is too large for consistency");
   }

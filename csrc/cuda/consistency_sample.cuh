@@ -102,19 +102,29 @@ __device__ void repeat_beyond_borders(const Tile& tile, const Position& at, V* b
   }
 }
 
+// The code of a hard sample cannot say that its logits are NaN; the loss can.
+template <class B>
+__device__ __forceinline__ void mark_invalid(const Task& t) {
+  if constexpr (std::is_same_v<B, ForwardBox>) atomicExch(t.invalid, 1);
+}
+
 template <class T, class B>
 __device__ void draw_hard(const Task& t, const Tile& tile, const int64_t* rows,
                           const uint32_t* keys, const Position& at, uint8_t* hard) {
   Logits<T> logits = logits_at<T>(t, tile, rows, at);
   if (!t.p.softmax) {
-    hard[at.index] = noisy_region(keys, logits, tile.region) > 0 ? kInside : 0;
+    const Accumulate<T> z = noisy_region(keys, logits, tile.region);
+    hard[at.index] = z > 0 ? kInside : 0;
+    if (z != z) mark_invalid<B>(t);
     return;
   }
   Accumulate<T> z[4], highest = 0;
   int best = 0;
+  bool invalid = false;
   for (int first = 0; first < t.classes; first += 4) {
     noisy_classes(t, keys, logits, first, z);
     for (int k = 0; k < 4; ++k) {
+      invalid |= z[k] != z[k];
       if (first + k == 0 || z[k] > highest) {
         highest = z[k];
         best = first + k;
@@ -122,6 +132,7 @@ __device__ void draw_hard(const Task& t, const Tile& tile, const int64_t* rows,
     }
   }
   hard[at.index] = uint8_t(best);
+  if (invalid) mark_invalid<B>(t);
 }
 
 template <class T, class B>

@@ -59,7 +59,7 @@ struct Task {
   bool grad_vectors;    // write the gradient 16 bytes at a time
 
   unsigned long long* totals;  // (B, C, 2) number of edges, sum of their mismatches
-  int* invalid;                // whether a mismatch was NaN
+  int* invalid;                // whether a mismatch or a logit was NaN
   void* soft;                  // (blocks, classes, Box::kBytes) soft samples
 };
 

@@ -13,7 +13,8 @@ from egcnn.data.nifti import common_name, stem
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
-_LARGEST_LABEL = 32767  # label maps are at most int16
+#: Name of the label whose voxels were not annotated, as nnU-Net has it.
+IGNORE = "ignore"
 
 
 def find_decathlon(root: Path) -> Dataset:
@@ -22,7 +23,8 @@ def find_decathlon(root: Path) -> Dataset:
     ``training`` lists ``{"image": ..., "label": ...}``, ``test`` (optional) lists images as strings
     or ``{"image": ...}``; an image is one file, with all modalities in its last axis, or a list of
     one file per modality. ``labels`` maps values to names, or names to values as nnU-Net v2 does,
-    where a list of values defines a region. Counts such as ``numTest`` are ignored.
+    where a list of values defines a region. The label "ignore" marks voxels that were not
+    annotated (nnU-Net). Counts such as ``numTest`` are ignored.
 
     Raises:
         InputError: the file is missing, is not JSON or lacks an entry; it names a file that does
@@ -136,18 +138,26 @@ def _regions(path: Path, described: dict[str, Any]) -> Regions:
             ]
     except (TypeError, ValueError):
         raise InputError(f"{path}: 'labels' is {_shown(labels)}; {expected}") from None
-    if any(not 0 <= value <= _LARGEST_LABEL for _, values in named for value in values):
-        raise InputError(
-            f"{path}: 'labels' is {_shown(labels)}; expected values from 0 to {_LARGEST_LABEL}"
-        )
+    try:
+        return _named_regions(named)
+    except InputError as error:
+        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {error}") from None
+
+
+def _named_regions(named: list[tuple[str, tuple[int, ...]]]) -> Regions:
+    ignored = [values for name, values in named if name == IGNORE]
+    if any(len(values) != 1 for values in ignored):
+        raise InputError(f"{IGNORE!r} has the values {ignored[0]}; expected one")
+    ignore_index = ignored[0][0] if ignored else None
+    named = [(name, values) for name, values in named if name != IGNORE]
     foreground = [(name, values) for name, values in named if values != (0,)]
     if any(len(values) != 1 for _, values in foreground):
         names, sets = zip(*foreground, strict=True)
-        return Regions(names, sets, "sigmoid")
+        return Regions(names, sets, "sigmoid", ignore_index)
     background = next((name for name, values in named if values == (0,)), "background")
     foreground.sort(key=lambda item: item[1])
     names, sets = zip((background, (0,)), *foreground, strict=True)
-    return Regions(names, sets, "softmax")
+    return Regions(names, sets, "softmax", ignore_index)
 
 
 def _shown(value: Any) -> str:

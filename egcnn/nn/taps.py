@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ KNOWN_TAPS = {
 class Tapped:
     """Captures a network's taps by forward hooks, without changing the network.
 
+    What is captured belongs to the one call of :meth:`features` that runs in the thread: the
+    network may be run by several threads, called on its own, copied, pickled and checkpointed.
+
     Args:
         network: any module that maps ``(B, C, D, H, W)`` to logits ``(B, R, D, H, W)``; of a list
             of outputs (deep supervision) the first is used.
@@ -74,14 +78,35 @@ class Tapped:
         self.encoder_channels = tuple(shapes[name][0] for name in self.taps.encoder)
         self.decoder_channels = shapes[self.taps.decoder][0]
         self.out_channels = logits.shape[1]
-        self._seen: dict[str, Tensor] = {}
         for name in (*self.taps.encoder, self.taps.decoder):
-            network.get_submodule(name).register_forward_hook(_Hook(name, self._seen))
+            network.get_submodule(name).register_forward_hook(_Hook(name, self))
 
     def features(self, network: nn.Module, x: Tensor) -> Features:
-        """Run ``network`` on ``x`` and return its taps and logits."""
-        logits = _logits(network(x))
-        seen = {name: self._seen.pop(name) for name in (*self.taps.encoder, self.taps.decoder)}
+        """Run ``network`` on ``x`` and return its taps and logits.
+
+        Raises:
+            InputError: a tap was not computed in this thread, or would get no gradient because it
+                lies within a reentrant activation checkpoint.
+        """
+        seen: dict[str, Tensor] = {}
+        around = _running.calls
+        _running.calls = (*around, (self, seen))
+        try:
+            logits = _logits(network(x))
+        finally:
+            _running.calls = around
+        for name in (*self.taps.encoder, self.taps.decoder):
+            if name not in seen:
+                raise InputError(
+                    f"EGCNN: the tap {name!r} was not computed in this thread; expected every "
+                    "forward pass to call it (wrap EGCNN in DataParallel, not its backbone)"
+                )
+            if logits.requires_grad and not seen[name].requires_grad and _reentrant(logits):
+                raise InputError(
+                    f"EGCNN: the tap {name!r} is without gradient, as within "
+                    "torch.utils.checkpoint.checkpoint(use_reentrant=True); expected "
+                    "use_reentrant=False, or the checkpoint around the whole EGCNN"
+                )
         encoder = tuple(seen[name] for name in self.taps.encoder)
         return Features(encoder, seen[self.taps.decoder], logits)
 
@@ -116,14 +141,40 @@ class _Call:
         return self.shape[1] * self.shape[2] * self.shape[3]
 
 
-# An object and not a closure, so that a deep copy of the network writes to the copy's dictionary.
+class _Running(threading.local):
+    """The calls of ``features`` that run in this thread, the innermost last, and their taps."""
+
+    calls: tuple[tuple[Tapped, dict[str, Tensor]], ...] = ()
+
+
+_running = _Running()
+
+
+# An object and not a closure, so that it is pickled, and that the hooks of a deep copy of the
+# network belong to the copy of ``tapped``.
 @dataclass
 class _Hook:
     name: str
-    seen: dict[str, Tensor]
+    tapped: Tapped
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self.seen[self.name] = output
+        for tapped, seen in _running.calls:
+            if tapped is self.tapped:
+                seen[self.name] = output
+
+
+def _reentrant(logits: Tensor) -> bool:
+    """Whether a reentrant activation checkpoint is part of the graph of ``logits``."""
+    nodes, known = [logits.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in known:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        known.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
+    return False
 
 
 def _example(network: nn.Module, example: Tensor | Sequence[int] | None) -> Tensor:

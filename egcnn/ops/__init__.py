@@ -11,6 +11,11 @@ operator                    computes                                    source
 
 Each has a native kernel and a reference in :mod:`egcnn.ops.reference` that is its specification.
 :func:`backend` tells which of the two serves a tensor; :func:`use_reference` chooses the reference.
+
+The kernels have first derivatives in reverse mode. Within forward-mode differentiation and the
+transforms of ``torch.func`` (``grad``, ``vjp``, ``jvp``, ``jacrev``, ``jacfwd``, ``hessian``,
+``vmap`` and their nestings) the reference serves, which takes more time and memory;
+``functional_call`` is no transform and keeps the kernels.
 """
 
 from egcnn.ops._backend import backend, backend_info, use_reference

@@ -25,6 +25,21 @@ _reference_chosen = False
 _warned: set[str] = set()
 
 
+def forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is entered, as in ``torch.func.jvp``."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def _reference_serves() -> bool:
+    """Whether the reference was chosen, or is needed since torch transforms the call.
+
+    It is plain PyTorch, which has forward mode and batching rules; the kernels have none.
+    """
+    if _reference_chosen or torch.compiler.is_compiling():
+        return _reference_chosen
+    return forward_mode() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 @contextlib.contextmanager
 def use_reference() -> Iterator[None]:
     """Serve every operator call inside the ``with`` block by the plain PyTorch reference."""
@@ -62,13 +77,13 @@ def _why_not_cuda(index: int) -> str:
 def backend(tensor: Tensor) -> str:
     """``"native"`` or ``"reference"``: what serves an operator call on ``tensor``."""
     device = tensor.device
-    native = not _reference_chosen and not _why_not_native(device.type, device.index or 0)
+    native = not _reference_serves() and not _why_not_native(device.type, device.index or 0)
     return "native" if native else "reference"
 
 
 def native(tensor: Tensor) -> bool:
     """Whether the kernels serve ``tensor``; where they ought to and cannot, warns once."""
-    if _reference_chosen:
+    if _reference_serves():
         return False
     device = tensor.device.type
     why = _why_not_native(device, tensor.device.index or 0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from egcnn.errors import InputError
-from egcnn.ops._backend import device_kernels
+from egcnn.ops._backend import device_kernels, forward_mode
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -66,6 +66,18 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
+def equals(labels: Tensor, value: int) -> Tensor:
+    """Where integer labels have a value; nowhere if their dtype cannot hold it.
+
+    A comparison by ``==`` converts the value to the labels' dtype: 256 in uint8 would be 0.
+    """
+    if labels.dtype in INTEGERS:
+        limits = torch.iinfo(labels.dtype)
+        if not limits.min <= value <= limits.max:
+            return torch.zeros_like(labels, dtype=torch.bool)
+    return labels == value
+
+
 def memory_format(tensor: Tensor) -> torch.memory_format:
     """``channels_last_3d`` where the tensor is laid out so and not contiguous; else contiguous."""
     if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last_3d):
@@ -88,8 +100,9 @@ def dense(tensor: Tensor) -> Tensor:
 def launch(name: str, like: Tensor, *arguments: Any) -> None:
     """Run kernel ``name`` on the device of ``like``, with scratch memory from torch's allocator.
 
-    The arguments are those of ``csrc/bindings.cpp``, in its order: tensors as they are, volumes
-    dense. ``like`` is the largest of them: its elements are worth so many threads.
+    The arguments are those of ``csrc/bindings.cpp``, in its order, which checks what the kernels
+    rely on: tensors as they are, volumes dense. ``like`` is the largest of them: its elements are
+    worth so many threads.
     """
     device = like.device
     kernel = getattr(device_kernels(device.type), name)
@@ -130,6 +143,11 @@ def register_autograd(name: str, setup_context: Any, backward: Any) -> None:
             return operator(*inputs)
 
     def choose(*inputs: Any) -> Any:
+        if forward_mode():
+            raise RuntimeError(
+                f"egcnn: the operator {name} has no forward mode; expected the function of "
+                "egcnn.ops, which has"
+            )
         if torch.is_grad_enabled():
             for value in inputs:
                 if isinstance(value, Tensor) and value.requires_grad:

@@ -24,6 +24,9 @@ from egcnn.ops._tensors import (
     register_no_second_derivative,
 )
 
+#: Exclusive classes that :func:`gumbel_consistency` takes: its kernels hold a class in a byte.
+MOST_CLASSES = 255
+
 
 def gumbel_consistency(
     logits: Tensor,
@@ -34,6 +37,7 @@ def gumbel_consistency(
     activation: str = "softmax",
     support: str = "gt",
     seed: Tensor | int | None = None,
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """Mean over edge voxels of ``| ‖∇p‖ - ‖∇y‖ |``, p a Gumbel-softmax sample of the logits.
 
@@ -42,9 +46,10 @@ def gumbel_consistency(
     contributes 0.
 
     Args:
-        logits: ``(B, C, D, H, W)``, any float.
-        target: for ``softmax`` the class of each voxel, integer ``(B, 1, D, H, W)`` with values
-            0 to C - 1; for ``sigmoid`` binary regions ``(B, C, D, H, W)``, bool, integer or float
+        logits: ``(B, C, D, H, W)``, any float; at most 255 channels for ``softmax``.
+        target: for ``softmax`` the class of each voxel, integer ``(B, 1, D, H, W)``; values outside
+            0 to C - 1, such as 255 or -1, are no class, and their border is an edge of the class
+            beside it; for ``sigmoid`` binary regions ``(B, C, D, H, W)``, bool, integer or float
             (inside where above one half).
         tau: temperature, above 0.
         hard: straight-through: the sample's value is its argmax, its gradient that of the soft
@@ -55,12 +60,16 @@ def gumbel_consistency(
             truth or of the hard sample.
         seed: an int or an int64 tensor of one element on the device of the logits: the same seed
             gives the same noise on every device. None draws one from torch's generator.
+        ignored: bool ``(B, 1, D, H, W)``, the voxels that were not annotated: no voxel with one in
+            its 3x3x3 neighbourhood is an edge. Where there are any, the reference serves.
 
     Returns:
-        The loss, a scalar: float64 for float64 logits, else float32.
+        The loss, a scalar: float64 for float64 logits, else float32. NaN where a logit in the
+        3x3x3 neighbourhood of an edge is, and so is the gradient of that voxel's logits.
 
     Raises:
-        InputError: shapes, dtypes or devices that do not go together, or an unknown option.
+        InputError: shapes, dtypes or devices that do not go together, more than 255 exclusive
+            classes, or an unknown option.
 
     Source: Hatamizadeh et al. 2020, Eqs. 7 and 8; Jang et al. 2016.
     """
@@ -69,6 +78,11 @@ def gumbel_consistency(
     check_choice("support", support, ("gt", "both"))
     if activation == "softmax":
         check_volume("target", target, (torch.bool, *INTEGERS), channels=1)
+        if logits.shape[1] > MOST_CLASSES:
+            raise InputError(
+                f"logits has {logits.shape[1]} channels; expected at most {MOST_CLASSES} exclusive "
+                "classes"
+            )
     else:
         check_volume("target", target, (torch.bool, *INTEGERS, *FLOATS), channels=logits.shape[1])
         if target.is_floating_point():
@@ -78,6 +92,11 @@ def gumbel_consistency(
         raise InputError(f"tau is {tau}; expected a temperature above 0")
     seed_tensor = _seed_tensor(seed, logits.device)
     arguments = (logits, target, seed_tensor, float(tau), hard, activation, support)
+    if ignored is not None:
+        check_volume("ignored", ignored, (torch.bool,), channels=1)
+        check_like("ignored", ignored, "logits", logits)
+        if ignored.any():
+            return reference.gumbel_consistency(*arguments, ignored=ignored)
     if native(logits):
         return torch.ops.egcnn.gumbel_consistency(*arguments)[0]
     return reference.gumbel_consistency(*arguments)
@@ -124,8 +143,8 @@ def _arguments(
     support: str,
 ) -> tuple[Any, ...]:
     """What forward and backward hand over alike."""
-    options = (tau, hard, activation == "softmax", support == "both")
-    return (dense(logits), dense(target), seed, edges, candidates, *options)
+    options = (activation == "softmax", support == "both", tau, hard)
+    return (dense(logits), *options, dense(target), seed, edges, candidates)
 
 
 @torch.library.register_fake("egcnn::gumbel_consistency")

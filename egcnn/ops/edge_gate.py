@@ -123,8 +123,9 @@ def _arguments(
     """What forward and backward hand over alike."""
     # The switch of torch's own float32 products.
     tf32 = torch.get_float32_matmul_precision() != "highest"
-    gates, weights = bias.shape[0], [w.contiguous() for w in (weight_e, weight_m, bias)]
-    return (dense(e), dense(m), *weights, gates, relu, tf32)
+    gates = 1 if bias.numel() == 1 else e.shape[1]
+    weights = [w.contiguous() for w in (weight_e, weight_m, bias)]
+    return (dense(e), dense(m), gates, *weights, relu, tf32)
 
 
 def _empty_gradients(e: Tensor, m: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

@@ -11,7 +11,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from egcnn.ops._tensors import equals
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -46,8 +49,8 @@ def _magnitude(x: Tensor) -> Tensor:
         return x.clone()
     z, y, x_ = (_difference(_smooth(_smooth(x, a), b), c) for a, b, c in _ORIENTATIONS)
     squared = (z * z + y * y + x_ * x_) / 256
-    # sqrt has an infinite slope at 0; the sub-gradient chosen there is 0.
-    slanted = squared > 0
+    # sqrt has an infinite slope at 0; the sub-gradient chosen there is 0. NaN stays NaN.
+    slanted = squared != 0
     return torch.where(slanted, torch.where(slanted, squared, 1).sqrt(), 0)
 
 
@@ -64,13 +67,18 @@ def sobel_edges(
 ) -> Tensor:
     """Specification of :func:`egcnn.ops.sobel_edges`."""
     if regions is not None:
-        masks = [sum(labels[:, 0] == value for value in values) for values in regions]
+        masks = [sum(equals(labels[:, 0], value) for value in values) for values in regions]
         inside = torch.stack(masks, 1).to(torch.float32)  # type: ignore[arg-type]
     elif labels.is_floating_point():
         inside = labels.to(accumulate_dtype(labels.dtype))
     else:
         inside = (labels != 0).to(torch.float32)
     return (_magnitude(inside) > threshold).to(torch.uint8)
+
+
+def near(voxels: Tensor) -> Tensor:
+    """The voxels ``(B, C, D, H, W)``, bool, and their 3x3x3 neighbourhoods."""
+    return F.max_pool3d(voxels.to(torch.float32), 3, stride=1, padding=1) > 0
 
 
 # --- Edge gate (Eqs. 1 and 2) --------------------------------------------------------------------
@@ -132,7 +140,8 @@ def gumbel_sample(
     """Soft and hard Gumbel-softmax samples of ``logits``, both ``(B, C, D, H, W)``.
 
     Eq. (8); ``sigmoid`` is its two-class form, where the difference of two Gumbel numbers is one
-    logistic number. Adding the noise to the logits and to log P gives the same sample.
+    logistic number. Adding the noise to the logits and to log P gives the same sample. Both are
+    NaN where a logit is.
     """
     batch, channels, *size = logits.shape
     uniforms = philox_uniforms(seed, batch * math.prod(size), channels).to(logits.dtype)
@@ -140,9 +149,11 @@ def gumbel_sample(
     if activation == "softmax":
         noisy = logits - (-uniforms.log()).log()
         hard = torch.zeros_like(noisy).scatter_(1, noisy.argmax(1, keepdim=True), 1)
+        hard = hard.masked_fill(noisy.isnan().any(1, keepdim=True), torch.nan)
         return (noisy / tau).softmax(1), hard
     noisy = logits + uniforms.log() - torch.log1p(-uniforms)
-    return (noisy / tau).sigmoid(), (noisy > 0).to(noisy.dtype)
+    hard = (noisy > 0).to(noisy.dtype).masked_fill(noisy.isnan(), torch.nan)
+    return (noisy / tau).sigmoid(), hard
 
 
 def gumbel_consistency(
@@ -153,6 +164,7 @@ def gumbel_consistency(
     hard: bool = True,
     activation: str = "softmax",
     support: str = "gt",
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """Specification of :func:`egcnn.ops.gumbel_consistency`."""
     if logits.numel() == 0:
@@ -170,7 +182,9 @@ def gumbel_consistency(
     true_magnitude = _magnitude(truth)
     edges = true_magnitude > 0
     if support == "both":
-        edges = edges | (_magnitude(one_hot) > 0)
+        edges = edges | (_magnitude(one_hot) != 0)
+    if ignored is not None:
+        edges = edges & ~near(ignored)
 
     mismatch = (_magnitude(sample) - true_magnitude).abs()
     total = torch.where(edges, mismatch, 0).sum((2, 3, 4))

@@ -41,7 +41,7 @@ def sobel_edges(
         threshold: magnitude above which a voxel is an edge, at least 0.
 
     Returns:
-        uint8 edges ``(B, R, D, H, W)``, 1 on edges.
+        uint8 edges ``(B, R, D, H, W)``, 1 on edges; a magnitude of NaN is no edge.
 
     Raises:
         InputError: wrong rank, dtype, channel count, empty regions or a negative threshold.
@@ -75,7 +75,8 @@ def sobel_magnitude(x: Tensor) -> Tensor:
         x: ``(B, C, D, H, W)``, any float; the borders replicate.
 
     Returns:
-        The magnitude, like ``x``; 1 on a flat face between 0 and 1.
+        The magnitude, like ``x``; 1 on a flat face between 0 and 1, NaN where the 3x3x3
+        neighbourhood makes it so.
 
     Raises:
         InputError: wrong rank or dtype.
@@ -108,7 +109,7 @@ def _(labels: Tensor, values: list[int], counts: list[int], threshold: float) ->
 @torch.library.impl("egcnn::sobel_edges", DEVICES)
 def _(labels: Tensor, values: list[int], counts: list[int], threshold: float) -> Tensor:
     edges = _empty_edges(labels, counts)
-    launch("sobel_edges", edges, dense(labels), edges, values, counts, threshold)
+    launch("sobel_edges", edges, values, counts, threshold, dense(labels), edges)
     return edges
 
 

@@ -106,6 +106,8 @@ class SegmentationTask(L.LightningModule):
         )
         labels = self.regions.decode(probabilities).to(label.device)
         predicted, true = (self.regions.reported(self.regions.masks(x)) for x in (labels, label))
+        if (ignored := self.regions.ignored(label)) is not None:
+            predicted = predicted.masked_fill(ignored, 0)
         if edges is not None:
             edges = self.regions.reported(edges.to(label.device))
         scores = {"dice": dice(predicted, true), **edge_scores_by_source(predicted, true, edges)}

@@ -29,6 +29,12 @@ SCHEDULER = tuple(sorted(HERE.glob("scheduler/*.cpp")))
 STAND_IN = (*SCHEDULER, HERE / "runtime.cpp", HERE / "tensor_core.cpp")
 # Compiled once for all architectures.
 SHARED = {*SCHEDULER, HERE / "cpu_kernels.cpp", CSRC / "bindings.cpp"}
+#: Flags of the CPU's instruction sets, as in setup.py.
+INSTRUCTION_SETS = {
+    "baseline": (),
+    "avx2": ("-march=x86-64-v3",),
+    "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+}
 # The stand-in is not instrumented; it tells the sanitizer what it does. ThreadSanitizer runs over
 # swapcontext, so that both ways of switching stacks are tested.
 SANITIZERS = {
@@ -135,6 +141,18 @@ def build_executable(
     jobs = [(source, [*CHECKED, flag]) for source in sources]
     jobs += [(source, [*FAST, *SANITIZERS[sanitizer]]) for source in STAND_IN]
     return _link(sources[0].stem, _compile(jobs, architecture), flag)
+
+
+def build_cpu_executable(instruction_set: str, sanitizer: str) -> Path:
+    """``kernels_main.cpp`` with the CPU kernels of one of :data:`INSTRUCTION_SETS`, sanitized."""
+    flags = [*CHECKED, "-fopenmp", "-Wno-psabi", f"-DEGCNN_ISA={instruction_set}"]
+    flags += [*INSTRUCTION_SETS[instruction_set], f"-fsanitize={sanitizer}"]
+    kernels = [path for path in sorted(CSRC.glob("cpu/**/*.cpp")) if path.name != "dispatch.cpp"]
+    jobs = [(source, flags) for source in (*kernels, HERE / "cuda_kernels.cpp")]
+    jobs += [(HERE / "kernels_main.cpp", [*CHECKED, f"-fsanitize={sanitizer}"])]
+    jobs += [(source, [*FAST, *SANITIZERS[sanitizer]]) for source in STAND_IN]
+    name = f"cpu_kernels_main_{instruction_set}"
+    return _link(name, _compile(jobs, ARCHITECTURE), "-fopenmp", f"-fsanitize={sanitizer}")
 
 
 @cache

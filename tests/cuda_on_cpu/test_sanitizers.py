@@ -1,4 +1,4 @@
-"""The kernels under AddressSanitizer, UBSan and ThreadSanitizer, and planted bugs."""
+"""The kernels of CUDA and of the CPU under the sanitizers, and planted bugs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from egcnn import _C  # type: ignore[attr-defined]
 
 from . import build
 
@@ -32,6 +34,18 @@ def test_kernels(sanitizer: str, architecture: int) -> None:
     sources = [build.HERE / "kernels_main.cpp", *build.KERNELS]
     program = build.build_executable(sources, sanitizer, architecture)
     result = build.run(program, str(EVERY[sanitizer]))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^\d+ cases of \d+ ran, 0 went wrong$", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instruction_set", build.INSTRUCTION_SETS)
+def test_cpu_kernels(instruction_set: str) -> None:
+    need(MEMORY)
+    if instruction_set not in _C.cpu_by_instruction_set:
+        pytest.skip(f"this machine does not run {instruction_set}")
+    program = build.build_cpu_executable(instruction_set, MEMORY)
+    result = build.run(program, str(EVERY[MEMORY]))
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"^\d+ cases of \d+ ran, 0 went wrong$", result.stdout, re.MULTILINE)
 

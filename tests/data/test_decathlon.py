@@ -95,6 +95,14 @@ def test_lists_of_values_are_nested_regions(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "labels", [{"background": 0, "a": 1, "ignore": 2}, {"0": "background", "1": "a", "2": "ignore"}]
+)
+def test_the_label_ignore_is_no_class(tmp_path: Path, labels: dict[str, Any]) -> None:
+    regions = find_decathlon(make(tmp_path, labels=labels)).regions
+    assert regions == Regions(("background", "a"), ((0,), (1,)), "softmax", ignore_index=2)
+
+
 def test_background_is_added_where_it_is_not_listed(tmp_path: Path) -> None:
     regions = find_decathlon(make(tmp_path, labels={"2": "b", "1": "a"})).regions
     assert regions == Regions(("background", "a", "b"), ((0,), (1,), (2,)), "softmax")
@@ -129,6 +137,7 @@ def test_missing_file_is_named(tmp_path: Path, part: str) -> None:
         ({"labels": None}, "'labels' is None"),
         ({"labels": {"a": "b"}}, "'labels' is {'a': 'b'}; expected an object such as"),
         ({"labels": {"a": 40000}}, "expected values from 0 to 32767"),
+        ({"labels": {"a": 1, "ignore": [2, 3]}}, "'ignore' has the values (2, 3); expected one"),
         ({"labels": {"0": "background"}}, "regions: softmax over one class"),
         ({"test": "none"}, "'test' is 'none'; expected a list"),
     ],

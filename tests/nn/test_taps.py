@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import io
+import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 
 from egcnn.errors import InputError
 from egcnn.losses import EGCNNLoss
@@ -186,6 +192,153 @@ def test_a_users_own_network() -> None:
     assert wrapped.tapped.taps == Taps(("norm", "bottom"), "merge")
     out = wrapped(torch.randn(2, 1, 7, 9, 5))
     assert out.logits.shape == out.edge_logits.shape == (2, 2, 7, 9, 5)
+
+
+# The smallest volumes that the networks take; others take 16 voxels along each axis.
+SMALL = {"SwinUNETR": 64, "UNETR": 32, "VNet": 32, "BasicUNet": 32}
+
+
+def _wrapped(name: str) -> tuple[EGCNN, Tensor]:
+    make, size = MONAI[name][0], SMALL.get(name, 16)
+    wrapped = EGCNN(make(), channels=4, example=(1, 2, size, size, size)).eval()
+    return wrapped, torch.randn(2, 2, size, size, size)
+
+
+def _replica(module: nn.Module) -> nn.Module:
+    """A replica as nn.DataParallel makes them, whose hooks are the original's."""
+    copies = {m: m._replicate_for_data_parallel() for m in module.modules()}
+    for original, replica in copies.items():
+        for name, child in original._modules.items():
+            replica._modules[name] = None if child is None else copies[child]
+        for name, parameter in original._parameters.items():
+            setattr(replica, name, parameter)
+            replica._parameters[name] = parameter
+        for name, buffer in original._buffers.items():
+            replica._buffers[name] = buffer
+    return copies[module]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MONAI)
+def test_state_of_a_call_belongs_to_the_call(name: str) -> None:
+    """A bare, a failed and an interleaved pass leave nothing; copies and threads have their own."""
+    wrapped, x = _wrapped(name)
+    with torch.no_grad():
+        expected = [wrapped(volume[None]) for volume in x]
+        wrapped.backbone(x[:1])
+        with pytest.raises(RuntimeError):
+            wrapped(torch.zeros(1, 1, *x.shape[2:]))
+        file = io.BytesIO()
+        torch.save(wrapped, file)
+        loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+        averaged = AveragedModel(wrapped)
+        averaged.update_parameters(wrapped)
+        others = {
+            "copy": copy.deepcopy(wrapped),
+            "pickle": loaded,
+            "average": averaged.eval(),
+            "DataParallel": nn.DataParallel(wrapped),
+            "replica": _replica(wrapped),
+        }
+        for what, other in others.items():
+            assert torch.equal(other(x[:1]).edge_logits, expected[0].edge_logits), what
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda volume: wrapped(volume[None]).edge_logits.detach(), x))
+    assert all(torch.equal(a, b.edge_logits) for a, b in zip(found, expected, strict=True))
+
+
+def test_threads_that_meet_within_the_network() -> None:
+    """Each thread's pass halts after the taps until both have come so far."""
+    wrapped = EGCNN(Plain()).eval()
+    x = torch.randn(2, 1, 8, 8, 8)
+    with torch.no_grad():
+        expected = [wrapped(volume[None]).edge_logits for volume in x]
+        barrier = threading.Barrier(2)
+        handle = wrapped.backbone.head.register_forward_hook(lambda *_: (barrier.wait(60), None)[1])
+        with ThreadPoolExecutor(2) as pool, torch.no_grad():
+            found = list(pool.map(lambda volume: wrapped(volume[None]).edge_logits.detach(), x))
+        handle.remove()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def _gradients(wrapped: EGCNN, run: Callable[[], Any]) -> list[Tensor | None]:
+    wrapped.zero_grad()
+    logits, edge_logits = run()
+    (logits.square().mean() + edge_logits.square().mean()).backward()
+    return [parameter.grad for parameter in wrapped.parameters()]
+
+
+def _assert_same_gradients(wrapped: EGCNN, run: Callable[[], Any], expected: list[Any]) -> None:
+    for found, want in zip(_gradients(wrapped, run), expected, strict=True):
+        assert (found is None) == (want is None)
+        if want is not None:
+            torch.testing.assert_close(found, want, atol=REORDERED, rtol=REORDERED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MONAI)
+def test_activation_checkpointing(name: str) -> None:
+    """The same gradients with a checkpoint around all, in both forms, and around a tapped part."""
+    wrapped, x = _wrapped(name)
+    x = x[:1].requires_grad_()
+    expected = _gradients(wrapped, lambda: wrapped(x))
+    for reentrant in (True, False):
+        run = partial(checkpoint, wrapped, x, use_reentrant=reentrant)
+        _assert_same_gradients(wrapped, run, expected)
+    assert wrapped.tapped is not None
+    tapped = wrapped.backbone.get_submodule(wrapped.tapped.taps.encoder[-1])
+    tapped.forward = partial(checkpoint, tapped.forward, use_reentrant=True)
+    _assert_same_gradients(wrapped, lambda: wrapped(x), expected)
+
+
+class Checkpointed(Plain):
+    reentrant = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        def encode(x: Tensor) -> Tensor:
+            return self.norm(self.first(x))
+
+        fine = checkpoint(encode, x, use_reentrant=self.reentrant)
+        coarse = self.twice(self.twice(self.bottom(self.down(fine))))
+        up = nn.functional.interpolate(coarse, size=fine.shape[2:])
+        return self.head(self.merge(torch.cat([fine, up], 1)).relu())
+
+
+def test_a_tap_within_a_checkpoint_gets_its_gradient_or_a_sentence() -> None:
+    wrapped = EGCNN(Checkpointed()).eval()
+    plain = EGCNN(Plain()).eval()
+    plain.load_state_dict(wrapped.state_dict())
+    x = torch.randn(1, 1, 8, 8, 8, requires_grad=True)
+    expected = _gradients(plain, lambda: plain(x))
+    _assert_same_gradients(wrapped, lambda: wrapped(x), expected)
+    # The whole in either form, whatever lies within.
+    for reentrant in (True, False):
+        run = partial(checkpoint, wrapped, x, use_reentrant=reentrant)
+        _assert_same_gradients(wrapped, run, expected)
+    # The tap is what the checkpoint returns, and part of the graph.
+    wrapped.backbone.reentrant = True
+    _assert_same_gradients(wrapped, lambda: wrapped(x), expected)
+    # Within a reentrant checkpoint it is not.
+    inner = EGCNN(Checkpointed(), taps={"encoder": ["first", "bottom"], "decoder": "merge"}).eval()
+    inner(x).logits.sum().backward()
+    inner.backbone.reentrant = True
+    with pytest.raises(InputError, match=r"tap 'first' is without gradient.*use_reentrant=False"):
+        inner(x)
+    with torch.no_grad():
+        inner(x)
+
+
+def test_a_tap_that_is_not_computed_is_named() -> None:
+    class Lazy(Plain):
+        lazy = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.first(x)) if self.lazy else super().forward(x)
+
+    wrapped = EGCNN(Lazy())
+    wrapped.backbone.lazy = True
+    with pytest.raises(InputError, match="tap 'norm' was not computed in this thread"):
+        wrapped(torch.randn(1, 1, 8, 8, 8))
 
 
 @pytest.mark.parametrize("training", [True, False])

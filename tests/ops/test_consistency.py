@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -372,8 +373,49 @@ def test_as_many_classes_as_a_byte_holds() -> None:
         loss, *_ = torch.ops.egcnn.gumbel_consistency(logits, *options)
         (grad,) = torch.autograd.grad(loss, logits)
         torch.testing.assert_close(grad, expected)
-        with pytest.raises(ValueError, match="at most 255 exclusive classes"):
-            torch.ops.egcnn.gumbel_consistency(torch.randn(1, 256, 3, 4, 5), *options)
+    for context in (contextlib.nullcontext(), ops.use_reference()):
+        with context, pytest.raises(InputError, match="logits has 256 channels; expected at most"):
+            ops.gumbel_consistency(torch.randn(1, 256, 3, 4, 5), target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("activation", "support", "hard"), OPTIONS)
+def test_nan_in_nan_out(dtype: torch.dtype, activation: str, support: str, hard: bool) -> None:
+    size = (6, 7, 20)
+    target = torch.zeros(1, 1 if activation == "softmax" else 3, *size).long()
+    target[..., 2] = 1  # edges in columns 1 and 3, so that columns 0 to 4 are read
+    options = {"activation": activation, "support": support, "hard": hard}
+    for voxel, read in ((torch.nan, True), (1.0, False)):
+        every = torch.full((1, 3, *size), voxel, dtype=dtype)
+        loss, expected, _ = both(every, target, **options)
+        assert loss.isnan().item() is expected.isnan().item() is read
+    for column in (0, 2, 4, 12):
+        for channel in range(3):
+            logits = torch.randn(1, 3, *size, dtype=dtype)
+            logits[0, channel, 3, 3, column] = torch.nan
+            near = column < 5 or support == "both"
+            loss, expected, exact = both(logits, target, **options)
+            assert loss.isnan().item() is expected.isnan().item() is near, (column, channel)
+            assert logits.grad is not None
+            here = (0, channel, 3, 3, column)
+            if near:
+                assert logits.grad[here].isnan()
+                assert exact.grad is not None
+                assert exact.grad[here].isnan()
+            else:  # of which the kernels read nothing
+                assert logits.grad[here] == 0
+
+
+def test_targets_outside_the_classes_are_no_class() -> None:
+    logits = torch.randn(1, 3, 5, 6, 7)
+    target = blobs("softmax", 1, 4, (5, 6, 7))  # of which 3 is no class
+    expected = ops.gumbel_consistency(logits, target, seed=1)
+    for dtype, none in ((torch.uint8, 255), (torch.int8, -1), (torch.int64, -100)):
+        outside = target.masked_fill(target == 3, none).to(dtype)
+        assert torch.equal(ops.gumbel_consistency(logits, outside, seed=1), expected)
+        with ops.use_reference():
+            result = ops.gumbel_consistency(logits, outside, seed=1)
+        assert_near(result, expected.double(), torch.float32)
 
 
 def test_opcheck() -> None:

@@ -265,6 +265,26 @@ def test_gradient_in_another_format_than_its_input() -> None:
         assert_near(result, expected.double(), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_nan_in_nan_out(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    x = torch.rand(1, 2, 6, 7, 20).to(dtype)
+    x[0, 1, 3, 3, 4] = torch.nan
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    magnitude = ops.sobel_magnitude(x)
+    magnitude.sum().backward()
+    expected = reference.sobel_magnitude(x.detach())
+    # The middle voxel has no weight in its own gradient.
+    assert expected.isnan().sum() == 26
+    assert torch.equal(magnitude.isnan(), expected.isnan())
+    assert x.grad is not None
+    assert x.grad[0, 1, 3, 3, 4].isnan()
+    assert x.grad[:, 0].isfinite().all()
+    edges = ops.sobel_edges(x)
+    assert torch.equal(edges, reference.sobel_edges(x))
+    assert edges[expected.isnan()].eq(0).all()
+
+
 def test_a_mask_of_255_is_a_mask() -> None:
     mask = torch.rand(1, 1, 4, 5, 6) > 0.5
     assert torch.equal(ops.sobel_edges(mask.byte() * 255), ops.sobel_edges(mask))

@@ -14,6 +14,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -80,10 +81,10 @@ static void march_all(const ConsistencyBackward& p, const ConsistencyPlan& plan,
   }
 }
 
-// Computes forward's results by adding the planes' sums in order.
+// Computes forward's results by adding the planes' sums in order; an invalid sample's loss is NaN.
 template <class Acc>
 static void reduce(const Consistency& p, const ConsistencyPlan& plan,
-                   const ConsistencyShared<Acc>& shared) {
+                   const ConsistencyShared<Acc>& shared, bool invalid) {
   const int64_t pairs = plan.volumes * plan.classes, planes = plan.planes / plan.volumes;
   double total = 0;
   for (int64_t i = 0; i < pairs; ++i) {
@@ -97,7 +98,7 @@ static void reduce(const Consistency& p, const ConsistencyPlan& plan,
     p.edges[i] = edges;
     if (edges > 0) total += mismatch / double(edges);
   }
-  *static_cast<Acc*>(p.loss) = Acc(total / double(pairs));
+  *static_cast<Acc*>(p.loss) = invalid ? Acc(NAN) : Acc(total / double(pairs));
 }
 
 template <class Acc>
@@ -127,14 +128,16 @@ static void run(const ConsistencyBackward& p, bool backward) {
   const ConsistencyShared<Acc> shared(p, plan, backward, arena);
   const size_t scratch = scratch_bytes(p, plan, shared, backward);
   if (backward) set_scales(p, plan, shared.scales);
-#pragma omp parallel num_threads(p.resources.threads)
+  bool invalid = false;
+#pragma omp parallel num_threads(p.resources.threads) reduction(|| : invalid)
   {
     Arena own = arena;
     own.skip(omp_get_thread_num() * scratch);
     March<Acc> march(p, plan, shared, keys, backward, own);
     march_all(p, plan, shared, march, backward);
+    invalid = march.invalid();
   }
-  if (!backward) reduce(p, plan, shared);
+  if (!backward) reduce(p, plan, shared, invalid);
 }
 
 // The workspace's size: what the threads share, then the scratch of each.

@@ -86,6 +86,9 @@ class March {
     gradient_.zeros(strip_.z_of(plane)).fill_rest();
   }
 
+  // Whether the logits of a hard sample were NaN, and so is the loss.
+  bool invalid() const { return sampler_.invalid(); }
+
  private:
   const ConsistencyBackward& p_;
   const ConsistencyPlan& plan_;

@@ -110,6 +110,7 @@ class GumbelSampler {
         load_logits(p_.logits.offset(strip_.batch, channel, first), batch, next, exact, z);
         add_noise(p_.softmax, words_ + channel % 4 * kBatch, n, z);
         decide(c, z, n, best_, code_);
+        if (hard != nullptr) invalid_ = invalid_ || any_nan(z, exact);
       }
       if (hard != nullptr) {
         for (const Group* g = batch; g < next; ++g) {
@@ -120,6 +121,9 @@ class GumbelSampler {
     });
   }
 
+  // Whether a hard sample was drawn of NaN; codes cannot say so.
+  bool invalid() const { return invalid_; }
+
  private:
   const Consistency& p_;
   const PhiloxKeys& keys_;
@@ -129,6 +133,7 @@ class GumbelSampler {
   Acc* noisy_;              // (classes, kBatch)
   Acc *best_, *sum_;        // (kBatch)
   int32_t *voxel_, *code_;  // (kBatch)
+  bool invalid_ = false;
 
   void load_logits(int64_t start, const Group* group, const Group* end, int64_t n, Acc* z) const {
     if (!kHasCompress || p_.logits.voxel_stride != 1) {
@@ -160,6 +165,13 @@ class GumbelSampler {
       highest[i] = better ? z[i] : highest[i];
       of[i] = better ? int32_t(c) : of[i];
     }
+  }
+
+  static bool any_nan(const Acc* __restrict z, int64_t n) {
+    int32_t any = 0;
+#pragma omp simd reduction(| : any)
+    for (int64_t i = 0; i < n; ++i) any |= z[i] != z[i];
+    return any != 0;
   }
 
   // Draws four words for each voxel.

@@ -1,0 +1,58 @@
+"""The operators themselves, torch.ops.egcnn: operands that do not fit are refused, none is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from egcnn.errors import InputError
+
+X = torch.zeros(1, 2, 3, 4, 5)
+LABELS = torch.zeros(1, 1, 3, 4, 5, dtype=torch.uint8)
+SEED = torch.tensor(1)
+GATE = (X, X, torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2), True)
+CONSISTENCY = (X, LABELS, SEED, 0.5, True, "softmax", "gt")
+EDGES = torch.ones(1, 2, dtype=torch.int64)
+CANDIDATES = torch.ones(1, 3, 4, 0, dtype=torch.int32)
+BACKWARD = (torch.tensor(1.0), *CONSISTENCY[:3], EDGES, CANDIDATES, *CONSISTENCY[3:])
+
+
+def changed(arguments: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]:
+    return (*arguments[:place], value, *arguments[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments", "message"),
+    [
+        ("sobel_edges", (X[0], [], [], 0.0), "labels is float32 of .*expected five dim"),
+        ("sobel_edges", (X, [1], [1], 0.0), "labels is float32"),
+        ("sobel_edges", (LABELS, [1], [1, 10**9], 0.0), "counts that add up to the entries"),
+        ("sobel_edges", (LABELS, [1], [2, -1], 0.0), "counts that add up to the entries"),
+        ("sobel_edges", (X.byte(), [1], [1], 0.0), "labels is uint8 of .*one channel"),
+        ("sobel_magnitude", (X.flatten(),), "x is float32 of shape .120,.*five dimensions"),
+        ("sobel_magnitude", (X.byte(),), "x is uint8"),
+        ("sobel_magnitude_backward", (X[..., :1], X), "grad is float32 of shape"),
+        ("sobel_magnitude_backward", (X.double(), X), "grad is float64 of shape"),
+        ("edge_gate", changed(GATE, 1, X[..., :1]), "m is float32 of shape"),
+        ("edge_gate", changed(GATE, 1, X.half()), "m is float16 of shape"),
+        ("edge_gate", changed(GATE, 2, torch.zeros(2, 1)), "weight_e is float32 of shape"),
+        ("edge_gate", changed(GATE, 3, torch.zeros(2, 3)), "weight_m is float32 of shape"),
+        ("edge_gate", changed(GATE, 4, torch.zeros(3)), "bias is float32 of shape"),
+        ("edge_gate", changed(GATE, 4, torch.zeros(2).half()), "bias is float16 of shape"),
+        ("edge_gate_backward", (X[:, :1], *GATE), "grad is float32 of shape"),
+        ("gumbel_consistency", changed(CONSISTENCY, 1, LABELS[..., :1]), "target is uint8 of"),
+        ("gumbel_consistency", changed(CONSISTENCY, 1, LABELS.float()), "target is float32 of"),
+        ("gumbel_consistency", changed(CONSISTENCY, 2, SEED.int()), "seed is int32 of"),
+        ("gumbel_consistency", changed(CONSISTENCY, 2, torch.ones(0).long()), "seed is int64 of"),
+        ("gumbel_consistency", changed(CONSISTENCY, 5, "sigmoid"), "target is uint8 of shape"),
+        ("gumbel_consistency", changed(CONSISTENCY, 0, X[0]), "logits is float32 of"),
+        ("gumbel_consistency_backward", changed(BACKWARD, 4, EDGES[:, :1]), "edges is int64 of"),
+        ("gumbel_consistency_backward", changed(BACKWARD, 5, EDGES), "candidates is int64 of"),
+        ("gumbel_consistency_backward", changed(BACKWARD, 0, torch.ones(0)), "grad is float32 of"),
+    ],
+)
+def test_operands_that_do_not_fit(operator: str, arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        getattr(torch.ops.egcnn, operator)(*arguments)
