@@ -207,7 +207,7 @@ class Arguments {
 
   py::object next(const char* name) {
     if (read_ == values_.size()) {
-      throw py::type_error(std::string("egcnn: a kernel lacks the argument ") + name);
+      throw py::type_error(std::string("egcnn: missing kernel argument ") + name);
     }
     last_name_ = name;
     last_ = values_[read_];
@@ -386,7 +386,7 @@ PYBIND11_MODULE(EGCNN_MODULE, m) {
   m.def("cuda_device_status", &egcnn::cuda::device_status);
 #endif
 
-  // Local, so that tests/cuda_on_cpu can be imported beside egcnn._C.
+  // Module-local, so that tests/cuda_on_cpu can be imported together with egcnn._C.
   py::class_<Kernels> kernels(m, "Kernels", py::module_local());
   kernels.def_readonly("name", &Kernels::name);
 #define EGCNN_OPERATOR(name, Params) \

@@ -1,5 +1,5 @@
-// The bridge between the layers: plain structs of pointers, sizes and strides, and the launch
-// functions that take them. No PyTorch, no Python.
+// The interface of the kernels: plain structs of pointers, sizes and strides, and launch functions
+// that take them. No PyTorch, no Python.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,7 @@ struct Size {
   bool empty() const { return batch == 0 || channels == 0 || voxels() == 0; }
 };
 
-// Where a launch runs, and scratch memory of `workspace(params)` bytes.
+// Where a kernel runs, and scratch memory of `workspace(params)` bytes.
 struct Resources {
   void* workspace;
   int threads;   // CPU
@@ -37,16 +37,16 @@ struct Resources {
   void* stream;  // CUDA
 };
 
-// --- Parameters of the operators. Backward's extend forward's, whose outputs they leave empty. ---
+// --- Parameters of the operators. Backward extends forward and leaves its outputs unset. ---
 
-// Section 2.1. With region_counts, `labels` is a label map and region r is made of the next
+// Section 2.1. With region_counts, `labels` is a label map and region r consists of the next
 // region_counts[r] entries of region_values; without, each channel of `labels` is a region.
 struct SobelEdges {
   Tensor labels;
   Tensor edges;  // u8
   Size size;     // of edges
   const int64_t* region_values;
-  const int64_t* region_counts;  // null for ready-made regions
+  const int64_t* region_counts;  // null if the channels of labels are regions
   double threshold;
   Resources resources;
 };
@@ -63,8 +63,8 @@ struct SobelMagnitudeBackward : SobelMagnitude {
   Tensor grad_x;
 };
 
-// Eqs. 1 and 2. Weights, bias and their gradients are contiguous, in the accumulation type:
-// double where e is f64, else float.
+// Eqs. 1 and 2. Weights, bias and their gradients are contiguous, in the accumulation type: double
+// if e is f64, else float.
 struct EdgeGate {
   Tensor e;
   Tensor m;
@@ -99,7 +99,7 @@ struct Consistency {
   double tau;
   bool hard;
   bool softmax;       // exclusive classes, at most kMaxClasses; else independent regions
-  bool support_both;  // edges of the truth or of the hard sample count; else of the truth alone
+  bool support_both;  // count edges of the truth or the hard sample; else of the truth only
   // Outputs of forward, inputs of backward: the number of edges (B, C) and, only on CUDA, one bit a
   // voxel for where there may be one (volumes, D, H, W / 32 rounded up).
   int64_t* edges;
@@ -113,13 +113,13 @@ struct ConsistencyBackward : Consistency {
   Tensor grad_logits;
 };
 
-// A byte holds a class, or that a voxel has none.
+// A byte holds a class, or marks a voxel without one.
 constexpr int64_t kMaxClasses = 255;
 
 // --- Kernels ---
 
-// One operator on one kind of device. `workspace` takes the same parameters; their pointers may be
-// null then.
+// One operator on one device type. `workspace` takes the same parameters, whose pointers may be
+// null.
 template <class Params>
 struct Kernel {
   size_t (*workspace)(const Params&);
@@ -134,15 +134,15 @@ struct Kernels {
 };
 
 namespace cpu {
-// For each instruction set that this machine runs, the newest first: the one to use. The others are
-// there for the tests.
+// One for each instruction set that this machine supports, newest first. The first is used, the
+// others are tested.
 const std::vector<Kernels>& kernels();
 }  // namespace cpu
 
 namespace cuda {
 const Kernels& kernels();
 
-// Whether this machine's driver and current device run this build's code: "" or the reason why not.
+// Why this machine's driver or current device cannot run this build's code; "" if they can.
 const char* device_status();
 }  // namespace cuda
 

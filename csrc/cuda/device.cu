@@ -38,8 +38,8 @@ std::string why_not() {
            remedy(driver, needed);
   }
   if (const cudaError_t error = cudaGetDeviceCount(&devices)) return cudaGetErrorString(error);
-  // Ask the driver to load a kernel. Architectures alone do not tell: it may compile this build's
-  // PTX, or fail to, if the toolkit is a newer minor version.
+  // Ask the driver to load a kernel. Comparing architectures is not enough: the driver may compile
+  // this build's PTX, or fail to if the toolkit is a newer minor version.
   cudaFuncAttributes attributes;
   if (const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel)) {
     std::string built;

@@ -1,4 +1,4 @@
-// The two forms of the edge gate, a unit each.
+// The two forms of the edge gate, each in its own unit.
 #pragma once
 
 #include "../ops.h"

@@ -1,7 +1,7 @@
-// How the edge gate's kernels read and write volumes: a warp takes a tile of 32 voxels, and of its
-// channels a chunk of 32 at a time. Lane 4 r + q holds the voxels 4 r to 4 r + 3 of the channels
-// 8 q to 8 q + 7. So four adjacent lanes share their voxels, and both memory formats are read 16
-// (or 8) bytes at a time.
+// How the edge gate's kernels read and write volumes: a warp processes a tile of 32 voxels, in
+// chunks of 32 channels. Lane 4 r + q holds voxels 4 r to 4 r + 3 of channels 8 q to 8 q + 7. So
+// four adjacent lanes share the same voxels, and both memory formats are read 16 (or 8) bytes at a
+// time.
 #pragma once
 
 #include <cstring>
@@ -21,7 +21,7 @@ constexpr int kLaneChannels = 8;  // of a chunk
 __device__ __forceinline__ int lane_channel() { return lane_index() % 4 * kLaneChannels; }
 __device__ __forceinline__ int lane_voxel() { return lane_index() / 4 * kLaneVoxels; }
 
-// One accumulator for each channel and voxel of a lane.
+// An accumulator for each channel and voxel of a lane.
 template <class Acc>
 using LaneArray = Acc[kLaneChannels][kLaneVoxels];
 
@@ -32,7 +32,7 @@ struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) Four {
   static constexpr int kPack = sizeof(Word) / sizeof(T);
   Word words[4 / kPack];
 
-  // By shifts: the compiler does not see through halves of a word in memory.
+  // By shifts: the compiler does not optimize access to halves of a word in memory.
   __device__ __forceinline__ T operator[](int i) const {
     if constexpr (kPack == 1) {
       return words[i];
@@ -58,7 +58,7 @@ struct LaneValues {
   }
 };
 
-// Where the voxels of a lane are.
+// The position of a lane's voxels.
 struct LaneVoxels {
   uint32_t batch, tile;  // of the batch's volume
   int count;             // at most kLaneVoxels; 0 or less past the end of the volume
@@ -68,8 +68,8 @@ struct LaneVoxels {
 
 // --- Layouts ---
 
-// Which elements one access takes: the adjacent voxels of a channel, the adjacent channels of a
-// voxel, or what each tensor of the call allows, looked up at every access.
+// The elements of one access: adjacent voxels of a channel, adjacent channels of a voxel, or
+// (`any`) whatever each tensor allows, looked up at every access.
 enum class Layout { contiguous, channels_last, any };
 
 template <Layout kLayout>
@@ -91,7 +91,7 @@ Layout layout_of(const Tensor& t, int64_t channels, int64_t voxels) {
 }
 
 // Calls body with the layout that all tensors of a call have in common, as a LayoutConstant.
-// float64 serves gradient checks, so one kernel for all layouts will do.
+// float64 is for gradient checks, so one kernel for all layouts suffices.
 template <class T, class Body>
 void with_common_layout(std::initializer_list<Layout> layouts, Body&& body) {
   if constexpr (!std::is_same_v<T, double>) {
@@ -128,7 +128,7 @@ struct View {
   }
 };
 
-// The part of a chunk that is a lane's: where it starts, and how much of it the volume has.
+// A lane's part of a chunk: where it starts, and how much of it is inside the volume.
 template <class T>
 struct LanePart {
   T* data;

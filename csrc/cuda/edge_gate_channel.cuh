@@ -7,8 +7,8 @@
 namespace egcnn::cuda {
 namespace {
 
-// Layouts are looked up at run time. With a kernel for each, the compiler overlaps the loads of all
-// chunks: forward takes more registers, and backward spills.
+// Layouts are looked up at run time. With a kernel for each layout, the compiler overlaps the loads
+// of all chunks, so that forward needs more registers and backward spills.
 template <class T>
 using AnyView = View<T, Layout::any>;
 

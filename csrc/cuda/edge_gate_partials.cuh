@@ -9,7 +9,8 @@
 namespace egcnn::cuda {
 namespace {
 
-// Where the sums go. Derived classes map the columns of `partials` to places; null is padding.
+// Destinations of the sums. Derived classes map the columns of `partials` to addresses; null is
+// padding.
 template <class Acc>
 struct WeightGradients {
   Acc *weight_e, *weight_m, *bias;
@@ -21,7 +22,7 @@ struct WeightGradients {
         m_channels(p.main_channels), gates(p.gates) {}
 };
 
-// 32 columns to a block; its warps share the rows.
+// 32 columns per block; its warps share the rows.
 template <class Acc, class Columns>
 __global__ void __launch_bounds__(1024)
     sum_partials_kernel(const Acc* partials, int64_t rows, Columns columns) {

@@ -1,5 +1,5 @@
-// The gradients of the weights: matmuls of values and slopes that sum over voxels. Each warp stages
-// its tile in shared memory, values as operand a and slopes as operand b, and takes a quarter of
+// The gradients of the weights: matmuls of values and slopes, summed over voxels. Each warp stages
+// its tile in shared memory, values as operand a and slopes as operand b, and computes a quarter of
 // the product of all tiles.
 #pragma once
 
@@ -21,7 +21,7 @@ struct Staging {
   // The pair of voxels v and v + 1 of a lane.
   static __device__ __forceinline__ int pair(int v) { return v / 2 * 8 + lane_index() / 4; }
 
-  // Where a row of values has a pair of voxels. Rows that are written or read together use
+  // The position of a pair of voxels in a row of values. Rows that are written or read together use
   // different banks, for values of two and of four bytes.
   static __device__ __forceinline__ int column(int row, int pair) {
     return 4 * (pair ^ (row % 4 * 4 + row / 2 % 2 * 2));
@@ -52,13 +52,13 @@ struct Staging {
   }
 };
 
-// Tiles, and warps, of a block: as many as 48 KB of shared memory hold.
+// Tiles, and warps, per block: as many as fit in 48 KB of shared memory.
 template <class T>
 constexpr int kBackwardWarps = sizeof(T) == 8 ? 2 : 4;
 template <class T>
 constexpr int kBackwardThreads = kWarpSize * kBackwardWarps<T>;
 
-// The product of a chunk of values and a chunk of slopes is made in quarters of 16 rows and 16
+// The product of a chunk of values and a chunk of slopes is computed in quarters of 16 rows and 16
 // columns. Element i belongs to quarter i / 256 and lane i / 4 % 32, in the order of mma's d. These
 // are its channel and its gate, within their chunks.
 __host__ __device__ inline int product_channel(int i) {

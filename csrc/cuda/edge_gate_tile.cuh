@@ -1,5 +1,5 @@
-// What the edge gate's kernels share: the parameters of the gate and the walk over the tiles of all
-// volumes. The warps stay resident and take tile after tile.
+// The gate's parameters and the loop over the tiles of all volumes, which the edge gate's kernels
+// share. The warps are persistent and take one tile after another.
 #pragma once
 
 #include <algorithm>
@@ -10,16 +10,16 @@
 namespace egcnn::cuda {
 namespace {
 
-constexpr int kWarps = 4;  // to a block
+constexpr int kWarps = 4;  // per block
 constexpr int kThreads = kWarpSize * kWarps;
 
-// Among the warps of all blocks.
+// Index among the warps of all blocks.
 __device__ __forceinline__ uint32_t warp_index() {
   return blockIdx.x * kWarps + threadIdx.x / kWarpSize;
 }
 __device__ __forceinline__ uint32_t warp_count() { return gridDim.x * kWarps; }
 
-// The inputs of forward and backward. 32 bits suffice for tiles: a volume of 2^31 would exceed any
+// The inputs of forward and backward. 32 bits suffice to count tiles: 2^31 of them would exceed any
 // GPU's memory.
 template <class T, Layout kLayout>
 struct Gate {

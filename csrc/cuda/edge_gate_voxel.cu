@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(kThreads, kVoxelBlocks<T>)
   using Acc = Accumulate<T>;
   for (uint32_t tile = warp_index(); tile < gate.tiles; tile += warp_count()) {
     const LaneVoxels place = gate.lane_voxels(tile);
-    LaneValues<T> e;  // keeps the first chunk, mostly the only one, so that it is read once
+    LaneValues<T> e;  // keeps the first chunk, usually the only one, so that it is read once
     load(gate.e, gate.e_channels, place, 0, e);
     Acc sums[kLaneVoxels] = {};
     for (int64_t chunk = 0; chunk < gate.m_chunks(); ++chunk) {

@@ -1,4 +1,4 @@
-// What forward and backward of the edge gate with one attention value per voxel share.
+// Code that forward and backward of the edge gate with one attention value per voxel share.
 #pragma once
 
 #include "edge_gate_tile.cuh"

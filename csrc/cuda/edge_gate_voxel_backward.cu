@@ -23,7 +23,8 @@ __device__ __forceinline__ void add_weight_gradients(const Acc (&slopes)[kLaneVo
   if (channel < channels) partial[channel] += sum;
 }
 
-// The attention values, and from slopes = d loss / d alpha the slopes in the activation's argument.
+// Computes the attention values, and converts slopes from d loss / d alpha to those in the
+// activation's argument.
 template <class Acc>
 __device__ __forceinline__ void activate(const Acc (&sums)[kLaneVoxels], Acc bias, bool relu,
                                          Acc (&alpha)[kLaneVoxels], Acc (&slopes)[kLaneVoxels],

@@ -10,12 +10,13 @@ namespace {
 
 // --- Precision ---
 
-// Whether both factors of every product are split in two, as float32 needs unless TF32 is allowed.
+// Whether both factors of every product are split in two, which float32 needs unless TF32 is
+// allowed.
 template <bool tf32, class T>
 constexpr bool kSplit = std::is_same_v<T, float> && !tf32;
 
 // Whether the weights are split in the gates' sums, 16-bit types included: the signs of the sums
-// decide what passes ReLU, and rounded weights would flip too many.
+// decide what passes the ReLU, and rounded weights would flip too many of them.
 template <bool tf32, class T>
 constexpr bool kSplitSums = kSplit<tf32, T> || sizeof(T) == 2;
 
@@ -29,7 +30,7 @@ __device__ __forceinline__ Accumulate<T> factor(T x) {
   }
 }
 
-// Calls body with whether products may be rounded to TF32, which concerns float32 alone.
+// Calls body with whether products may be rounded to TF32, which concerns only float32.
 template <class T, class Params, class Body>
 void with_tf32(const Params& p, Body&& body) {
   if constexpr (std::is_same_v<T, float>) {

@@ -12,7 +12,7 @@ EGCNN_MATH T gumbel(T uniform) {
   return -log(-log(uniform));
 }
 
-// Standard logistic noise: the difference of two Gumbel numbers, which makes the two-class form.
+// Standard logistic noise, the difference of two Gumbel variables, for the two-class form.
 template <class T>
 EGCNN_MATH T logistic(T uniform) {
   return log(uniform) - log1p(-uniform);

@@ -1,4 +1,4 @@
-// All CUDA kernels as one table.
+// The table of the CUDA kernels.
 #include "../ops.h"
 
 namespace egcnn::cuda {

@@ -95,7 +95,7 @@ __device__ __forceinline__ Accumulate<T> widen(T value) {
   return value;
 }
 __device__ __forceinline__ float widen(__half value) { return __half2float(value); }
-// By a shift, which is one instruction even where the value is half of a word.
+// By a shift, which is one instruction even if the value is half of a word.
 __device__ __forceinline__ float widen(__nv_bfloat16 value) {
   return __uint_as_float(uint32_t(__bfloat16_as_ushort(value)) << 16);
 }

@@ -13,8 +13,8 @@ constexpr int kArchitecture = __CUDA_ARCH__ / 10;
 constexpr int kArchitecture = 0;
 #endif
 
-// Rounds to TF32, which is float32 with a mantissa of ten bits; f16 and bf16 are exact in it. The
-// first product loses the last 13 bits of x; the second, which is exact, subtracts all but x again.
+// Rounds to TF32, which is float32 with a ten-bit mantissa; f16 and bf16 are exact in it. The first
+// product loses the last 13 bits of x; the second, which is exact, subtracts all but x again.
 // Overflows beyond 4e34.
 __device__ __forceinline__ float to_tf32(float x) { return fmaf(-8192.0f, x, 8193.0f * x); }
 
@@ -27,9 +27,9 @@ __device__ __forceinline__ void mma(float& d0, float& d1, float& d2, float& d3, 
       {__float_as_uint(b[0]), __float_as_uint(b[1])});
 }
 
-// The same to about the precision of float32. Splits a factor into the sum of two TF32 numbers; a
-// factor that is not split must be one already. The product of the two remainders is left out: it
-// is about as small as the rounding error of float32.
+// The same to about float32 precision. Splits a factor into the sum of two TF32 numbers; a factor
+// that is not split must already be one. The product of the two remainders is omitted: it is about
+// as small as float32's rounding error.
 template <bool split_a, bool split_b>
 __device__ __forceinline__ void mma_split(float& d0, float& d1, float& d2, float& d3,
                                           const float (&a)[4], const float (&b)[2]) {

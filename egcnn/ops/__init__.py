@@ -1,4 +1,4 @@
-"""The fused operators, to be imported into any training; needs torch and numpy only.
+"""The fused operators; importing them needs only torch and numpy.
 
 ==========================  ==========================================  ============================
 operator                    computes                                    source
@@ -10,7 +10,8 @@ operator                    computes                                    source
 ==========================  ==========================================  ============================
 
 Each has a native kernel and a reference in :mod:`egcnn.ops.reference` that is its specification.
-:func:`backend` tells which of the two serves a tensor; :func:`use_reference` chooses the reference.
+:func:`backend` tells which of the two is used for a tensor; :func:`use_reference` selects the
+reference.
 
 The kernels have first derivatives in reverse mode. Within forward-mode differentiation and the
 transforms of ``torch.func`` (``grad``, ``vjp``, ``jvp``, ``jacrev``, ``jacfwd``, ``hessian``,

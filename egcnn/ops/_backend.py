@@ -1,4 +1,4 @@
-"""Which implementation serves a tensor: the native kernels or the reference."""
+"""Choice of implementation: the native kernels or the reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 _C: ModuleType | None
 try:
-    # torch first: the kernels then share its OpenMP threads instead of starting a second team.
+    # Import torch first: the kernels then share its OpenMP threads instead of starting their own.
     from egcnn import _C  # type: ignore[attr-defined,no-redef]
 except ImportError as error:
     _C, _missing = None, f"{error}"
@@ -42,7 +42,7 @@ def _reference_serves() -> bool:
 
 @contextlib.contextmanager
 def use_reference() -> Iterator[None]:
-    """Serve every operator call inside the ``with`` block by the plain PyTorch reference."""
+    """Use the plain PyTorch reference for every operator call inside the ``with`` block."""
     global _reference_chosen
     before, _reference_chosen = _reference_chosen, True
     try:
@@ -51,12 +51,12 @@ def use_reference() -> Iterator[None]:
         _reference_chosen = before
 
 
-# A constant to torch.compile: it asks the driver, which cannot be traced.
+# A constant to torch.compile, which cannot trace the query of the driver.
 @torch.compiler.assume_constant_result
 def _why_not_native(device: str, index: int = 0) -> str:
-    """Why the native kernels cannot serve ``device``; empty where they can."""
+    """The reason why the native kernels do not support ``device``; empty if they do."""
     if _C is None:
-        return f"the native kernels are not there ({_missing})"
+        return f"the native kernels are missing ({_missing})"
     if device in ("cpu", "meta"):
         return ""
     if device != "cuda":
@@ -75,14 +75,14 @@ def _why_not_cuda(index: int) -> str:
 
 
 def backend(tensor: Tensor) -> str:
-    """``"native"`` or ``"reference"``: what serves an operator call on ``tensor``."""
+    """Which implementation operators use for ``tensor``: ``"native"`` or ``"reference"``."""
     device = tensor.device
     native = not _reference_serves() and not _why_not_native(device.type, device.index or 0)
     return "native" if native else "reference"
 
 
 def native(tensor: Tensor) -> bool:
-    """Whether the kernels serve ``tensor``; where they ought to and cannot, warns once."""
+    """Whether to use the kernels for ``tensor``; warns once if they should work but do not."""
     if _reference_serves():
         return False
     device = tensor.device.type
@@ -90,14 +90,14 @@ def native(tensor: Tensor) -> bool:
     if why and device not in _warned:
         _warned.add(device)
         warnings.warn(
-            f"egcnn: {why}; the plain PyTorch reference serves {device} tensors, more slowly",
+            f"egcnn: {why}; {device} tensors use the plain PyTorch reference, which is slower",
             stacklevel=4,
         )
     return not why
 
 
 def device_kernels(device: str) -> Any:
-    """The kernels for one type of device; called only from where :func:`native` held."""
+    """The kernels of a device type; call only if :func:`native` is true."""
     return getattr(_C, device)
 
 
@@ -107,9 +107,9 @@ def kernels_name(device: str) -> str:
 
 
 def backend_info() -> dict[str, Any]:
-    """What was built and what serves each device, as plain data.
+    """Facts about the build and the implementation used for each device, as plain data.
 
-    Keys: ``built`` (bool), ``reason`` (why not, else ""), ``compiler``, ``cpu`` (instruction set
+    Keys: ``built`` (bool), ``reason`` (if not, else ""), ``compiler``, ``cpu`` (instruction set
     chosen on this machine), ``cuda_kernels`` (bool), ``cuda_note`` (why they were skipped),
     ``cuda_toolkit``, ``cuda_architectures``, ``cuda_device`` (why they do not run here),
     ``serves`` (device type -> "native" or "reference").

@@ -14,10 +14,10 @@ from egcnn.ops._backend import device_kernels, forward_mode
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-# The types of device that have kernels.
+# Device types that have kernels.
 DEVICES = ("cpu", "cuda")
 
-# Elements for which a further thread is worth its waking up; torch's own operators count alike.
+# Elements that make one more thread worth waking; the grain size of torch's own operators.
 GRAIN = 32768
 
 
@@ -45,7 +45,7 @@ def check_volume(
 
 
 def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise :class:`InputError` unless both share device, batch size and volume size."""
+    """Raise :class:`InputError` unless both tensors share device, batch size and volume size."""
     if tensor.device != other.device:
         raise InputError(
             f"{name} is on {tensor.device} and {other_name} on {other.device}; "
@@ -79,19 +79,19 @@ def equals(labels: Tensor, value: int) -> Tensor:
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
-    """``channels_last_3d`` where the tensor is laid out so and not contiguous; else contiguous."""
+    """``channels_last_3d`` if the tensor has that layout and is not contiguous, else contiguous."""
     if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last_3d):
         return torch.channels_last_3d
     return torch.contiguous_format
 
 
 def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """An output of the same shape and format; fakes and kernels allocate by this one rule."""
+    """Allocate an output of the same shape and format, for kernels and for fake tensors."""
     return torch.empty_like(tensor, dtype=dtype, memory_format=memory_format(tensor))
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """The tensor in the memory format that :func:`memory_format` names, copied only if it must."""
+    """The tensor in the format of :func:`memory_format`, copied only if necessary."""
     if tensor.is_contiguous():
         return tensor
     return tensor.contiguous(memory_format=memory_format(tensor))

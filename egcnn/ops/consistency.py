@@ -51,7 +51,7 @@ def gumbel_consistency(
             0 to C - 1, such as 255 or -1, are no class, and their border is an edge of the class
             beside it; for ``sigmoid`` binary regions ``(B, C, D, H, W)``, bool, integer or float
             (inside where above one half).
-        tau: temperature, above 0.
+        tau: temperature, positive.
         hard: straight-through: the sample's value is its argmax, its gradient that of the soft
             sample (Eq. 8). Else the soft sample itself.
         activation: ``"softmax"`` for exclusive classes, ``"sigmoid"`` for regions that may overlap
@@ -115,9 +115,9 @@ def _seed_tensor(seed: Tensor | int | None, device: torch.device) -> Tensor:
     return seed
 
 
-# Forward also tells backward how many edges each sample and class has, (B, C): they scale the
-# gradients, and backward would have to find them all before the first. On CUDA it also keeps where
-# edges may be, one bit a voxel, so that backward need not search the target again.
+# Forward also returns the number of edges of each sample and class, (B, C): it scales the
+# gradients, and backward would otherwise need a pass of its own to count them. On CUDA it also
+# keeps where edges may be, one bit a voxel, so that backward need not search the target again.
 _OPTIONS = "float tau, bool hard, str activation, str support"
 torch.library.define(
     "egcnn::gumbel_consistency",
@@ -142,7 +142,7 @@ def _arguments(
     activation: str,
     support: str,
 ) -> tuple[Any, ...]:
-    """What forward and backward hand over alike."""
+    """Arguments that forward and backward share."""
     options = (activation == "softmax", support == "both", tau, hard)
     return (dense(logits), *options, dense(target), seed, edges, candidates)
 

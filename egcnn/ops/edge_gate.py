@@ -39,16 +39,16 @@ def edge_gate(
 
     Args:
         e: edge stream ``(B, Ce, D, H, W)``, any float.
-        m: main stream at the same resolution ``(B, Cm, D, H, W)``, the dtype of ``e`` (under
-            autocast each may be any float: both are cast to autocast's type).
+        m: main stream at the same resolution ``(B, Cm, D, H, W)``, with the dtype of ``e`` (under
+            autocast any float: both are cast to the autocast dtype).
         weight_e: ``(G, Ce)``, where G is Ce (one attention value per channel) or 1 (one per voxel).
         weight_m: ``(G, Cm)``.
-        bias: ``(G,)``. Weights and bias may be of any float type: the sums are made in float32,
-            in float64 where ``e`` is float64.
+        bias: ``(G,)``. Weights and bias may have any float type; sums are computed in float32, or
+            float64 if ``e`` is float64.
         activation: ``"relu_sigmoid"``, where alpha lies in [0.5, 1), or ``"sigmoid"``.
 
     Returns:
-        The gated edge stream, like ``e``.
+        The gated edge stream, with shape, dtype and layout of ``e``.
 
     Raises:
         InputError: shapes, dtypes or devices that do not go together, or an unknown activation.
@@ -120,8 +120,8 @@ def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, re
 def _arguments(
     e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
 ) -> tuple[Any, ...]:
-    """What forward and backward hand over alike."""
-    # The switch of torch's own float32 products.
+    """Arguments that forward and backward share."""
+    # The switch of torch's own float32 matrix products.
     tf32 = torch.get_float32_matmul_precision() != "highest"
     gates = 1 if bias.numel() == 1 else e.shape[1]
     weights = [w.contiguous() for w in (weight_e, weight_m, bias)]

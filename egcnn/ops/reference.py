@@ -1,8 +1,8 @@
 """The operators in plain PyTorch: the specification of the kernels.
 
-Short, readable, differentiable by autograd, with the kernels' own noise. Arguments are taken as
-checked by the public functions. 16-bit inputs are computed in float32 and rounded once at the end,
-as the kernels do.
+They are differentiable by autograd and draw the same noise as the kernels. The public functions
+have already checked the arguments. As in the kernels, 16-bit inputs are computed in float32 and
+rounded once at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from egcnn.ops._tensors import equals
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums are made: float64 for float64, float32 for all else."""
+    """The accumulation type: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -26,7 +26,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _neighbours(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The values before and after each voxel along ``dim``; borders replicate."""
+    """The neighbours before and after each voxel along ``dim``, with replicated borders."""
     size = x.shape[dim]
     before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, size - 1)], dim)
     after = torch.cat([x.narrow(dim, 1, size - 1), x.narrow(dim, size - 1, 1)], dim)
@@ -44,12 +44,12 @@ def _difference(x: Tensor, dim: int) -> Tensor:
 
 
 def _magnitude(x: Tensor) -> Tensor:
-    """``sqrt(gx² + gy² + gz²)`` of ``(..., D, H, W)``, a flat face of a binary region giving 1."""
+    """``sqrt(gx² + gy² + gz²)`` of ``(..., D, H, W)``, 1 on a flat face of a binary region."""
     if x.numel() == 0:
         return x.clone()
     z, y, x_ = (_difference(_smooth(_smooth(x, a), b), c) for a, b, c in _ORIENTATIONS)
     squared = (z * z + y * y + x_ * x_) / 256
-    # sqrt has an infinite slope at 0; the sub-gradient chosen there is 0. NaN stays NaN.
+    # sqrt has an infinite slope at 0; take 0 as the gradient there. NaN stays NaN.
     slanted = squared != 0
     return torch.where(slanted, torch.where(slanted, squared, 1).sqrt(), 0)
 
@@ -107,7 +107,7 @@ def edge_gate(
 
 
 def philox_uniforms(seed: Tensor, voxels: int, channels: int) -> Tensor:
-    """Uniform numbers in (0, 1) for every voxel and channel, ``(voxels, channels)`` float32.
+    """Draw uniform numbers in (0, 1) for every voxel and channel, ``(voxels, channels)`` float32.
 
     Philox 4x32-10 (Salmon et al., 2011) with the seed as key and (voxel's flat index, channel // 4)
     as counter; the word ``channel % 4`` gives ``(word >> 9 + ½) / 2²³``, which float32 holds
@@ -122,7 +122,7 @@ def philox_uniforms(seed: Tensor, voxels: int, channels: int) -> Tensor:
     k0, k1 = seed.reshape(()) & mask, (seed.reshape(()) >> 32) & mask
 
     def multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
-        product = constant * word  # modulo 2^64: the high word's sign is masked away
+        product = constant * word  # modulo 2^64; the mask clears the high word's sign
         return (product >> 32) & mask, product & mask
 
     for _ in range(10):
@@ -171,7 +171,7 @@ def gumbel_consistency(
         return logits.sum()
     z = logits.to(accumulate_dtype(logits.dtype))
     soft, one_hot = gumbel_sample(z, seed, tau, activation)
-    # Straight through: the value is the hard sample's to the bit, the gradient the soft one's.
+    # Straight through: exactly the hard sample's value, with the soft sample's gradient.
     sample = (soft - soft.detach()) + one_hot.detach() if hard else soft
 
     if activation == "softmax":

@@ -36,15 +36,16 @@ def sobel_edges(
     Args:
         labels: with ``regions``, an integer label map ``(B, 1, D, H, W)``; without, ready-made
             binary regions ``(B, R, D, H, W)``: bool or integer (0 is outside, all else inside), or
-            any float, whose own gradient is then taken.
+            any float, whose gradient is taken directly.
         regions: the label values that make up each region; regions may overlap.
-        threshold: magnitude above which a voxel is an edge, at least 0.
+        threshold: magnitude above which a voxel is an edge, not negative.
 
     Returns:
         uint8 edges ``(B, R, D, H, W)``, 1 on edges; a magnitude of NaN is no edge.
 
     Raises:
-        InputError: wrong rank, dtype, channel count, empty regions or a negative threshold.
+        InputError: a wrong rank, dtype or number of channels, an empty region, or a negative
+            threshold.
 
     Source: Hatamizadeh et al. 2020, section 2.1.
     """
@@ -72,7 +73,7 @@ def sobel_magnitude(x: Tensor) -> Tensor:
     """Sobel gradient magnitude of each channel, differentiable; the slope at 0 is taken as 0.
 
     Args:
-        x: ``(B, C, D, H, W)``, any float; the borders replicate.
+        x: ``(B, C, D, H, W)``, any float; borders are replicated.
 
     Returns:
         The magnitude, like ``x``; 1 on a flat face between 0 and 1, NaN where the 3x3x3
@@ -133,7 +134,7 @@ def _(grad: Tensor, x: Tensor) -> Tensor:
 @torch.library.impl("egcnn::sobel_magnitude_backward", DEVICES)
 def _(grad: Tensor, x: Tensor) -> Tensor:
     grad_x = empty_like(x)
-    # The kernels walk all three in step.
+    # The kernel traverses all three with the same strides.
     grad = grad.contiguous(memory_format=memory_format(x))
     launch("sobel_magnitude_backward", x, dense(x), grad, grad_x)
     return grad_x

@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 KERNELS = tuple(sorted((CSRC / "cuda").glob("*.cu")))
-# Nothing that changes a floating-point result, and no assumption about aliasing beyond nvcc's.
+# No flag that changes floating-point results, and no aliasing assumption beyond nvcc's.
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
 # One section per static array, so that shared_arrays.ld can gather them.
 FLAGS += ["-fdata-sections", "-Wall", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", f"-I{CSRC}"]
@@ -35,7 +35,7 @@ INSTRUCTION_SETS = {
     "avx2": ("-march=x86-64-v3",),
     "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
 }
-# The stand-in is not instrumented; it tells the sanitizer what it does. ThreadSanitizer runs over
+# The stand-in is not instrumented; it informs the sanitizer explicitly. ThreadSanitizer uses
 # swapcontext, so that both ways of switching stacks are tested.
 SANITIZERS = {
     "address,undefined": ["-DCUDA_ON_CPU_ASAN"],
@@ -72,7 +72,7 @@ def _cached(name: str, command: list[str], inputs: Sequence[Path]) -> Path:
     output = root / digest.hexdigest()[:24] / name
     if not output.exists():
         output.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # In a folder of its own: another process may be building the same file.
+        # In a temporary folder, since another process may be building the same file.
         with tempfile.TemporaryDirectory(dir=output.parent) as folder:
             made = Path(folder) / name
             run = subprocess.run(

@@ -1,5 +1,5 @@
-// Registers the CUDA kernels as those of the CPU, so that the operators call them for tensors in
-// host memory.
+// Registers the CUDA kernels as CPU kernels, so that the operators call them for tensors in host
+// memory.
 #include "ops.h"
 
 const std::vector<egcnn::Kernels>& egcnn::cpu::kernels() {

@@ -1,7 +1,7 @@
 // Runs every kernel of csrc/ops.h on small volumes, for the sanitizers: all types, formats and
 // options, in buffers of exactly their size. Each case runs with the threads forward, in reverse
-// and shuffled, over different garbage each time. The results must agree to the bit; an element
-// that depends on the order or on the workspace, or that no thread writes, does not. With nvcc,
+// and shuffled, over different garbage each time. The results must be identical; they differ if an
+// element depends on the order or on the initial workspace, or if no thread writes it. With nvcc,
 // benchmarks/gpu.sh compiles the same program for compute-sanitizer on a GPU.
 //
 //   kernels_main [EVERY]    runs only every EVERY-th case of each operator, from its first on, for
@@ -405,6 +405,6 @@ int main(int count, char** arguments) {
 #define EGCNN_OPERATOR(name, Params) check_launched(#name, egcnn::cuda::kernels().name);
 #include "operators.inc"
 #undef EGCNN_OPERATOR
-  std::printf("%d cases of %d ran, %d went wrong\n", ran, cases, failures);
+  std::printf("%d cases of %d ran, %d failed\n", ran, cases, failures);
   return failures != 0;
 }

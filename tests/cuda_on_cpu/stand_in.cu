@@ -154,7 +154,7 @@ __global__ void wrong_kernel(int mistake, unsigned* memory) {
   }
 }
 
-// --- Arithmetic, an element a thread ---
+// --- Arithmetic, one element per thread ---
 
 __global__ void bits_kernel(int function, const unsigned* a, const unsigned* b, const unsigned* c,
                             unsigned* out, int n) {
@@ -246,10 +246,10 @@ EXPORT void run_atomics(const int* values, int n, int* out, unsigned long long* 
 
 EXPORT void run_garbage(unsigned* out) { launch(3, 32, 16, garbage_kernel, out); }
 
-// The sentence that the mistake ends in; the kernel after it runs as if nothing had been.
+// Returns the error message of a mistake, and checks that the next kernel runs normally.
 EXPORT const char* run_mistake(int mistake, unsigned* memory) {
   static std::string sentence;
-  sentence = "nothing was noticed";
+  sentence = "the mistake was not detected";
   try {
     launch(2, 64, 0, wrong_kernel, mistake, memory);
   } catch (const std::runtime_error& error) {
@@ -258,7 +258,7 @@ EXPORT const char* run_mistake(int mistake, unsigned* memory) {
   int values[64];
   std::fill(values, values + 64, 1);
   run_rotate(64, values, 3);
-  if (std::count(values, values + 64, 1) != 64) sentence = "the next kernel went wrong";
+  if (std::count(values, values + 64, 1) != 64) sentence = "the next kernel failed";
   return sentence.c_str();
 }
 

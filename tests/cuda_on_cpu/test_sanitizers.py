@@ -35,7 +35,7 @@ def test_kernels(sanitizer: str, architecture: int) -> None:
     program = build.build_executable(sources, sanitizer, architecture)
     result = build.run(program, str(EVERY[sanitizer]))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"^\d+ cases of \d+ ran, 0 went wrong$", result.stdout, re.MULTILINE)
+    assert re.search(r"^\d+ cases of \d+ ran, 0 failed$", result.stdout, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_cpu_kernels(instruction_set: str) -> None:
     program = build.build_cpu_executable(instruction_set, MEMORY)
     result = build.run(program, str(EVERY[MEMORY]))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"^\d+ cases of \d+ ran, 0 went wrong$", result.stdout, re.MULTILINE)
+    assert re.search(r"^\d+ cases of \d+ ran, 0 failed$", result.stdout, re.MULTILINE)
 
 
 def run_planted(
@@ -132,8 +132,8 @@ def test_planted_bug_is_named(
 
 
 def test_shared_arrays_are_guarded() -> None:
-    """Each is filled with garbage, for which shared_arrays.ld finds it by its kernel's name, and
-    has redzones, which a template's arrays have only in an anonymous namespace.
+    """Shared arrays are filled with garbage, found by shared_arrays.ld through their kernel's name,
+    and have redzones, which arrays of templates get only in an anonymous namespace.
     """
     sources = [*build.KERNELS, SMOOTH]
     text = "".join(path.read_text() for path in [*sources, *build.CSRC.glob("cuda/*.cuh")])

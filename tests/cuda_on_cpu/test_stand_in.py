@@ -1,4 +1,4 @@
-"""The stand-in itself: its threads, warps and functions behave as CUDA documents."""
+"""The stand-in's threads, warps and functions behave as CUDA documents."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_barriers_that_vote(library: ctypes.CDLL, threads: int, true: str) -> No
 
 
 def shuffled_from(kind: int, width: int, by: np.ndarray) -> np.ndarray:
-    """The thread that each of 64 threads reads, from the text of CUDA's programming guide."""
+    """The thread that each of 64 threads reads, after CUDA's programming guide."""
     lane = LANES % width
     if kind == 0:  # in the segment, modulo its width
         source = by % width

@@ -1,5 +1,5 @@
-"""The operator tests run on every kind of kernel: the CPU's, CUDA's and, on machines without a GPU,
-the CUDA sources on the CPU (``tests/cuda_on_cpu``)."""
+"""The operator tests run on the CPU kernels, the CUDA kernels and, without a GPU, the CUDA sources
+compiled for the CPU (``tests/cuda_on_cpu``)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def cuda_on_cpu() -> ModuleType:
 
 @pytest.fixture(params=["cpu", "cuda_on_cpu", "cuda"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where the test's tensors are made; the kernels to be tested serve them.
+    """The device of the test's tensors, for which the kernels under test are used.
 
-    Volumes too small to be worth a second thread are shared out all the same.
+    Even small volumes are distributed over threads.
     """
     monkeypatch.setattr(_tensors, "GRAIN", 1)
     if request.param == "cpu" and (why := _backend._why_not_native("cpu")):
@@ -55,6 +55,6 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 @pytest.fixture
 def cpu_kernels(request: pytest.FixtureRequest) -> None:
-    """For tests of what the CPU alone does, or of sizes that take the stand-in minutes."""
+    """For tests of CPU-only behaviour, or of sizes that take minutes on the stand-in."""
     if request.node.callspec.params["device"] != "cpu":
         pytest.skip("a test of the CPU's kernels")

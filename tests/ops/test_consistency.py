@@ -38,7 +38,7 @@ def blobs(activation: str, batch: int, channels: int, size: tuple[int, ...]) -> 
 
 
 def both(logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, the reference's in float64, and that one's logits; both have their gradients."""
+    """Run operator and float64 reference with gradients; returns losses and reference logits."""
     exact = logits.double().clone().requires_grad_()
     expected = reference.gumbel_consistency(exact, target, torch.tensor(11), **options)
     expected.backward()
@@ -49,7 +49,7 @@ def both(logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor
 
 
 def kernels(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient by the two operators themselves; neither changes the arguments."""
+    """Call forward and backward directly, and check that they do not modify their arguments."""
     loss, *found = torch.ops.egcnn.gumbel_consistency(logits, *arguments)
     target, seed, *options = arguments
     grad = torch.ops.egcnn.gumbel_consistency_backward(
@@ -75,9 +75,9 @@ def test_philox_known_answers() -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4, 6])
 def test_kernel_and_reference_draw_the_same_numbers(seed: int, channels: int) -> None:
     # Sigmoid regions of one-voxel checkerboards: where logit = -logit(u) the sample turns, so the
-    # hard sample tells on which side of u each logit lies. Logits a hair to either side of the
-    # reference's noise must decide every voxel, which pins the kernel's u to the last bit or two;
-    # the soft loss below compares the values themselves.
+    # hard sample tells on which side of u each logit lies. Logits just above and below the
+    # threshold must decide every voxel, which checks the kernel's u to a bit or two; the soft loss
+    # below compares the values themselves.
     size = (2, 3, 5)
     uniforms = reference.philox_uniforms(torch.tensor(seed), 30, channels).double()
     noise = (uniforms.log() - torch.log1p(-uniforms)).T.reshape(1, channels, *size)
@@ -102,7 +102,7 @@ def test_by_hand() -> None:
     for hard in (True, False):
         assert ops.gumbel_consistency(right, target, hard=hard, seed=1).item() == 0
         assert ops.gumbel_consistency(flat, target, hard=hard, seed=1).item() == 1
-    # A third class that is nowhere has no edge and contributes 0.
+    # A third class that does not occur has no edge and contributes 0.
     three = torch.cat([flat, torch.full((1, 1, 1, 1, 2), -100.0)], 1)
     assert ops.gumbel_consistency(three, target, seed=1).item() == pytest.approx(2 / 3)
 
@@ -127,10 +127,10 @@ def test_value_and_gradient_against_float64(
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert logits.grad is not None
     assert logits.grad.stride() == torch.empty_like(logits).stride()
-    # The sums are float32's whatever the logits are: only the gradient is rounded to their type.
+    # Sums are in float32 for any type of logits; only the gradient is rounded to that type.
     assert_near(loss.detach(), expected.detach(), min(dtype, torch.float32, key=_precision))
     if dtype == torch.float32:
-        # Magnitudes near 0 have slopes that turn with the last bit of the sample.
+        # Where a magnitude is near 0, its slope changes with the last bit of the sample.
         torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=2e-4, atol=2e-6)
     else:
         assert_near(logits.grad, exact.grad, dtype)
@@ -295,8 +295,8 @@ def test_candidates_are_where_the_neighbourhood_varies(
 @pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("hard", [True, False])
 def test_threads_take_over_planes_of_strips(hard: bool) -> None:
-    # Wide enough that a plane is cut into strips, deep enough that threads take from one another;
-    # all edges lie at one end, beside the borders between strips and words.
+    # Wide enough for several strips, deep enough for work stealing; all edges lie at one end, next
+    # to the borders between strips and words.
     logits = torch.randn(1, 3, 24, 40, 2600)
     target = torch.zeros(1, 1, 24, 40, 2600, dtype=torch.uint8)
     target[..., :5, :, :70] = 1
@@ -328,8 +328,8 @@ def test_threads_take_over_planes_of_strips(hard: bool) -> None:
 def test_gradients_larger_than_the_caches(
     memory_format: torch.memory_format, activation: str
 ) -> None:
-    # Their zeros are streamed a line at a time, and rows and channels start within lines. What lay
-    # there before is to be gone.
+    # Zeros are streamed by cache lines, while rows and channels start within lines. Previous
+    # contents must be overwritten.
     size = (31, 101, 151)
     logits = torch.randn(1, 5, *size).contiguous(memory_format=memory_format)
     target = torch.zeros(1, 1 if activation == "softmax" else 5, *size, dtype=torch.uint8)
@@ -349,7 +349,7 @@ def test_gradients_larger_than_the_caches(
 @pytest.mark.parametrize("support", ["gt", "both"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_one_voxel_edges_and_unaligned_rows(dtype: torch.dtype, support: str) -> None:
-    # A target in which every voxel is an edge, as bytes that start anywhere, read in place.
+    # A target of bytes in which every voxel is an edge, at any alignment, read in place.
     target = torch.randint(0, 5, (2 * 7 * 9 * 131 + 3,), dtype=dtype)[3:].view(2, 1, 7, 9, 131)
     logits = torch.randn(2, 5, 7, 9, 131)
     arguments = (target, torch.tensor(3), 0.7, True, "softmax", support)

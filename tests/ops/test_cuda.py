@@ -1,5 +1,5 @@
-"""What only a GPU can show: streams, graphs, a second device. The operators' own tests run on CUDA
-too, by the ``device`` fixture."""
+"""Tests that need a GPU: streams, graphs, a second device. The operators' tests also run on CUDA,
+by the ``device`` fixture."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_many_blocks_past_the_caches(
     inputs = arguments(shape, shape[1] if kind == "channel" else 1, dtype, memory_format)
     grad = torch.randn_like(inputs[0])
     exact = [t.double().clone().requires_grad_() for t in inputs]
-    # Without ReLU: among so many sums some round to the other side of its kink.
+    # Without ReLU, since some of so many sums round to the other side of its kink.
     expected = reference.edge_gate(*exact, "sigmoid")
     expected.backward(grad.double())
     assert_near(ops.edge_gate(*inputs, activation="sigmoid"), expected.detach(), dtype)

@@ -1,6 +1,6 @@
-"""Every instruction set that this machine runs gives what the reference gives.
+"""Every instruction set that this machine supports agrees with the reference.
 
-The other tests see the newest one only, as users on this machine do.
+The other tests use only the newest one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 def objects(batch: int, size: tuple[int, ...]) -> Tensor:
-    """Labels 0 to 4 in boxes, so that most rows hold no edge, with a few voxels strewn in."""
+    """Labels 0 to 4 in boxes, so that most rows have no edge, with a few random voxels."""
     labels = torch.zeros(batch, 1, *size, dtype=torch.uint8)
     for value in (2, 1, 4):
         low = [int(torch.randint(0, max(1, n // 2), ())) for n in size]
@@ -114,7 +114,7 @@ def test_consistency(dtype: torch.dtype, activation: str, size: tuple[int, ...])
             assert logits.grad is not None
             assert exact.grad is not None
             largest = exact.grad.abs().max().item()
-            # Magnitudes near 0 have slopes that turn with the last bit of the sample.
+            # Where a magnitude is near 0, its slope changes with the last bit of the sample.
             rtol = {torch.float64: 1e-11, torch.float32: 2e-4, torch.bfloat16: 1.2e-2}[dtype]
             torch.testing.assert_close(
                 logits.grad.double(), exact.grad, rtol=rtol, atol=rtol * largest + 1e-300

@@ -34,8 +34,8 @@ def test_one_voxel_by_hand() -> None:
     x = torch.zeros(1, 1, 3, 3, 3, dtype=torch.float64)
     x[0, 0, 1, 1, 1] = 1
     magnitude = ops.sobel_magnitude(x)[0, 0]
-    # Seen from a face neighbour the difference is 2·2 of 16, from an edge twice 2·1, from a corner
-    # three times 1·1; from the voxel itself nothing.
+    # The gradient is 2·2/16 at a face neighbour, twice 2·1/16 at an edge neighbour, three times
+    # 1·1/16 at a corner neighbour, and 0 at the voxel itself.
     assert magnitude[1, 1, 1] == 0
     assert magnitude[1, 1, 0] == pytest.approx(4 / 16)
     assert magnitude[1, 0, 0] == pytest.approx(np.sqrt(2 * 2**2) / 16)
@@ -93,7 +93,7 @@ def test_gradient_of_tiny_and_huge_values(scale: float) -> None:
     x64 = x.double().requires_grad_()
     reference.sobel_magnitude(x64).backward(grad.double())
     result = torch.ops.egcnn.sobel_magnitude_backward(grad, x * scale)
-    # It does not depend on the scale, but products with it are rounded.
+    # The result does not depend on the scale, up to rounding.
     torch.testing.assert_close(result.double(), x64.grad, rtol=1e-5, atol=1e-4)
 
 
@@ -149,7 +149,7 @@ def test_edges_of_label_maps(dtype: torch.dtype, size: tuple[int, int, int]) -> 
     assert torch.equal(edges, reference.sobel_edges(labels, regions))
 
 
-# The bits of 62 voxels are kept together.
+# A word holds the bits of 62 voxels.
 @pytest.mark.parametrize(
     "width", [1, 2, 3, 4, 5, 8, 35, 61, 62, 63, 64, 65, 123, 124, 125, 126, 128, 187, 250]
 )
@@ -295,7 +295,7 @@ def test_label_values_beyond_a_byte_and_negative_ones() -> None:
     expected = ops.sobel_edges(labels > 0)
     assert torch.equal(ops.sobel_edges(labels, [(69_995,)]), expected)
     assert torch.equal(ops.sobel_edges(labels, [(-5,)]), expected)
-    # A value that the labels' type cannot hold is simply nowhere.
+    # A value that the labels' dtype cannot hold never occurs.
     assert ops.sobel_edges(labels.to(torch.uint8), [(1_000,)]).sum() == 0
 
 

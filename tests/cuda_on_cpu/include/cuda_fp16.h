@@ -16,7 +16,8 @@ inline unsigned short __half_as_ushort(__half value) { return value.bits; }
 inline float __half2float(__half value) {
   const unsigned sign = unsigned(value.bits & 0x8000u) << 16;
   const unsigned rest = unsigned(value.bits & 0x7FFFu) << 13;
-  // Scaling by 2^112 puts the exponent right and denormals with it; inf and NaN keep theirs.
+  // Scaling by 2^112 rebiases the exponent and normalizes denormals; infinity and NaN are set
+  // separately.
   const unsigned finite = __float_as_uint(__uint_as_float(rest) * 0x1p112f);
   return __uint_as_float(sign | (rest >= 0x0F800000u ? rest | 0x7F800000u : finite));
 }

@@ -1,6 +1,7 @@
 // Stands in for CUDA's header of this name where g++ compiles .cu files as C++, so that tests run
-// the kernels on a CPU. It holds what those files use, with CUDA's meaning; see README.md on how to
-// extend it. CUDA_ON_CPU_ARCHITECTURE, which build.py defines, is the GPU's: 75 for sm_75.
+// the kernels on a CPU. It declares the part of CUDA that those files use, with the same semantics;
+// README.md says how to extend it. CUDA_ON_CPU_ARCHITECTURE, which build.py defines, is the GPU's:
+// 75 for sm_75.
 //
 // It requires of the sources, beyond what CUDA does:
 //   - launches by cudaLaunchKernelEx; dynamic shared memory from cuda_on_cpu::dynamic_shared()
@@ -14,7 +15,7 @@
 #include <memory>  // before the macros: it uses __noinline__ as the name of a GNU attribute
 
 #define __CUDA_ARCH__ (10 * CUDA_ON_CPU_ARCHITECTURE)
-#define __CUDA_ARCH_LIST__ __CUDA_ARCH__  // what nvcc was asked for
+#define __CUDA_ARCH_LIST__ __CUDA_ARCH__  // the architectures that nvcc compiles for
 
 #include "cuda_on_cpu/arithmetic.h"
 #include "cuda_on_cpu/ptx.h"

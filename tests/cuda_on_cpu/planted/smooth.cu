@@ -1,6 +1,6 @@
-// A kernel of the usual kind - tiles with a halo in shared memory, a reduction over the block -
-// and ways to get it wrong. `smooth BUG` runs it, compares with plain C++ and says what it finds;
-// `smooth none` is correct.
+// A typical kernel (tiles with a halo in shared memory, a reduction over the block) with planted
+// bugs. `smooth BUG` runs it, compares with plain C++ and reports differences; `smooth none` is
+// correct.
 #include <cuda_runtime.h>
 
 #include <algorithm>

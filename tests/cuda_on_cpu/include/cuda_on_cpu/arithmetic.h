@@ -1,4 +1,4 @@
-// CUDA's bit, byte and floating-point functions that C++ lacks.
+// CUDA's bit, byte and floating-point functions.
 #pragma once
 
 #include <math.h>
@@ -162,7 +162,7 @@ inline double max(double x, double y) { return fmax(x, y); }
 // --- Loads and stores with a cache hint ---
 
 namespace cuda_on_cpu {
-// A GPU ends the kernel at a misaligned address, x86 does not.
+// A misaligned access faults on a GPU, but not on x86.
 template <class T>
 T* aligned(T* address, const Site& site) {
   if (reinterpret_cast<uintptr_t>(address) % alignof(T) != 0) {

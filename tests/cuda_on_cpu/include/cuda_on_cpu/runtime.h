@@ -1,5 +1,5 @@
-// The part of CUDA's runtime that the host code uses, for one small simulated GPU. Work on a stream
-// is done when the call returns.
+// The part of CUDA's runtime that the host code uses, for a small simulated GPU. All calls are
+// synchronous.
 #pragma once
 
 #include <cstddef>

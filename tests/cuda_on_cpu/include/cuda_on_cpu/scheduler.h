@@ -1,6 +1,6 @@
 // How CUDA threads run on a CPU: each is a fiber, the threads of a block take turns at barriers and
-// warp operations, and blocks run one after the other. Every operation that waits receives the
-// place of its call, so that a thread that never arrives can be named in a sentence.
+// warp operations, and blocks run one after the other. Every operation that waits is passed the
+// source location of its call, so that an error message can name a thread that never arrives.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace cuda_on_cpu {
 
-// Where in the sources an operation was called. As a default argument, `here()` names the caller.
+// The source location of a call. As a default argument, `here()` gives the caller's.
 struct Site {
   const char* call;
   const char* function;
@@ -43,7 +43,7 @@ unsigned lane();
 // The launch's dynamic shared memory, of exactly the requested size.
 void* dynamic_shared(const Site& site = here("dynamic_shared"));
 
-// Ends the launch: cudaLaunchKernelEx throws std::runtime_error with this sentence.
+// Ends the launch: cudaLaunchKernelEx throws std::runtime_error with this message.
 [[noreturn]] void fail(const char* sentence, const Site& site);
 
 // Runs `kernel(arguments)` once for every thread of every block.

@@ -1,5 +1,5 @@
-// What the threads of a block or of a warp do together: barriers, shuffles, votes, atomics. The
-// arguments are CUDA's; the last, which callers omit, is the place of the call.
+// Operations of the threads of a block or a warp: barriers, shuffles, votes, atomics. The arguments
+// are CUDA's; the last, which callers omit, is the source location of the call.
 #pragma once
 
 #include <cstring>
