@@ -1,148 +1,26 @@
 // egcnn._C: the bridge as Python sees it. `cpu` and `cuda` hold the kernels of a kind of device,
 // each kernel a method. Its arguments come by position, in the order in which unpack() reads them,
-// after (threads, device, stream, allocate). Tensors come as they are and are asked for their
-// memory by their Python methods: nothing here is compiled against torch. What would let a kernel
-// read or write out of bounds is refused here, once, since shapes are read here anyway.
+// after (threads, device, stream, allocate). What would let a kernel read or write out of bounds is
+// refused here, once, since shapes are read here anyway.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <forward_list>
 #include <string>
-#include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "build_info.h"  // written by setup.py
 #include "ops.h"
+#include "tensors.h"
 
 #ifndef EGCNN_MODULE
 #define EGCNN_MODULE _C
 #endif
 
 namespace py = pybind11;
-using egcnn::DType;
-using egcnn::Kernel;
-using egcnn::Kernels;
-using egcnn::Size;
-using egcnn::Tensor;
+using namespace egcnn;
 
 namespace {
-
-// --- Tensors ---
-
-// An attribute's name, made once: calls are short enough for the making of strings to count.
-struct Name {
-  PyObject* object;
-  explicit Name(const char* text) : object(PyUnicode_InternFromString(text)) {}
-};
-
-py::object owned(PyObject* object) {
-  if (!object) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(object);
-}
-
-py::object attribute(py::handle tensor, const Name& name) {
-  return owned(PyObject_GetAttr(tensor.ptr(), name.object));
-}
-
-py::object call(py::handle tensor, const Name& method) {
-  return owned(PyObject_CallMethodNoArgs(tensor.ptr(), method.object));
-}
-
-void* address_of(py::handle tensor) {
-  static const Name data_ptr("data_ptr");
-  return reinterpret_cast<void*>(call(tensor, data_ptr).cast<uintptr_t>());
-}
-
-// torch's name of each type.
-const std::unordered_map<std::string, DType> kNames = {
-    {"torch.float64", DType::f64},   {"torch.float32", DType::f32}, {"torch.float16", DType::f16},
-    {"torch.bfloat16", DType::bf16}, {"torch.uint8", DType::u8},    {"torch.int8", DType::i8},
-    {"torch.int16", DType::i16},     {"torch.int32", DType::i32},   {"torch.int64", DType::i64},
-    {"torch.bool", DType::u8},  // a byte that holds 0 or 1
-};
-
-std::string name_of(DType dtype) {
-  for (const auto& [name, known] : kNames) {
-    if (known == dtype) return name.substr(sizeof "torch." - 1);
-  }
-  return "";
-}
-
-DType dtype_of(py::handle tensor) {
-  static std::unordered_map<PyObject*, DType> known;  // torch's types live as long as the process
-  static const Name dtype("dtype");
-  const py::object type = attribute(tensor, dtype);
-  if (const auto found = known.find(type.ptr()); found != known.end()) return found->second;
-  const auto named = kNames.find(py::str(type));
-  if (named == kNames.end()) {
-    throw py::type_error("egcnn: no kernel takes " + py::str(type).cast<std::string>());
-  }
-  return known[type.ptr()] = named->second;
-}
-
-bool is_float(DType dtype) {
-  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
-}
-
-// The type of weights, gradients of weights and sums.
-DType accumulated(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
-
-std::string describe(py::handle value) {
-  if (!py::hasattr(value, "dtype")) return py::repr(value);
-  const std::string dtype = py::str(value.attr("dtype")), device = py::str(value.attr("device"));
-  const std::string shape = py::repr(owned(PySequence_Tuple(value.attr("shape").ptr())));
-  return dtype.substr(sizeof "torch." - 1) + " of shape " + shape + " on " + device;
-}
-
-[[noreturn]] void refuse(const std::string& name, py::handle value, const std::string& expected) {
-  const py::object error = py::module_::import("egcnn.errors").attr("InputError");
-  const std::string message = name + " is " + describe(value) + "; expected " + expected;
-  PyErr_SetString(error.ptr(), message.c_str());
-  throw py::error_already_set();
-}
-
-using Five = std::array<int64_t, 5>;
-
-// Five numbers of a tuple; the caller knows that the tensor has five dimensions.
-Five five(const py::object& numbers) {
-  Five result;
-  for (size_t i = 0; i < 5; ++i) {
-    result[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(numbers.ptr(), py::ssize_t(i)));
-  }
-  return result;
-}
-
-// Whether the dimensions lie in memory in this order without a gap, the last one innermost. torch
-// lets the strides of dimensions of size 1 hold anything.
-bool lies_in_order(const Five& shape, const Five& strides, const std::array<int, 5>& order) {
-  int64_t stride = 1;
-  for (auto dim = order.rbegin(); dim != order.rend(); ++dim) {
-    if (shape[*dim] != 1 && strides[*dim] != stride) return false;
-    stride *= shape[*dim];
-  }
-  return true;
-}
-
-// Reads a dense volume and returns its size.
-Size read_volume(py::handle value, const char* name, Tensor& tensor) {
-  static const Name shape_name("shape"), stride_name("stride"), dim("dim");
-  if (call(value, dim).cast<int>() != 5) {
-    refuse(name, value, "five dimensions (B, C, D, H, W)");
-  }
-  const Five shape = five(attribute(value, shape_name)), strides = five(call(value, stride_name));
-  const Size size = {shape[0], shape[1], shape[2], shape[3], shape[4]};
-  const int64_t channels = size.channels, voxels = size.voxels();
-  tensor = {address_of(value), dtype_of(value), channels * voxels, voxels, 1};
-  if (size.empty() || lies_in_order(shape, strides, {0, 1, 2, 3, 4})) return size;
-  if (!lies_in_order(shape, strides, {0, 2, 3, 4, 1})) {
-    refuse(name, value, "no gaps: contiguous or channels_last_3d");
-  }
-  tensor.channel_stride = 1;
-  tensor.voxel_stride = channels;
-  return size;
-}
 
 // --- Arguments ---
 
@@ -251,7 +129,7 @@ std::string adding_up_to(size_t entries) {
 // unpack() fills in the parameters of each operator, unpack_inputs() those that its forward and
 // backward share.
 
-void unpack(Arguments& a, egcnn::SobelEdges& p) {
+void unpack(Arguments& a, SobelEdges& p) {
   const auto& values = a.read_list("values", p.region_values);
   const auto& counts = a.read_list("counts", p.region_counts);
   size_t unused = values.size();
@@ -273,18 +151,18 @@ Size read_floats(Arguments& a, const char* name, Tensor& tensor) {
   return size;
 }
 
-void unpack(Arguments& a, egcnn::SobelMagnitude& p) {
+void unpack(Arguments& a, SobelMagnitude& p) {
   p.size = read_floats(a, "x", p.x);
   a.read("out", p.out);
 }
 
-void unpack(Arguments& a, egcnn::SobelMagnitudeBackward& p) {
+void unpack(Arguments& a, SobelMagnitudeBackward& p) {
   p.size = read_floats(a, "x", p.x);
   a.read("grad", p.grad, p.size, p.x.dtype);
   a.read("grad_x", p.grad_x);
 }
 
-void unpack_inputs(Arguments& a, egcnn::EdgeGate& p) {
+void unpack_inputs(Arguments& a, EdgeGate& p) {
   p.size = read_floats(a, "e", p.e);
   p.main_channels = a.read("m", p.m).channels;
   a.expect(p.m.dtype == p.e.dtype, [&] { return "the type of e, " + name_of(p.e.dtype); });
@@ -298,12 +176,12 @@ void unpack_inputs(Arguments& a, egcnn::EdgeGate& p) {
   a.read("tf32", p.tf32);
 }
 
-void unpack(Arguments& a, egcnn::EdgeGate& p) {
+void unpack(Arguments& a, EdgeGate& p) {
   unpack_inputs(a, p);
   a.read("out", p.out);
 }
 
-void unpack(Arguments& a, egcnn::EdgeGateBackward& p) {
+void unpack(Arguments& a, EdgeGateBackward& p) {
   unpack_inputs(a, p);
   a.read("grad", p.grad, p.size, p.e.dtype);
   a.read("grad_e", p.grad_e);
@@ -313,17 +191,17 @@ void unpack(Arguments& a, egcnn::EdgeGateBackward& p) {
   a.read("grad_bias", p.grad_bias);
 }
 
-void unpack_inputs(Arguments& a, egcnn::Consistency& p) {
+void unpack_inputs(Arguments& a, Consistency& p) {
   p.size = read_floats(a, "logits", p.logits);
   a.read("softmax", p.softmax);
-  a.expect(!p.softmax || p.size.channels <= egcnn::kMaxClasses, [] {
-    return "at most " + std::to_string(egcnn::kMaxClasses) + " channels of logits with softmax";
+  a.expect(!p.softmax || p.size.channels <= kMaxClasses, [] {
+    return "at most " + std::to_string(kMaxClasses) + " channels of logits with softmax";
   });
   a.read("both", p.support_both);
   a.read("tau", p.tau);
   a.read("hard", p.hard);
   const Size& size = p.size;
-  const int64_t volumes = p.softmax ? 1 : size.channels, words = egcnn::ceil_div(size.width, 32);
+  const int64_t volumes = p.softmax ? 1 : size.channels, words = ceil_div(size.width, 32);
   const int64_t channels = a.read("target", p.target).channels;
   a.expect(channels == volumes && !is_float(p.target.dtype),
            [&] { return std::to_string(volumes) + " channels of integers or bool"; });
@@ -333,12 +211,12 @@ void unpack_inputs(Arguments& a, egcnn::Consistency& p) {
          a.on_cuda ? size.batch * volumes * size.depth * size.height * words : 0);
 }
 
-void unpack(Arguments& a, egcnn::Consistency& p) {
+void unpack(Arguments& a, Consistency& p) {
   unpack_inputs(a, p);
   a.read("loss", p.loss);
 }
 
-void unpack(Arguments& a, egcnn::ConsistencyBackward& p) {
+void unpack(Arguments& a, ConsistencyBackward& p) {
   unpack_inputs(a, p);
   a.read("grad", p.grad, accumulated(p.logits.dtype), 1);
   a.read("grad_logits", p.grad_logits);
@@ -350,7 +228,7 @@ template <class Params>
 void run(const Kernels& kernels, const Kernel<Params>& kernel, const py::args& values) {
   Arguments arguments(values, kernels.name == std::string_view("cuda"));
   Params params{};
-  egcnn::Resources& resources = params.resources;
+  Resources& resources = params.resources;
   arguments.read("threads", resources.threads);
   arguments.read("device", resources.device);
   resources.stream = reinterpret_cast<void*>(arguments.next("stream").cast<uintptr_t>());
@@ -369,7 +247,7 @@ void run(const Kernels& kernels, const Kernel<Params>& kernel, const py::args& v
 py::dict build_info() {
   py::dict info;
   info["compiler"] = EGCNN_COMPILER;
-  info["cpu"] = egcnn::cpu::kernels().front().name;
+  info["cpu"] = cpu::kernels().front().name;
   info["cuda_kernels"] = bool(EGCNN_WITH_CUDA);
   info["cuda_toolkit"] = EGCNN_CUDA_TOOLKIT;
   info["cuda_architectures"] = EGCNN_CUDA_ARCHITECTURES;
@@ -383,7 +261,7 @@ PYBIND11_MODULE(EGCNN_MODULE, m) {
   m.doc() = "Kernels of egcnn; called by egcnn.ops, which checks the arguments.";
   m.def("build_info", &build_info);
 #if EGCNN_WITH_CUDA
-  m.def("cuda_device_status", &egcnn::cuda::device_status);
+  m.def("cuda_device_status", &cuda::device_status);
 #endif
 
   // Module-local, so that tests/cuda_on_cpu can be imported together with egcnn._C.
@@ -396,12 +274,12 @@ PYBIND11_MODULE(EGCNN_MODULE, m) {
 #undef EGCNN_OPERATOR
 
   const auto borrowed = py::return_value_policy::reference;
-  m.attr("cpu") = py::cast(&egcnn::cpu::kernels().front(), borrowed);
+  m.attr("cpu") = py::cast(&cpu::kernels().front(), borrowed);
   m.attr("cpu_by_instruction_set") = py::dict();
-  for (const Kernels& isa : egcnn::cpu::kernels()) {
+  for (const Kernels& isa : cpu::kernels()) {
     m.attr("cpu_by_instruction_set")[isa.name] = py::cast(&isa, borrowed);
   }
 #if EGCNN_WITH_CUDA
-  m.attr("cuda") = py::cast(&egcnn::cuda::kernels(), borrowed);
+  m.attr("cuda") = py::cast(&cuda::kernels(), borrowed);
 #endif
 }

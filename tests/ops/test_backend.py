@@ -96,8 +96,8 @@ def test_a_call_takes_few_steps_of_python(operator: Callable[[], Tensor], most: 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((), TypeError, "lacks the argument x"),
-        ((VOXEL,), TypeError, "lacks the argument out"),
+        ((), TypeError, "missing kernel argument x"),
+        ((VOXEL,), TypeError, "missing kernel argument out"),
         ((VOXEL, VOXEL, VOXEL), TypeError, "too many arguments"),
         ((VOXEL.to(torch.complex64), VOXEL), TypeError, "no kernel takes torch.complex64"),
         ((VOXEL[0], VOXEL), ValueError, "expected five dimensions"),
