@@ -118,21 +118,22 @@ __device__ void draw_hard(const Task& t, const Tile& tile, const int64_t* rows,
     if (z != z) mark_invalid<B>(t);
     return;
   }
+  // A bit beside the class notes a NaN: forward has no register to spare.
+  constexpr int kNaN = 1 << 8;
   Accumulate<T> z[4], highest = 0;
   int best = 0;
-  bool invalid = false;
   for (int first = 0; first < t.classes; first += 4) {
     noisy_classes(t, keys, logits, first, z);
     for (int k = 0; k < 4; ++k) {
-      invalid |= z[k] != z[k];
       if (first + k == 0 || z[k] > highest) {
         highest = z[k];
-        best = first + k;
+        best = (best & kNaN) | (first + k);
       }
+      if (z[k] != z[k]) best |= kNaN;
     }
   }
   hard[at.index] = uint8_t(best);
-  if (invalid) mark_invalid<B>(t);
+  if (best & kNaN) mark_invalid<B>(t);
 }
 
 template <class T, class B>
