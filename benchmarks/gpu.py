@@ -64,7 +64,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     """The cases, most informative first."""
     s = sizes(device, quick)
     edges, gate = partial(edge_case, device, s.edges), partial(gate_case, device, s.gate)
-    return [
+    first = [
         edges("masks"),
         gate("voxel", torch.bfloat16),
         gate("channel", torch.bfloat16),
@@ -72,6 +72,11 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         edges("labels"),
         edges("random masks"),
         magnitude_case(device, s.magnitude),
+    ]
+    if quick:
+        return first
+    return [
+        *first,
         gate("voxel", torch.float32),
         gate("channel", torch.float32),
         gate("channel", torch.float32, tf32=True),

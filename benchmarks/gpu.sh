@@ -34,6 +34,14 @@ esac
 output=$(realpath -m "${output:-$(dirname "$0")/results/gpu}")
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+if [ "$device" = cpu ] && ! compgen -G "egcnn/_C*" > /dev/null; then
+  # The installed egcnn is tried: that of the checkout, which Python would find first, has no kernels.
+  mkdir "$work/checkout"
+  ln -s "$PWD"/{benchmarks,csrc,tests,build_backend.py,setup.py,pyproject.toml} "$work/checkout"
+  cd "$work/checkout"
+fi
 export PYTHONPATH=${PYTHONPATH:-$PWD}
 capability=""
 
@@ -53,14 +61,6 @@ print(*torch.cuda.get_device_capability() if torch.cuda.is_available() else "", 
 fi
 
 mkdir -p "$output"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-if [ "$device" = cpu ] && ! compgen -G "egcnn/_C*" > /dev/null; then
-  # The installed egcnn is tried: that of the checkout, which Python would find first, has no kernels.
-  mkdir "$work/checkout"
-  ln -s "$PWD"/{benchmarks,csrc,tests,build_backend.py,setup.py,pyproject.toml} "$work/checkout"
-  cd "$work/checkout"
-fi
 [ $part = second ] || rm -f "$output"/{measurements.jsonl,log.txt,tests.txt}
 failed=""
 

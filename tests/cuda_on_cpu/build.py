@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -22,13 +23,12 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fn
 # One section per static array, so that shared_arrays.ld can gather them.
 FLAGS += ["-fdata-sections", "-Wall", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", f"-I{CSRC}"]
 FAST = ["-O2", "-g0"]
+ONLY_CALLS = ["-O0", "-g0"]
 # The GPU that is simulated, unless a caller asks for another: its tensor cores take TF32.
 ARCHITECTURE = 90
 CHECKED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 SCHEDULER = tuple(sorted(HERE.glob("scheduler/*.cpp")))
 STAND_IN = (*SCHEDULER, HERE / "runtime.cpp", HERE / "tensor_core.cpp")
-# Compiled once for all architectures.
-SHARED = {*SCHEDULER, HERE / "cpu_kernels.cpp", CSRC / "bindings.cpp"}
 #: Flags of the CPU's instruction sets, as in setup.py.
 INSTRUCTION_SETS = {
     "baseline": (),
@@ -84,11 +84,23 @@ def _cached(name: str, command: list[str], inputs: Sequence[Path]) -> Path:
     return output
 
 
+@cache
+def _depends_on_architecture(source: Path) -> bool:
+    """Whether a source, or what it includes, tells GPUs apart; the others are compiled once."""
+    text = source.read_text()
+    if re.search(r"\b(__CUDA_ARCH(_LIST)?__|CUDA_ON_CPU_ARCHITECTURE|__reduce_\w+_sync)\b", text):
+        return True
+    names = re.findall(r'#include ["<](.+)[">]', text)
+    included = [folder / name for name in names for folder in (source.parent, CSRC)]
+    return any(_depends_on_architecture(path) for path in included if path.exists())
+
+
 def _compile(jobs: Sequence[tuple[Path, list[str]]], architecture: int) -> list[Path]:
     def compile_one(job: tuple[Path, list[str]]) -> Path:
         source, flags = job
-        gpu = [] if source in SHARED else [f"-DCUDA_ON_CPU_ARCHITECTURE={architecture}"]
-        command = [compiler(), *FLAGS, *gpu, *flags, "-x", "c++", "-c"]
+        gpu = architecture if _depends_on_architecture(source) else ARCHITECTURE
+        macro = f"-DCUDA_ON_CPU_ARCHITECTURE={gpu}"
+        command = [compiler(), *FLAGS, macro, *flags, "-x", "c++", "-c"]
         return _cached(f"{source.stem}.o", command, [source])
 
     with ThreadPoolExecutor(2) as pool:
@@ -119,7 +131,7 @@ def build_module(sources: Sequence[Path] | None = None, architecture: int = ARCH
     flags = [f"-isystem{path}" for path in includes] + [f"-DEGCNN_MODULE={name}"]
     kernels = KERNELS if sources is None else sources
     own = [HERE / "cpu_kernels.cpp", *STAND_IN]
-    jobs = [(CSRC / "bindings.cpp", [*FAST, *flags])]
+    jobs = [(CSRC / "bindings.cpp", [*ONLY_CALLS, *flags])]
     jobs += [(source, FAST) for source in [*kernels, *own]]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return _link(f"{name}{suffix}", _compile(jobs, architecture), "-shared")

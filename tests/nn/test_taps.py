@@ -108,7 +108,7 @@ MONAI: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     ),
 }
 # SwinUNETR halves the size five times and normalises the remaining voxels.
-SIZE = {"SwinUNETR": 64}
+SHAPE = {"SwinUNETR": (64, 32, 32)}
 # Their own code breaks torch.compile(fullgraph=True), with or without the edge stream.
 NOT_COMPILED = {"BasicUNet", "SwinUNETR"}
 CLASSES = Regions(("background", "a", "b"), ((0,), (1,), (2,)), "softmax")
@@ -139,15 +139,15 @@ def test_monai_networks(name: str) -> None:
     make, encoder, decoder = MONAI[name]
     torch.manual_seed(0)
     plain = make()
-    size = SIZE.get(name, 32)
-    wrapped = EGCNN(copy.deepcopy(plain), channels=4, example=(1, 2, size, size, size))
+    shape = SHAPE.get(name, (32, 32, 32))
+    wrapped = EGCNN(copy.deepcopy(plain), channels=4, example=(1, 2, *shape))
     assert wrapped.tapped is not None
     assert wrapped.tapped.encoder_channels == encoder
     assert wrapped.tapped.decoder_channels == decoder
 
     # Weights load in both directions, and initially the logits are the backbone's own.
     wrapped.backbone.load_state_dict(plain.state_dict())
-    x = torch.randn(1, 2, size, size, size)
+    x = torch.randn(1, 2, *shape)
     plain.eval(), wrapped.eval()
     with torch.no_grad():
         expected = plain(x)
@@ -156,7 +156,7 @@ def test_monai_networks(name: str) -> None:
 
     wrapped.train()
     segmentation = wrapped(x)
-    labels = torch.zeros(1, 1, size, size, size, dtype=torch.uint8)
+    labels = torch.zeros(1, 1, *shape, dtype=torch.uint8)
     labels[..., 10:20, 10:20, 10:20] = 1
     EGCNNLoss(CLASSES)(segmentation, labels, seed=1)["loss"].backward()
     for parameter_name, parameter in wrapped.named_parameters():
@@ -169,9 +169,9 @@ def test_monai_networks(name: str) -> None:
 @pytest.mark.parametrize("name", MONAI)
 def test_compiles_where_the_network_alone_does(name: str) -> None:
     torch._dynamo.reset()
-    make, size = MONAI[name][0], SIZE.get(name, 32)
-    wrapped = EGCNN(make(), channels=4, example=(1, 2, size, size, size)).eval()
-    x = torch.randn(1, 2, size, size, size)
+    make, shape = MONAI[name][0], SHAPE.get(name, (32, 32, 32))
+    wrapped = EGCNN(make(), channels=4, example=(1, 2, *shape)).eval()
+    x = torch.randn(1, 2, *shape)
     compiled = torch.compile(wrapped, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         if name in NOT_COMPILED:
@@ -195,13 +195,13 @@ def test_a_users_own_network() -> None:
 
 
 # The smallest volumes that the networks take; others take 16 voxels along each axis.
-SMALL = {"SwinUNETR": 64, "UNETR": 32, "VNet": 32, "BasicUNet": 32}
+SMALL = {"UNETR": (32, 32, 32), "VNet": (32, 32, 32), "BasicUNet": (32, 32, 32)} | SHAPE
 
 
 def _wrapped(name: str) -> tuple[EGCNN, Tensor]:
-    make, size = MONAI[name][0], SMALL.get(name, 16)
-    wrapped = EGCNN(make(), channels=4, example=(1, 2, size, size, size)).eval()
-    return wrapped, torch.randn(2, 2, size, size, size)
+    make, shape = MONAI[name][0], SMALL.get(name, (16, 16, 16))
+    wrapped = EGCNN(make(), channels=4, example=(1, 2, *shape)).eval()
+    return wrapped, torch.randn(2, 2, *shape)
 
 
 def _replica(module: nn.Module) -> nn.Module:

@@ -219,6 +219,7 @@ def test_saturated_gate(value: float) -> None:
     assert result.flatten().tolist() == [4.0 if value > 0 else 2.0] * 3
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 def test_same_bits_with_any_number_of_threads() -> None:
     inputs = arguments((2, 5, 3, 29, 30, 31), 5, torch.float32)
     grad = torch.randn_like(inputs[0])
