@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -144,80 +146,108 @@ def write_build_info(folder: Path, compiler: str, cuda: Cuda) -> None:
         header.write_text(text)
 
 
+def placed(path: Path) -> Path:
+    """A path as commands get it, which run in the checkout: without the folders above that.
+
+    Their names may hold anything, and nvcc passes what it is given on to a shell.
+    """
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def escaped(path: Path) -> str:
+    """A path for a build line of ninja, where ``$``, spaces and colons mean something else."""
+    return re.sub("[$ :]", r"$\g<0>", str(placed(path)))
+
+
+def quoted(word: str | Path) -> str:
+    """A word for a command in a ninja file, where ninja expands ``$`` before the shell reads it."""
+    return shlex.quote(str(word)).replace("$", "$$")
+
+
+class NinjaFile:
+    """Text of a ninja file that builds from the sources in ``csrc/``.
+
+    Commands are made of :func:`quoted` words; ninja itself quotes ``$in`` and ``$out``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.objects: list[Path] = []
+        self.lines = [f"builddir = {str(placed(folder)).replace('$', '$$')}"]
+
+    def rule(self, name: str, command: str, title: str) -> None:
+        """Add a rule."""
+        self.lines += [f"rule {name}", f"  command = {command}", f"  description = {title} $out"]
+
+    def compiling(self, name: str, command: str, title: str) -> None:
+        """Add a rule whose command also lists the headers that it read."""
+        self.rule(name, f"{command} -MF $out.d -c $in -o $out", title)
+        self.lines += ["  depfile = $out.d", "  deps = gcc"]
+
+    def compile(
+        self, rule: str, source: Path, suffix: str, flags: str = "", header: Path | None = None
+    ) -> None:
+        """Add an edge that compiles a source, again when a header of the build changes."""
+        target = self.folder / source.relative_to(ROOT / "csrc").with_suffix(suffix)
+        self.objects.append(target)
+        after = f" | {escaped(header)}" if header else ""
+        self.lines += [f"build {escaped(target)}: {rule} {escaped(source)}{after}"]
+        self.lines += [f"  flags = {flags}"]
+
+    def link(self, command: str, output: Path) -> None:
+        """Add the edge that links all objects."""
+        self.rule("link", f"{command} $in -o $out", "link")
+        self.lines += [f"build {escaped(output)}: link {' '.join(map(escaped, self.objects))}"]
+
+
 def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
     """Write the ninja file: one build edge per source and instruction set, and one to link."""
     import pybind11
-    from ninja.ninja_syntax import Writer
 
-    includes = [folder, sysconfig.get_paths()["include"], pybind11.get_include()]
+    includes = [placed(folder), sysconfig.get_paths()["include"], pybind11.get_include()]
     common = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wall"]
     # Neither flag changes a result; both let the compiler vectorize loops with sqrt and
     # comparisons.
     common += ["-fno-math-errno", "-fno-trapping-math"]
     if "avx2" in INSTRUCTION_SETS:
         common.append("-DEGCNN_X86")
-    with (folder / "build.ninja").open("w") as file:
-        ninja = Writer(file)
-        ninja.variable("includes", " ".join(f"-isystem {path}" for path in includes))
-        ninja.rule(
-            "cxx",
-            f"{compiler} -MMD -MF $out.d {' '.join(common)} $flags $includes -c $in -o $out",
-            depfile="$out.d",
-            deps="gcc",
-            description="C++ $out",
+    common += [f"-isystem {quoted(path)}" for path in includes]
+    ninja, cxx = NinjaFile(folder), quoted(compiler)
+    ninja.compiling("cxx", f"{cxx} -MMD {' '.join(common)} $flags", "C++")
+    link = f"{cxx} -shared -fopenmp -s"
+    if cuda.nvcc:
+        nvcc = f"{quoted(cuda.nvcc)} -ccbin {cxx}"
+        targets = [f"-gencode arch=compute_{a},code=sm_{a}" for a in cuda.architectures]
+        newest = cuda.architectures[-1]
+        targets.append(f"-gencode arch=compute_{newest},code=compute_{newest}")
+        if int(cuda.toolkit.split(".")[0]) >= 13:  # a seventh of the size; all drivers read it
+            targets.append("--compress-mode=size")
+        ninja.compiling(
+            "nvcc",
+            f"{nvcc} -std=c++17 -O3 -lineinfo --threads 0 {' '.join(targets)} "
+            "-Xcompiler -fPIC,-fvisibility=hidden -MD",
+            "CUDA",
         )
-        objects = []
-
-        def compile_cpp(source: Path, flags: str = "", tag: str = "") -> None:
-            name = source.relative_to(ROOT / "csrc").with_suffix(f"{tag}.o")
-            objects.extend(
-                ninja.build(
-                    str(folder / name),
-                    "cxx",
-                    str(source),
-                    implicit=[str(folder / "build_info.h")],
-                    variables={"flags": flags},
-                )
-            )
-
-        link = f"{compiler} -shared -fopenmp -s"
-        if cuda.nvcc:
-            targets = [f"-gencode arch=compute_{a},code=sm_{a}" for a in cuda.architectures]
-            newest = cuda.architectures[-1]
-            targets.append(f"-gencode arch=compute_{newest},code=compute_{newest}")
-            if int(cuda.toolkit.split(".")[0]) >= 13:  # a seventh of the size; all drivers read it
-                targets.append("--compress-mode=size")
-            ninja.rule(
-                "nvcc",
-                f"{cuda.nvcc} -ccbin {compiler} -std=c++17 -O3 -lineinfo --threads 0 "
-                f"{' '.join(targets)} -Xcompiler -fPIC,-fvisibility=hidden -MD -MF $out.d "
-                "-c $in -o $out",
-                depfile="$out.d",
-                deps="gcc",
-                description="CUDA $out",
-            )
-            # Before the C++ units, since ninja starts from the top and these take longest.
-            for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-                name = source.relative_to(ROOT / "csrc").with_suffix(".cu.o")
-                objects.extend(ninja.build(str(folder / name), "nvcc", str(source)))
-            # nvcc finds its static runtime even when it is a wrapper outside its toolkit, but looks
-            # in lib64 where the PyPI package has lib. A device link would add an empty image for an
-            # architecture that was not requested.
-            link = (
-                f"{cuda.nvcc} -ccbin {compiler} -shared --no-device-link -cudart static "
-                f"-L{Path(cuda.nvcc).parents[1] / 'lib'} -Xcompiler -fopenmp,-s"
-            )
-
-        compile_cpp(ROOT / "csrc/bindings.cpp")
-        for source in sorted((ROOT / "csrc/cpu").rglob("*.cpp")):
-            if source.name == "dispatch.cpp":
-                compile_cpp(source)
-                continue
-            for name, flags in INSTRUCTION_SETS.items():
-                compile_cpp(source, f"-DEGCNN_ISA={name} {flags}", f".{name}")
-
-        ninja.rule("link", f"{link} $in -o $out", description="link $out")
-        ninja.build(str(output), "link", objects)
+        # Before the C++ units, since ninja starts from the top and these take longest.
+        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+            ninja.compile("nvcc", source, ".cu.o")
+        # nvcc finds its static runtime even when it is a wrapper outside its toolkit, but looks
+        # in lib64 where the PyPI package has lib. A device link would add an empty image for an
+        # architecture that was not requested.
+        link = (
+            f"{nvcc} -shared --no-device-link -cudart static "
+            f"-L{quoted(Path(cuda.nvcc).parents[1] / 'lib')} -Xcompiler -fopenmp,-s"
+        )
+    info = folder / "build_info.h"
+    ninja.compile("cxx", ROOT / "csrc/bindings.cpp", ".o", header=info)
+    for source in sorted((ROOT / "csrc/cpu").rglob("*.cpp")):
+        if source.name == "dispatch.cpp":
+            ninja.compile("cxx", source, ".o")
+            continue
+        for name, flags in INSTRUCTION_SETS.items():
+            ninja.compile("cxx", source, f".{name}.o", f"-DEGCNN_ISA={name} {flags}")
+    ninja.link(link, output)
+    (folder / "build.ninja").write_text("\n".join([*ninja.lines, ""]))
 
 
 def check_complete(module: Path) -> None:
@@ -250,9 +280,12 @@ class NinjaBuild(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
+        if any("\n" in str(placed(path)) for path in (folder, output)):
+            stop(f"{str(folder)!r}: ninja reads no path with a line break; expected another folder")
         write_build_info(folder, compiler, cuda)
         write_ninja(folder, output, compiler, cuda)
-        command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder)]
+        command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(ROOT), "-f"]
+        command.append(str(folder / "build.ninja"))
         with (folder.parent / "compile_commands.json").open("w") as file:  # where clangd looks
             subprocess.run([*command, "-t", "compdb", "cxx", "nvcc"], stdout=file, check=True)
         if subprocess.run(command).returncode:

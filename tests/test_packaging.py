@@ -133,6 +133,54 @@ def test_a_kernel_that_is_declared_and_not_defined_fails_the_build(tmp_path: Pat
     assert not list(tmp_path.rglob("_C*"))
 
 
+def test_a_build_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    """Sources, objects, compiler and nvcc below names that ninja or a shell would take apart."""
+    root = tmp_path / "it's `touch ran`  $HOME $(touch ran) a&b;#\"c\\n"
+    for part in ("csrc/cpu/blur", "csrc/cuda", "bin"):
+        (root / part).mkdir(parents=True)
+    for name in ("setup.py", "build_backend.py"):
+        shutil.copy(PROJECT / name, root)
+    (root / "csrc/bindings.cpp").write_text('#include "build_info.h"\nint module = 0;')
+    (root / "csrc/cpu/blur/blur.cpp").write_text("namespace EGCNN_ISA { int blur = 0; }")
+    (root / "csrc/cuda/blur.cu").write_text('#include "blur.h"\nint on_cuda = 0;')
+    (root / "csrc/cuda/blur.h").touch()
+    nvcc = root / "bin/nvcc"
+    nvcc.write_text(
+        f"""#!/bin/sh
+        case $1 in
+          --version) echo "release 13.0, V" ;;
+          --list-gpu-code) echo sm_90 ;;
+          *) for word; do
+               shift
+               case $word in
+                 *.cu) set -- "$@" -x c++ "$word" ;;
+                 -ccbin) skip=1 ;;
+                 -std=*|-O3|-MD|-MF|-c|-o|-shared|-x|*.d|*.o|*.so|-L*) set -- "$@" "$word" ;;
+               esac
+             done
+             exec {CXX} -fPIC "$@" ;;
+        esac
+        """
+    )
+    nvcc.chmod(0o755)
+    (root / "bin/c++").symlink_to(str(shutil.which(CXX)))
+    path = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    for folders in ([], ["-t", str(tmp_path / "a 'b"), "-b", str(tmp_path / "`touch ran` $x:")]):
+        run = subprocess.run(
+            [sys.executable, "setup.py", "-q", "build_ext", *folders],
+            cwd=root,
+            env={
+                **os.environ,
+                **{"EGCNN_CUDA": "1", "CUDA_HOME": str(root), "CXX": "c++", "PATH": path},
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+    assert len(list(tmp_path.rglob("_C*.so"))) == 2
+    assert not list(tmp_path.rglob("ran"))
+
+
 def test_a_build_says_that_the_driver_is_too_old_for_its_compiler(tmp_path: Path) -> None:
     """With the compilers' parts taken by programs that fail: the sentence comes before them."""
     (tmp_path / "bin").mkdir()
