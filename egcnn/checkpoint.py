@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import egcnn
 from egcnn import legacy
 from egcnn.data.transforms import PreprocessingSettings
-from egcnn.errors import InputError
+from egcnn.errors import InputError, shown
 from egcnn.files import atomic_write
 from egcnn.machine import versions
 from egcnn.nn.network import NetworkSettings, build_network
 from egcnn.regions import Regions
+from egcnn.typed import entry, typed
 
 #: Bumped whenever older readers could no longer understand the entry.
 FORMAT = 4
@@ -193,42 +194,84 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
 
     Raises:
         InputError: no such file, not a checkpoint, truncated, not written by egcnn, of an
-            unsupported format version, or with weights that do not fit the description.
+            unsupported format version, or with entries that are invalid, do not fit each other, or
+            weights that are not finite.
     """
     path = Path(path)
     data = read(path)
-    entry = data[KEY]
-    if entry.get("format") not in READABLE:
+    described = data[KEY]
+    number = described.get("format")
+    if not isinstance(number, int) or number not in READABLE:
         raise InputError(
-            f"checkpoint: {path} has format version {entry.get('format')!r}; this egcnn "
+            f"checkpoint: {path} has format version {shown(number)}; this egcnn "
             f"{egcnn.__version__} reads versions {' and '.join(map(str, READABLE))}"
         )
     try:
-        if entry["format"] == 3:
-            entry = legacy.checkpoint(entry)
-        return _restore(entry, data["state_dict"], device)
+        if number == 3:
+            described = legacy.checkpoint(described)
+        return _restore(described, data["state_dict"], device)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"checkpoint: {path} is damaged: its weights and its description do not fit each other "
-            f"({type(error).__name__}: {reason})"
-        ) from error
+        if not isinstance(error, InputError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise InputError(f"checkpoint: {path} is damaged: {reason}") from error
 
 
-def _restore(entry: dict[str, Any], weights: dict[str, Any], device: str | torch.device) -> Trained:
-    settings = NetworkSettings.from_dict(entry["network"])
-    regions = Regions.from_dict(entry["regions"])
-    modalities = tuple(entry["modalities"])
-    network = build_network(settings, len(modalities), len(regions), exclusive=regions.exclusive)
-    network.load_state_dict(
-        {key.removeprefix(PREFIX): v for key, v in weights.items() if key.startswith(PREFIX)}
+def _restore(described: dict[str, Any], state: Any, device: str | torch.device) -> Trained:
+    settings = NetworkSettings.from_dict(entry(described, "network", dict[str, Any]))
+    regions = Regions.from_dict(described.get("regions"))
+    modalities = entry(described, "modalities", tuple[str, ...])
+    # Without memory, however large it claims to be.
+    with torch.device("meta"):
+        network = build_network(
+            settings, len(modalities), len(regions), exclusive=regions.exclusive
+        )
+    weights = {
+        name.removeprefix(PREFIX): value
+        for name, value in typed("state_dict", state, dict[str, Any]).items()
+        if name.startswith(PREFIX)
+    }
+    _check_weights(
+        weights,
+        network.state_dict(),
+        f"{settings.backbone.name} with {len(modalities)} modalities and {len(regions)} regions",
     )
-    network.eval().requires_grad_(False)
+    network.to_empty(device=device).load_state_dict(weights)
     return Trained(
-        network=network.to(device),
+        network=network.eval().requires_grad_(False),
         settings=settings,
-        preprocessing=PreprocessingSettings.from_dict(entry["preprocessing"]),
+        preprocessing=PreprocessingSettings.from_dict(
+            entry(described, "preprocessing", dict[str, Any])
+        ),
         regions=regions,
         modalities=modalities,
-        provenance=entry.get("provenance", {}),
+        provenance=entry(described, "provenance", dict[str, Any] | None) or {},
     )
+
+
+def _check_weights(weights: dict[str, Any], expected: Mapping[str, Tensor], network: str) -> None:
+    """Check names, shapes and values of weights against those of the network described.
+
+    Raises:
+        InputError: they differ, or hold NaN or infinity.
+    """
+    if other := sorted(weights.keys() ^ expected.keys()):
+        raise InputError(
+            f"its weights and its description do not fit each other: {len(other)} weights, such "
+            f"as {other[0]!r}, are missing or not of {network}"
+        )
+    for name, value in weights.items():
+        like = expected[name]
+        plain = isinstance(value, Tensor) and value.is_cpu and value.layout is torch.strided
+        if not plain or value.is_floating_point() != like.is_floating_point():
+            raise InputError(
+                f"weight {name} is a {type(value).__name__} of {getattr(value, 'dtype', None)}; "
+                f"expected a dense tensor of {like.dtype}"
+            )
+        if value.shape != like.shape:
+            raise InputError(
+                f"its weights and its description do not fit each other: {name} has shape "
+                f"{tuple(value.shape)}; expected {tuple(like.shape)}, as {network} has"
+            )
+        if not value.isfinite().all():
+            raise InputError(f"weight {name} holds NaN or infinity; expected finite weights")

@@ -14,6 +14,15 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 DEFAULT_OVERLAP = 0.5
 
 
+def check_range(name: str, value: int | tuple[int, ...], least: int, most: int) -> None:
+    """Raise InputError, which begins with ``name``, if a count, or any of several, is outside."""
+    values = value if isinstance(value, tuple) else (value,)
+    if not values or min(values) < least:
+        raise InputError(f"{name}: {value}; expected at least {least}")
+    if max(values) > most:
+        raise InputError(f"{name}: {value}; expected at most {most}")
+
+
 def check_precision(precision: str) -> None:
     """Raise InputError if ``precision`` is not one of :data:`PRECISIONS`."""
     if precision not in PRECISIONS:

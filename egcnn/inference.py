@@ -177,7 +177,8 @@ def predict_case(
         precision: one of :data:`egcnn.checks.PRECISIONS`; chosen for the device by default.
 
     Raises:
-        InputError: the image is unusable, or its number of modalities is not the network's.
+        InputError: the image is unusable, its number of modalities is not the network's, or the
+            network's output is NaN.
     """
     prepare_cpu()
     check_overlap(overlap)
@@ -204,6 +205,11 @@ def predict_case(
             trained.preprocessing.patch,
             stride=trained.settings.stride,
             overlap=overlap,
+        )
+    if not probabilities.isfinite().all():
+        raise InputError(
+            f"{image.meta.get('filename_or_obj', 'image')}: the network's output is NaN; expected "
+            "finite logits, which precision 32-true may give"
         )
 
     def to_input_grid(volume: Tensor) -> Tensor:

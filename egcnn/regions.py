@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from egcnn.errors import InputError
 from egcnn.ops._tensors import equals
+from egcnn.typed import entry
 
 Activation = Literal["softmax", "sigmoid"]
 
@@ -47,8 +48,8 @@ class Regions:
             losses and scores leave them out. None if there are none.
 
     Raises:
-        InputError: names and labels differ in number, a region is empty or has a value outside 0 to
-            :data:`LARGEST_LABEL`, two softmax classes share a value, the
+        InputError: names and labels differ in number, two names are equal, a region is empty or
+            has a value outside 0 to :data:`LARGEST_LABEL`, two softmax classes share a value, the
             activation is unknown, or ``ignore_index`` is such a value or that of a region.
     """
 
@@ -64,6 +65,8 @@ class Regions:
                 f"regions: {len(self.names)} names for {len(self.labels)} sets of label values; "
                 "expected one set per name, and at least one"
             )
+        if len(set(self.names)) != len(self.names):
+            raise InputError(f"regions: names {self.names}; expected every name once")
         for name, values in zip(self.names, self.labels, strict=True):
             if not values:
                 raise InputError(f"regions: {name!r} has no label value; expected at least one")
@@ -180,13 +183,17 @@ class Regions:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Regions:
-        """Read what :meth:`to_dict` wrote."""
+    def from_dict(cls, data: Any) -> Regions:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            InputError: an entry is missing or invalid.
+        """
         return cls(
-            names=tuple(str(name) for name in data["names"]),
-            labels=tuple(tuple(int(v) for v in values) for values in data["labels"]),
-            activation=cast(Activation, data["activation"]),
-            ignore_index=data.get("ignore_index"),
+            names=entry(data, "names", tuple[str, ...]),
+            labels=entry(data, "labels", tuple[tuple[int, ...], ...]),
+            activation=entry(data, "activation", Activation),
+            ignore_index=entry(data, "ignore_index", int | None),
         )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from egcnn.errors import InputError
+from egcnn.errors import InputError, shown
+from egcnn.typed import describe, typed, without_none
 
 S = TypeVar("S", bound="Settings")
 
@@ -20,14 +20,16 @@ class Settings:
     ``network.gate`` and ``gate`` are ``network.edge_stream.gate``.
 
     Raises:
-        InputError: a value that the field's ``Literal`` does not list.
+        InputError: a value that is not of the field's type, see :func:`egcnn.typed.typed`.
     """
 
     def __post_init__(self) -> None:
         for name, hint in _hints(type(self)).items():
             value = getattr(self, name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise InputError(f"{name}: {value!r}; expected {_kind(hint, repr)}")
+            if not _nested(hint):
+                object.__setattr__(self, name, typed(name, value, hint))
+            elif not isinstance(value, hint):
+                raise InputError(f"{name}: {shown(value)}; expected {hint.__name__}")
 
     def entries(self) -> dict[str, Any]:
         """All values by dotted name, in the order of definition."""
@@ -78,9 +80,9 @@ class Settings:
                 raise InputError(f"{text}: no value; expected NAME=VALUE")
             name = _find(given, list(hints))
             try:
-                changes[name] = _typed(value, hints[name])
+                changes[name] = _parsed(value, hints[name])
             except ValueError:
-                kind = _kind(hints[name])
+                kind = describe(hints[name], as_text=True)
                 raise InputError(f"{text}: {value!r}; expected {kind}") from None
         return changes
 
@@ -104,22 +106,26 @@ class Settings:
         """Read what :meth:`to_dict` wrote; missing entries take their defaults.
 
         Raises:
-            InputError: an unknown entry, such as one of a later version.
+            InputError: no mapping, an unknown entry, such as one of a later version, a missing one
+                without default, or a value that is invalid.
         """
         hints = _hints(cls)
-        if unknown := sorted(set(data) - set(hints)):
+        if not isinstance(data, Mapping):
+            raise InputError(f"{cls.__name__}: {shown(data)}; expected an object")
+        if unknown := [shown(name) for name in data if name not in hints]:
             raise InputError(
                 f"settings: unknown entries {', '.join(unknown)}; expected some of "
                 f"{', '.join(hints)}"
             )
-        values: dict[str, Any] = {}
-        for name, value in data.items():
-            hint = hints[name]
-            if isinstance(hint, type) and issubclass(hint, Settings):
-                values[name] = hint.from_dict(value)
-            else:
-                values[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
+        needed = (f.name for f in fields(cls) if f.default is f.default_factory is MISSING)
+        if absent := [name for name in needed if name not in data]:
+            raise InputError(f"settings: {', '.join(absent)} is missing; expected a value")
+        return cls(
+            **{
+                name: hints[name].from_dict(value) if _nested(hints[name]) else value
+                for name, value in data.items()
+            }
+        )
 
     @classmethod
     def resolve(cls: type[S], settings: S | None, options: Mapping[str, Any]) -> S:
@@ -142,11 +148,16 @@ def _hints(cls: type[Settings]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
+def _nested(hint: Any) -> bool:
+    """Whether a field holds settings."""
+    return isinstance(hint, type) and issubclass(hint, Settings)
+
+
 def _leaves(cls: type[Settings]) -> dict[str, Any]:
     """The types of all entries by dotted name."""
     leaves: dict[str, Any] = {}
     for name, hint in _hints(cls).items():
-        if isinstance(hint, type) and issubclass(hint, Settings):
+        if _nested(hint):
             leaves.update((f"{name}.{inner}", kind) for inner, kind in _leaves(hint).items())
         else:
             leaves[name] = hint
@@ -172,37 +183,13 @@ def _shortens(parts: Sequence[str], full: Sequence[str]) -> bool:
     return parts[-1] == full[-1] and all(part in rest for part in parts)
 
 
-def _optional(hint: Any) -> tuple[Any, bool]:
-    """A type without ``None``, and whether ``None`` was allowed."""
-    if get_origin(hint) in (Union, types.UnionType):
-        (inner,) = (part for part in get_args(hint) if part is not type(None))
-        return inner, True
-    return hint, False
-
-
-def _kind(hint: Any, show: Callable[[Any], str] = str) -> str:
-    """A description of the values of a type, for messages."""
-    inner, optional = _optional(hint)
-    if get_origin(inner) is Literal:
-        kind = f"one of {', '.join(map(show, get_args(inner)))}"
-    elif get_origin(inner) is tuple:
-        parts = get_args(inner)
-        what = "integers" if parts[0] is int else "numbers"
-        kind = what if parts[-1] is ... else f"{len(parts)} {what}"
-        kind += " separated by commas"
-    else:
-        words = {bool: "true or false", int: "an integer", float: "a number"}
-        kind = words.get(inner, "text")
-    return f"{kind} or null" if optional else kind
-
-
-def _typed(text: str, hint: Any) -> Any:
+def _parsed(text: str, hint: Any) -> Any:
     """Parse a text as a value of a type.
 
     Raises:
         ValueError: the text is not one.
     """
-    inner, optional = _optional(hint)
+    inner, optional = without_none(hint)
     if optional and text == "null":
         return None
     if get_origin(inner) is Literal:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,12 +110,6 @@ def damaged(path: Path, how: str) -> None:
         data = torch.load(path, weights_only=True)
         if how == "format":
             data[KEY]["format"] = FORMAT + 1
-        elif how == "weights":
-            data["state_dict"].popitem()
-        elif how == "entry":
-            del data[KEY]["preprocessing"]
-        elif how == "network":
-            data[KEY]["network"]["colour"] = "red"
         torch.save(data, path)
 
 
@@ -127,9 +122,6 @@ def damaged(path: Path, how: str) -> None:
         ("foreign", "was not written by egcnn"),
         ("tensor", "was not written by egcnn"),
         ("format", f"format version {FORMAT + 1}"),
-        ("weights", "do not fit each other"),
-        ("entry", "preprocessing"),
-        ("network", "colour"),
     ],
 )
 def test_what_is_no_checkpoint_of_ours(tmp_path: Path, how: str, says: str) -> None:
@@ -138,6 +130,64 @@ def test_what_is_no_checkpoint_of_ours(tmp_path: Path, how: str, says: str) -> N
     with pytest.raises(InputError, match=says) as caught:
         load(path)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def altered(path: Path, *place: str | int, value: Any = None) -> None:
+    """Write a checkpoint with an entry of another value, or (None) without it."""
+    save(path, trained())
+    data = inner = torch.load(path, weights_only=True)
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    torch.save(data, path)
+
+
+NAN = float("nan")
+WEIGHT = "network.backbone.head.1.weight"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ((KEY, "preprocessing"), None, "expected an object"),
+        ((KEY, "preprocessing", "patch"), None, "patch is missing"),
+        ((KEY, "preprocessing", "patch"), "segnet", "patch: 'segnet'; expected 3 integers"),
+        ((KEY, "preprocessing", "patch"), [16, 2**70, 8], "patch: .*; expected at most 32767"),
+        ((KEY, "preprocessing", "spacing"), [1.0, NAN, 1.0], "spacing: .*; expected 3 finite"),
+        ((KEY, "network", "colour"), "red", "unknown entries 'colour'"),
+        ((KEY, "network", "edge"), "yes", "edge: 'yes'; expected true or false"),
+        ((KEY, "network", "backbone", "filters"), 2**70, "filters: .*; expected at most 4096"),
+        ((KEY, "network", "backbone", "filters"), 4096, "do not fit each other.* has shape"),
+        ((KEY, "network", "backbone", "blocks_down"), [1, 2**70], "blocks_down: .*; expected at"),
+        ((KEY, "network", "backbone", "blocks_down"), [64, 64], "weights, such as .*, are missing"),
+        ((KEY, "network", "edge_stream", "channels"), 2**40, "channels: .*; expected at most"),
+        ((KEY, "modalities"), "t1", "modalities: 't1'; expected texts"),
+        ((KEY, "modalities"), ["t1"], "has shape .*, as segnet with 1 modalities and 3 regions"),
+        ((KEY, "modalities"), [], "in_channels is 0"),
+        ((KEY, "regions"), None, "expected an object that has 'names'"),
+        ((KEY, "regions", "labels"), [[1, 2, 4], [1, 4], [NAN]], "labels: .*; expected lists"),
+        ((KEY, "regions", "labels"), [[1, 2, 4], [1, 4], [4.5]], "labels: .*; expected lists"),
+        ((KEY, "regions", "names"), ["WT", "TC", "TC"], "expected every name once"),
+        ((KEY, "regions", "ignore_index"), True, "ignore_index: True; expected an integer"),
+        ((KEY, "format"), torch.ones(2), "format version tensor"),
+        ((KEY, "provenance"), [1], r"provenance: \[1\]; expected an object"),
+        (("state_dict",), [1], r"state_dict: \[1\]; expected an object"),
+        (("state_dict", WEIGHT), None, f"1 weights, such as '{WEIGHT[8:]}', are missing"),
+        (("state_dict", WEIGHT), "x", "is a str of None; expected a dense tensor"),
+        (("state_dict", WEIGHT), torch.full((3, 4, 1, 1, 1), NAN), "holds NaN or infinity"),
+        (("state_dict", WEIGHT), torch.ones(3, 4, 1, 1, 1).to_sparse(), "expected a dense tensor"),
+        (("state_dict", WEIGHT), torch.ones(1).expand(2**40), "do not fit each other"),
+    ],
+)
+def test_entries_are_checked(tmp_path: Path, place: tuple[Any, ...], value: Any, says: str) -> None:
+    altered(tmp_path / "bad.ckpt", *place, value=value)
+    with pytest.raises(InputError, match=says) as caught:
+        load(tmp_path / "bad.ckpt")
+    assert str(caught.value).startswith(f"checkpoint: {tmp_path / 'bad.ckpt'} ")
     assert "\n" not in str(caught.value)
 
 

@@ -66,6 +66,16 @@ def ball(path: Path, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndar
     return away < 9
 
 
+@pytest.mark.parametrize("weight", [float("nan"), 3e38])
+def test_an_output_that_is_nan_is_no_segmentation(tmp_path: Path, weight: float) -> None:
+    """Whether a weight is NaN or the features overflow."""
+    ball(tmp_path / "ball.nii", (16, 16, 16), np.eye(4))
+    trained = threshold()
+    trained.network.weight.data.fill_(weight)  # type: ignore[union-attr,operator]
+    with pytest.raises(InputError, match=r"ball\.nii: the network's output is NaN"):
+        predict_case(trained, tmp_path / "ball.nii")
+
+
 @pytest.mark.parametrize(
     ("affine", "spacing", "least"),
     [

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "egcnn"
 FLOORS = (
     ("egcnn", "egcnn._C"),
     ("egcnn.errors", "egcnn.machine", "egcnn.terminal", "egcnn.legacy"),
+    ("egcnn.typed",),
     ("egcnn.settings", "egcnn.files", "egcnn.checks"),
     ("egcnn.ops",),
     ("egcnn.regions",),

@@ -100,7 +100,7 @@ def test_plain_data_and_back() -> None:
     assert Run.from_dict(plain) == changed
     # What an earlier version did not have yet has its default.
     assert Run.from_dict({"network": {"size": [1, 2, 3]}}) == RUN
-    with pytest.raises(InputError, match="unknown entries colour; expected some of network, other"):
+    with pytest.raises(InputError, match="unknown entries 'colour'; expected some of netw"):
         Run.from_dict({**plain, "colour": "red"})
 
 

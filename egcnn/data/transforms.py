@@ -35,7 +35,7 @@ from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from egcnn.checks import check_memory, check_spacing
+from egcnn.checks import check_memory, check_range, check_spacing
 from egcnn.data.case import Case, Normalization, Spacing, label_dtype, read_image, read_label
 from egcnn.errors import InputError
 from egcnn.regions import Regions
@@ -43,6 +43,8 @@ from egcnn.settings import Settings
 
 _KEYS = ("image", "label")
 _HOUNSFIELD_LIMIT = 1000.0
+#: The most voxels along an axis of a NIfTI-1 file.
+LARGEST_AXIS = 32767
 #: MONAI's labels of both ends of each axis.
 RAS = (("L", "R"), ("P", "A"), ("I", "S"))
 
@@ -60,8 +62,8 @@ class PreprocessingSettings(Settings):
             units / 1000 clipped to [-1, 1] (section 3.2).
 
     Raises:
-        InputError: a patch or a spacing that is not three positive numbers, or an unknown
-            normalisation.
+        InputError: a patch that is not three sizes from 1 to :data:`LARGEST_AXIS`, a spacing that
+            is not three positive numbers, or an unknown normalisation.
     """
 
     patch: tuple[int, int, int]
@@ -70,8 +72,7 @@ class PreprocessingSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.patch) != 3 or min(self.patch) < 1:
-            raise InputError(f"patch: {self.patch}; expected three sizes of at least 1")
+        check_range("patch", self.patch, 1, LARGEST_AXIS)
         if self.spacing is not None:
             check_spacing(self.spacing)
 

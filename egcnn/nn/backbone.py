@@ -8,8 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from egcnn.checks import check_range
 from egcnn.errors import InputError
 from egcnn.settings import Settings
+
+# No volume needs more, and a mistyped number would take all memory or hours to build.
+MOST_CHANNELS = 4096
+MOST_RESOLUTIONS = 8
+MOST_BLOCKS = 64
 
 
 class Features(NamedTuple):
@@ -61,8 +67,9 @@ class BackboneSettings(Settings):
         dropout: rate of the channel dropout at the finest resolution (the paper's is 0.2).
 
     Raises:
-        InputError: a count that is not positive, fewer than two resolutions, ``blocks_up`` that
-            does not fit ``blocks_down``, or a dropout rate outside [0, 1).
+        InputError: a count that is not positive or beyond :data:`MOST_CHANNELS`,
+            :data:`MOST_RESOLUTIONS` or :data:`MOST_BLOCKS`, fewer than two resolutions,
+            ``blocks_up`` that does not fit ``blocks_down``, or a dropout rate outside [0, 1).
     """
 
     name: str = "segnet"
@@ -73,17 +80,19 @@ class BackboneSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.filters < 1:
-            raise InputError(f"filters: {self.filters}; expected at least 1")
-        if len(self.blocks_down) < 2 or min(self.blocks_down) < 1:
+        check_range("filters", self.filters, 1, MOST_CHANNELS)
+        check_range("blocks_down", self.blocks_down, 1, MOST_BLOCKS)
+        resolutions = len(self.blocks_down)
+        if not 2 <= resolutions <= MOST_RESOLUTIONS:
             raise InputError(
-                f"blocks_down: {self.blocks_down}; expected at least two resolutions "
-                "with at least one block each"
+                f"blocks_down: {self.blocks_down}; expected 2 to {MOST_RESOLUTIONS} entries, one "
+                "per resolution"
             )
-        if len(self.blocks_up) != len(self.blocks_down) - 1 or min(self.blocks_up) < 1:
+        check_range("blocks_up", self.blocks_up, 1, MOST_BLOCKS)
+        if len(self.blocks_up) != resolutions - 1:
             raise InputError(
-                f"blocks_up: {self.blocks_up}; expected {len(self.blocks_down) - 1} entries "
-                "of at least 1, one fewer than blocks_down"
+                f"blocks_up: {self.blocks_up}; expected {resolutions - 1} entries, one fewer than "
+                "blocks_down"
             )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout: {self.dropout}; expected a rate in [0, 1)")

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from egcnn import ops
+from egcnn.checks import check_range
 from egcnn.errors import InputError
+from egcnn.nn.backbone import MOST_CHANNELS
 from egcnn.nn.blocks import ResidualBlock, resize
 from egcnn.nn.norm import NormReLU
 from egcnn.settings import Settings
@@ -56,7 +58,8 @@ class EdgeStreamSettings(Settings):
             of all regions.
 
     Raises:
-        InputError: an unknown choice, or fewer than one channel.
+        InputError: an unknown choice, or a number of channels outside 1 to
+            :data:`egcnn.nn.backbone.MOST_CHANNELS`.
     """
 
     gate: Gate = "channel"
@@ -70,10 +73,8 @@ class EdgeStreamSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.channels, int):
-            object.__setattr__(self, "channels", (self.channels,))
-        if self.channels is not None and min(self.channels, default=0) < 1:
-            raise InputError(f"channels: {self.channels}; expected at least 1")
+        if self.channels is not None:
+            check_range("channels", self.channels, 1, MOST_CHANNELS)
 
 
 class EdgeGate(nn.Module):

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from egcnn.checks import DEFAULT_OVERLAP, check_overlap, check_precision, check_temperature
+from egcnn.checks import (
+    DEFAULT_OVERLAP,
+    check_overlap,
+    check_precision,
+    check_range,
+    check_temperature,
+)
 from egcnn.data.case import Dataset
 from egcnn.data.layouts import LAYOUTS
 from egcnn.data.transforms import AugmentationSettings, PreprocessingSettings, prepared_shape
@@ -29,6 +35,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "network.edge_stream.head": "linear",
         "loss.edge.weight_negatives": True,
     },
+}
+# The largest values are beyond all use, and a mistyped one would take all memory or never end.
+_RANGES = {
+    **{"epochs": (1, 10**6), "batch_size": (1, 10**5), "devices": (1, 10**4)},
+    **{"workers": (0, 1000), "keep": (1, 10**6)},
+    **{"seed": (0, 2**63 - 1), "split_seed": (0, 2**63 - 1)},
 }
 # Volumes up to this size, such as a hippocampus, train whole in a batch of several.
 _SMALL = 64
@@ -82,13 +94,9 @@ class TrainingConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size", "devices", "keep"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)}; expected at least 1")
-        for name in ("seed", "split_seed", "workers"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)}; expected at least 0")
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        for name, (least, most) in _RANGES.items():
+            check_range(name, getattr(self, name), least, most)
+        if not self.lr > 0:
             raise InputError(f"lr: {self.lr}; expected a positive number")
         check_overlap(self.overlap)
         if self.batch_size % self.devices:

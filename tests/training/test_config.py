@@ -71,7 +71,7 @@ def test_plan_for_brats_is_the_papers(tmp_path: Path) -> None:
     [
         ({"epochs": 0}, "epochs: 0; expected at least 1"),
         ({"filters": 0}, "filters: 0; expected at least 1"),
-        ({"lr": float("nan")}, "lr: nan; expected a positive number"),
+        ({"lr": float("nan")}, "lr: nan; expected a finite number"),
         ({"batch_size": 3, "devices": 2}, "batch_size: 3 does not divide among 2 devices"),
         ({"precision": "fp8"}, "precision: 'fp8'; expected one of"),
         ({"overlap": 1.0}, r"overlap: 1\.0"),
