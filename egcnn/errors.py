@@ -10,6 +10,11 @@ class InputError(ValueError):
 
 
 def shown(value: Any) -> str:
-    """A value for a message: one line, and not too long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """A value for a message, as Python writes it: one line, and not too long."""
+    return brief(repr(value))
+
+
+def brief(text: object) -> str:
+    """A text, or that of an error, for a message: one line, and not too long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= 80 else f"{line[:77]}..."

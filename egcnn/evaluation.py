@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
+from typing import Any
 
 from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike
@@ -13,10 +15,11 @@ from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, Dataset, read_edges, read_label
 from egcnn.data.nifti import stem, volumes
 from egcnn.errors import InputError
-from egcnn.files import without_nan, write_csv, write_json
+from egcnn.files import read_json, without_nan, write_csv, write_json
 from egcnn.inference import EDGES, predict_cases
 from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
+from egcnn.typed import entry
 
 Scores = dict[str, dict[str, float]]
 TABLE = "metrics.csv"
@@ -160,3 +163,30 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
     written = output / SUMMARY
     write_json(written, data)
     return table, written
+
+
+def read_means(path: Path, regions: Iterable[str]) -> Scores:
+    """Read the means over cases from a :data:`SUMMARY` that :func:`write_evaluation` wrote.
+
+    Args:
+        path: the file.
+        regions: names of the regions that it has.
+
+    Returns:
+        per region, and for :data:`MEAN`, each metric's mean; NaN where it was NaN.
+
+    Raises:
+        InputError: no such file, or not such a file of these regions.
+    """
+    means: Scores = {}
+    try:
+        rows = entry(read_json(path), "summary", dict[str, Any])
+        for region in (*regions, MEAN):
+            row = entry(rows, region, dict[str, Any])
+            for metric in COLUMNS:
+                mean = entry(entry(row, metric, dict[str, Any]), "mean", float | None)
+                means.setdefault(region, {})[metric] = nan if mean is None else mean
+        return means
+    except InputError as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: {said}; delete it to have its run evaluated again") from error

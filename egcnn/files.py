@@ -10,15 +10,19 @@ import math
 import os
 import platform
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from egcnn.errors import InputError
+from egcnn.errors import InputError, brief
 
 _PART = ".part-"
 _LOCK = ".lock"
+# Device and inode of the folders that a thread of this process owns.
+_owned: set[tuple[int, int]] = set()
+_guard = threading.Lock()
 
 
 @contextmanager
@@ -57,20 +61,21 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Own a folder: no other process does meanwhile, and what a killed one left half-written goes.
+    """Own a folder: nobody else does meanwhile, and what a killed process left half-written goes.
 
     Args:
         folder: created if missing.
 
     Raises:
-        InputError: another process owns the folder, or it cannot be written.
+        InputError: another process or thread owns the folder, or it cannot be written.
     """
     path = folder / _LOCK
+    owner = f"process {os.getpid()} on {platform.node()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(path) as file:
+        with _no_other_thread(folder, owner), _lock(path) as file:
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.write(owner)
             file.flush()
             for pattern in (f"{_PART}????????-*", f"*/{_PART}????????-*"):
                 for part in folder.glob(pattern):
@@ -83,6 +88,29 @@ def owned(folder: Path) -> Iterator[None]:
         if error.filename != str(path):
             raise
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _no_other_thread(folder: Path, owner: str) -> Iterator[None]:
+    """Keep the threads of this process apart: a lock of the file is the process's.
+
+    Opening the file a second time would release the lock as it is closed.
+    """
+    state = folder.stat()
+    key = (state.st_dev, state.st_ino)
+    with _guard:
+        if key in _owned:
+            raise _in_use(folder, owner)
+        _owned.add(key)
+    try:
+        yield
+    finally:
+        with _guard:
+            _owned.discard(key)
+
+
+def _in_use(folder: Path, owner: str) -> InputError:
+    return InputError(f"{folder}: in use by another run ({owner}); expected a folder of its own")
 
 
 def _lock(path: Path) -> IO[str]:
@@ -98,9 +126,7 @@ def _lock(path: Path) -> IO[str]:
             file.seek(0)
             owner = file.read(100)
             file.close()
-            raise InputError(
-                f"{path.parent}: in use by another run ({owner}); expected a folder of its own"
-            ) from None
+            raise _in_use(path.parent, owner) from None
         except OSError:  # a file system without locks
             return file
         with suppress(FileNotFoundError):
@@ -128,6 +154,22 @@ def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[Mapping[s
 def write_json(path: str | Path, data: Any) -> None:
     """Write plain data as JSON through :func:`atomic_write`; NaN becomes null."""
     write_text(path, json.dumps(without_nan(data), indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read plain data.
+
+    Raises:
+        InputError: no such file, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected a JSON file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: cannot be read as JSON ({brief(error)}); expected JSON text"
+        ) from error
 
 
 def without_nan(data: Any, missing: str | None = None) -> Any:

@@ -61,8 +61,12 @@ def _convert(value: Any, hint: Any) -> Any:
     elif origin is dict:
         if isinstance(value, Mapping):
             return {_convert(k, parts[0]): _convert(part, parts[1]) for k, part in value.items()}
-    elif inner in (bool, str):
-        if isinstance(value, inner):
+    elif inner is str:
+        if isinstance(value, str):
+            value.encode()  # half of a surrogate pair can be neither written nor printed
+            return value
+    elif inner is bool:
+        if isinstance(value, bool):
             return value
     elif isinstance(value, Integral if inner is int else Real) and not isinstance(value, bool):
         number = inner(value)

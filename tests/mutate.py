@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-#: How many times as many examples as usual; ``EGCNN_EXAMPLES=50 pytest -k mutated`` is long.
+from egcnn.errors import InputError
+
+#: How many times as many examples as usual. ``EGCNN_EXAMPLES=20 pytest -k mutated`` reads 10,000
+#: NIfTI files, 2,000 dataset.json, 1,000 checkpoints and 1,000 files of runs.
 EXAMPLES = int(os.environ.get("EGCNN_EXAMPLES", "1"))
 
 _VALUES: tuple[Any, ...] = (
@@ -52,17 +59,46 @@ def mutated_bytes(data: bytes, count: int, *, upto: int | None = None) -> Iterat
         yield bytes(copy)
 
 
-def mutated_data(data: Any, count: int) -> Iterator[Any]:
-    """Copies of nested mappings and lists with an entry dropped, renamed, or of another value."""
+def mutated_data(data: Any, count: int, values: Sequence[Any] = ()) -> Iterator[Any]:
+    """Copies of nested mappings and lists with an entry dropped, renamed, or of another value.
+
+    Args:
+        data: what is damaged.
+        count: of copies, times :data:`EXAMPLES`.
+        values: further values that an entry may get.
+    """
     for seed in range(count * EXAMPLES):
         rng = random.Random(seed)
-        yield _changed(data, rng)
+        yield _changed(data, rng, (*_VALUES, *values))
 
 
-def _changed(data: Any, rng: random.Random) -> Any:
+@contextmanager
+def refusable(path: Path) -> Iterator[None]:
+    """The block reads a file, or refuses it with a sentence that names it; in 1 s and 500 MB."""
+    with suppress(OSError):  # another system than Linux
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the resident peak
+    peaks, started, sentence = _peaks(), time.process_time(), ""
+    try:
+        yield
+    except InputError as error:
+        sentence = str(error)
+    assert time.process_time() - started < 1
+    assert all(now - before < 500e6 for before, now in zip(peaks, _peaks(), strict=True))
+    assert not sentence or (str(path) in sentence and "\n" not in sentence)
+    assert len(sentence) < 1000
+
+
+def _peaks() -> list[int]:
+    """The largest resident and virtual sizes so far, in bytes."""
+    status = Path("/proc/self/status")
+    text = status.read_text() if status.exists() else ""
+    return [1024 * int(size) for size in re.findall(r"Vm(?:HWM|Peak):\s*(\d+)", text)]
+
+
+def _changed(data: Any, rng: random.Random, values: Sequence[Any]) -> Any:
     inside = isinstance(data, (dict, list, tuple)) and len(data) > 0
     if not inside or rng.random() < 0.1:
-        return rng.choice(_VALUES)
+        return rng.choice(values)
     if isinstance(data, dict):
         copy = dict(data)
         key = rng.choice(list(copy))
@@ -72,7 +108,7 @@ def _changed(data: Any, rng: random.Random) -> Any:
         elif action == 1:
             copy[rng.choice(("", "colour", "x" * 1000))] = copy.pop(key)
         else:
-            copy[key] = _changed(copy[key], rng)
+            copy[key] = _changed(copy[key], rng, values)
         return copy
     parts = list(data)
     place = rng.randrange(len(parts))
@@ -82,5 +118,5 @@ def _changed(data: Any, rng: random.Random) -> Any:
     elif action == 1:
         parts.append(parts[place])
     else:
-        parts[place] = _changed(parts[place], rng)
+        parts[place] = _changed(parts[place], rng, values)
     return type(data)(parts)

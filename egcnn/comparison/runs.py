@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
-from math import nan
 from pathlib import Path
 from statistics import median
 
@@ -18,9 +16,10 @@ from egcnn.comparison.differences import Comparison, Result
 from egcnn.comparison.sizes import parameters
 from egcnn.data.case import Dataset
 from egcnn.errors import InputError
-from egcnn.evaluation import SUMMARY, predict_and_evaluate
+from egcnn.evaluation import SUMMARY, predict_and_evaluate, read_means
 from egcnn.terminal import duration
 from egcnn.training import (
+    HISTORY,
     LAST,
     IfExists,
     TrainingConfig,
@@ -60,7 +59,8 @@ def compare(
         console: where progress is printed; None prints nothing.
 
     Raises:
-        InputError: as :func:`egcnn.training.fit`; or a run there was made with other settings.
+        InputError: as :func:`egcnn.training.fit`; or a run there was made with other settings, or a
+            file of it is damaged.
     """
     if seeds < 1:
         raise InputError(f"seeds: {seeds}; expected at least 1")
@@ -103,14 +103,9 @@ def _train(dataset: Dataset, config: TrainingConfig, run: Path, device: str) -> 
 
 def _result(dataset: Dataset, config: TrainingConfig, run: Path, arm: Arm) -> Result:
     """Read a finished run's folder."""
-    summary = json.loads((run / EVALUATION).read_text(encoding="utf-8"))["summary"]
-    regions = {
-        region: {
-            metric: nan if values["mean"] is None else values["mean"]
-            for metric, values in row.items()
-        }
-        for region, row in summary.items()
-    }
-    steps = [row["step_seconds"] for row in read_history(run)]
+    regions = read_means(run / EVALUATION, dataset.regions.reported_names)
+    steps = [row["step_seconds"] for row in read_history(run) if "step_seconds" in row]
+    if not steps:
+        raise InputError(f"{run / HISTORY}: no row with 'step_seconds'; expected one per epoch")
     size = parameters(config.network, len(dataset.modalities), len(dataset.regions))
     return Result(arm, config.seed, size, median(steps), regions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 from egcnn.data.case import Case, Dataset, Layout
 from egcnn.data.nifti import common_name, stem
-from egcnn.errors import InputError
+from egcnn.errors import InputError, shown
+from egcnn.files import read_json
 from egcnn.regions import Regions
+from egcnn.typed import typed
 
 #: Name of the label whose voxels were not annotated, as nnU-Net has it.
 IGNORE = "ignore"
@@ -31,12 +32,7 @@ def find_decathlon(root: Path) -> Dataset:
             not exist; two cases have the same name; or no case is listed.
     """
     path = root / "dataset.json"
-    try:
-        described = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a Decathlon dataset.json") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); expected JSON text") from error
+    described = read_json(path)
     if not isinstance(described, dict):
         raise InputError(f"{path}: holds a {type(described).__name__}; expected an object")
 
@@ -73,18 +69,18 @@ def _named_apart(cases: list[Case]) -> list[Case]:
 def _list(path: Path, described: dict[str, Any], key: str) -> list[Any]:
     entries = described.get(key, [] if key == "test" else None)
     if not isinstance(entries, list):
-        raise InputError(f"{path}: {key!r} is {_shown(entries)}; expected a list of cases")
+        raise InputError(f"{path}: {key!r} is {shown(entries)}; expected a list of cases")
     return entries
 
 
 def _training_case(path: Path, entry: Any) -> Case:
     if not isinstance(entry, dict) or "image" not in entry:
         raise InputError(
-            f"{path}: 'training' holds {_shown(entry)}; expected an object with 'image' and 'label'"
+            f"{path}: 'training' holds {shown(entry)}; expected an object with 'image' and 'label'"
         )
     label = entry.get("label")
     if label is not None and not isinstance(label, str):
-        raise InputError(f"{path}: 'label' is {_shown(label)}; expected a file name")
+        raise InputError(f"{path}: 'label' is {shown(label)}; expected a file name")
     images = _images(path, entry["image"])
     named = path.parent / label if label else images[0]
     name = stem(images[0]) if len(images) == 1 else stem(named)
@@ -99,7 +95,7 @@ def _test_case(path: Path, entry: Any) -> Case:
 def _images(path: Path, entry: Any) -> tuple[Path, ...]:
     names = [entry] if isinstance(entry, str) else entry
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise InputError(f"{path}: 'image' is {_shown(entry)}; expected a file name or several")
+        raise InputError(f"{path}: 'image' is {shown(entry)}; expected a file name or several")
     return tuple(path.parent / name for name in names)
 
 
@@ -115,33 +111,46 @@ def _check_files(path: Path, cases: list[Case]) -> None:
 
 def _modalities(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
     names = described.get("modality", described.get("channel_names"))
-    if not isinstance(names, dict) or not names or not all(key.isdecimal() for key in names):
+    if not isinstance(names, dict) or not names or not all(map(_is_number, names)):
         raise InputError(
-            f"{path}: 'modality' is {_shown(names)}; expected an object such as {{'0': 'MRI'}}"
+            f"{path}: 'modality' is {shown(names)}; expected an object such as {{'0': 'MRI'}}"
         )
-    return tuple(str(names[key]) for key in sorted(names, key=int))
+    try:
+        return tuple(typed("name", names[key], str) for key in sorted(names, key=int))
+    except InputError as error:
+        raise InputError(f"{path}: 'modality' is {shown(names)}; {error}") from None
 
 
 def _regions(path: Path, described: dict[str, Any]) -> Regions:
     labels = described.get("labels")
     expected = "expected an object such as {'0': 'background', '1': 'liver'}"
     if not isinstance(labels, dict) or not labels:
-        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {expected}")
+        raise InputError(f"{path}: 'labels' is {shown(labels)}; {expected}")
     named: list[tuple[str, tuple[int, ...]]]
     try:
-        if all(key.isdecimal() for key in labels):
-            named = [(str(name), (int(key),)) for key, name in labels.items()]
+        if all(map(_is_number, labels)):
+            named = [(typed("name", name, str), (int(key),)) for key, name in labels.items()]
         else:
             named = [
-                (name, tuple(int(v) for v in (value if isinstance(value, list) else [value])))
+                (name, tuple(map(_label, value if isinstance(value, list) else [value])))
                 for name, value in labels.items()
             ]
-    except (TypeError, ValueError):
-        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {expected}") from None
+    except ValueError:
+        raise InputError(f"{path}: 'labels' is {shown(labels)}; {expected}") from None
     try:
         return _named_regions(named)
     except InputError as error:
-        raise InputError(f"{path}: 'labels' is {_shown(labels)}; {error}") from None
+        raise InputError(f"{path}: 'labels' is {shown(labels)}; {error}") from None
+
+
+def _is_number(key: str) -> bool:
+    return key.isdecimal() and len(key) < 10
+
+
+def _label(value: Any) -> int:
+    """A label value, which may be written as text."""
+    number: int = typed("label", int(value) if isinstance(value, str) else value, int)
+    return number
 
 
 def _named_regions(named: list[tuple[str, tuple[int, ...]]]) -> Regions:
@@ -158,11 +167,6 @@ def _named_regions(named: list[tuple[str, tuple[int, ...]]]) -> Regions:
     foreground.sort(key=lambda item: item[1])
     names, sets = zip((background, (0,)), *foreground, strict=True)
     return Regions(names, sets, "softmax", ignore_index)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 LAYOUT = Layout(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any, Literal
 
 from egcnn import legacy
 from egcnn.checkpoint import KEY, former, is_checkpoint, read
-from egcnn.errors import InputError
-from egcnn.files import write_json
+from egcnn.errors import InputError, brief
+from egcnn.files import read_json, write_json
 from egcnn.training.config import TrainingConfig
 from egcnn.training.history import FORMER_HISTORY, HISTORY, LAST, is_history
+from egcnn.typed import entry
 
 CONFIG = "config.json"
 BEST = "best.ckpt"
@@ -57,21 +57,30 @@ def _read_run(run: Path) -> tuple[RunConfig, Any]:
     problem = InputError(f"{file}: cannot be read; expected a file written by 'egcnn train'")
     for described in (_read_json(file), _config_copy(run)):
         try:
-            config = TrainingConfig.from_dict(legacy.config(described["config"]))
-            return RunConfig(config, described["split"], described["versions"]), described
+            return _run_config(described), described
         except InputError as error:
-            problem = InputError(f"{file}: {error}")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+            problem = problem if described is None else InputError(f"{file}: {error}")
     raise problem
+
+
+def _run_config(described: Any) -> RunConfig:
+    try:
+        config = legacy.config(entry(described, "config", dict[str, Any]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"config: {brief(repr(error))}; expected all of its entries") from error
+    split = entry(described, "split", dict[str, list[str]])
+    return RunConfig(
+        TrainingConfig.from_dict(config),
+        {part: entry(split, part, list[str]) for part in ("train", "validation")},
+        entry(described, "versions", dict[str, str]),
+    )
 
 
 def _read_json(path: Path) -> Any:
     """Plain data from a file, or None if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    with suppress(InputError):
+        return read_json(path)
+    return None
 
 
 def _config_copy(run: Path) -> Any:
@@ -100,11 +109,10 @@ def newest_checkpoint(run: Path) -> tuple[Path, str | None]:
     problem = None
     for path in checkpoints(run):
         try:
-            epochs[path] = int(read(path)["epoch"]) + 1
+            epochs[path] = entry(read(path), "epoch", int) + 1
         except InputError as error:
-            problem = problem or str(error)
-        except (KeyError, TypeError, ValueError):
-            problem = problem or f"checkpoint: {path} holds no state of a training run"
+            said = str(error)
+            problem = problem or (said if str(path) in said else f"checkpoint: {path}: {said}")
         if path in epochs and path.name == LAST:
             break
     if not epochs:

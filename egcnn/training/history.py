@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from egcnn.errors import InputError
+from egcnn.errors import InputError, brief
 from egcnn.files import write_csv
 from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES
 from egcnn.terminal import say
@@ -173,7 +173,7 @@ def read_history(run: str | Path) -> list[dict[str, float]]:
                     raise ValueError("no row of an epoch")
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise InputError(
-            f"{path}: cannot be read in row {len(rows) + 1} ({error}); expected the table of a "
-            "run, which --resume restores from a checkpoint"
+            f"{path}: cannot be read in row {len(rows) + 1} ({brief(error)}); expected the table "
+            "of a run, which --resume restores from a checkpoint"
         ) from error
     return rows

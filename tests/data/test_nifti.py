@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
-import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -15,9 +13,8 @@ import torch
 from egcnn import checks
 from egcnn.data import read_image, write_volume
 from egcnn.data.nifti import affine, open_volume
-from egcnn.errors import InputError
 
-from ..mutate import mutated_bytes
+from ..mutate import mutated_bytes, refusable
 from .test_case import AFFINE, refused, save, varied
 
 
@@ -95,22 +92,12 @@ def test_mutated_files(tmp_path: Path, suffix: str, kind: type[nib.Nifti1Image])
     kinds = [("header", mutated_bytes(plain, 100, upto=image.header.sizeof_hdr + 32))]
     if suffix == ".nii.gz":
         kinds.append(("stream", mutated_bytes(gzip.compress(plain), 50)))
-    tracemalloc.start()
     for what, copies in kinds:
         for data in copies:
             compressed = suffix == ".nii.gz" and what == "header"
             path.write_bytes(gzip.compress(data, 1) if compressed else data)
-            started = time.process_time()
-            tracemalloc.reset_peak()
-            sentence = ""
-            try:
+            with refusable(path):
                 read_image(path)
-            except InputError as error:
-                sentence = str(error)
-            assert not sentence or (str(path) in sentence and "\n" not in sentence)
-            assert time.process_time() - started < 1
-            assert tracemalloc.get_traced_memory()[1] < 500e6
-    tracemalloc.stop()
 
 
 def test_both_affines_their_codes_and_units_are_carried(tmp_path: Path) -> None:

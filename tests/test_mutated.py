@@ -1,0 +1,132 @@
+"""Mutated files: read, or refused with a sentence; never slow, never large.
+
+NIfTI files are in ``data/test_nifti.py``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from egcnn.checkpoint import KEY, PREFIX, load
+from egcnn.data import open_dataset
+from egcnn.data.layouts import split
+from egcnn.data.transforms import PreprocessingSettings
+from egcnn.evaluation import Evaluation, read_means, write_evaluation
+from egcnn.files import write_csv
+from egcnn.metrics import COLUMNS
+from egcnn.training import CONFIG, HISTORY, LAST, TrainingConfig, read_config, read_history
+from egcnn.training.folder import newest_checkpoint
+
+from .data.test_decathlon import BASE, make
+from .mutate import mutated_bytes, mutated_data, refusable
+from .test_checkpoint import trained
+from .training.test_config import FLAT
+
+_NNUNET = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
+    "training": [{"image": ["imagesTr/a.nii.gz"], "label": "labelsTr/a.nii.gz"}],
+    "test": ["imagesTs/t.nii.gz", {"image": "imagesTs/a.nii.gz"}],
+    "file_ending": ".nii.gz",
+}
+_RUN = {
+    "config": TrainingConfig(PreprocessingSettings((16, 24, 8))).to_dict(),
+    "dataset": {"layout": "brats", "root": "/data", "cases": 3},
+    "split": {"train": ["a", "b"], "validation": ["c"]},
+    "versions": {"egcnn": "0.1.0", "torch": "2.6"},
+}
+_TENSORS = (
+    *(torch.ones(3), torch.ones(2, 2), torch.tensor(float("nan")), torch.ones(1).expand(2**45)),
+    *(torch.ones(2).to_sparse(), torch.empty(2**40, device="meta"), torch.ones(3, dtype=torch.int)),
+)
+
+
+def as_json(data: Any) -> bytes:
+    return json.dumps(data, default=repr).encode()
+
+
+@pytest.mark.parametrize("base", [BASE, _NNUNET], ids=["decathlon", "nnunet"])
+def test_mutated_dataset_json(tmp_path: Path, base: dict[str, Any]) -> None:
+    path = make(tmp_path) / "dataset.json"
+    copies = [*map(as_json, mutated_data(base, 35)), *mutated_bytes(as_json(base), 15)]
+    for copy in copies:
+        path.write_bytes(copy)
+        with refusable(tmp_path):
+            dataset = open_dataset(tmp_path)
+            assert all(file.is_file() for case in dataset.cases for file in case.images)
+            assert dataset.normalization in ("ct", "zscore")
+            split(dataset)
+
+
+def mutated_checkpoints(data: dict[str, Any]) -> Iterator[bytes]:
+    """Checkpoints with other entries, with a damaged pickle under a right checksum, and damaged."""
+    for copy in mutated_data(data, 25, _TENSORS):
+        torch.save(copy, stream := io.BytesIO())
+        yield stream.getvalue()
+    torch.save(data, stream := io.BytesIO())
+    with zipfile.ZipFile(stream) as archive:
+        files = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    (pickle,) = (name for name in files if name.endswith("data.pkl"))
+    for copy in mutated_bytes(files[pickle], 15):
+        with zipfile.ZipFile(changed := io.BytesIO(), "w") as archive:
+            for name, content in {**files, pickle: copy}.items():
+                archive.writestr(name, content)
+        yield changed.getvalue()
+    yield from mutated_bytes(stream.getvalue(), 10)
+
+
+def test_mutated_checkpoints(tmp_path: Path) -> None:
+    """Read as a network, as what a run is resumed from, and as the copy of its config.json."""
+    whole = trained()
+    described = {**whole.entry(), "provenance": {"run": _RUN}}
+    weights = {PREFIX + name: value for name, value in whole.network.state_dict().items()}
+    data = {KEY: described, "state_dict": weights, "epoch": 2, "global_step": 6}
+    path = tmp_path / LAST
+    for copy in mutated_checkpoints(data):
+        path.write_bytes(copy)
+        with refusable(path):
+            assert all(value.isfinite().all() for value in load(path).network.parameters())
+        with refusable(tmp_path):
+            newest_checkpoint(tmp_path)
+        with refusable(tmp_path):
+            assert set(read_config(tmp_path).split) == {"train", "validation"}
+
+
+@pytest.mark.parametrize("run", [_RUN, {**_RUN, "config": FLAT}], ids=["now", "0.1.0"])
+def test_mutated_config_json(tmp_path: Path, run: dict[str, Any]) -> None:
+    path = tmp_path / CONFIG
+    for copy in [*map(as_json, mutated_data(run, 8)), *mutated_bytes(as_json(run), 2)]:
+        path.write_bytes(copy)
+        with refusable(path):
+            read = read_config(tmp_path)
+            assert TrainingConfig.from_dict(json.loads(as_json(read.config.to_dict())))
+
+
+def test_mutated_history_csv(tmp_path: Path) -> None:
+    path = tmp_path / HISTORY
+    rows = [{"epoch": n, "loss": 1.5, "dice": 0.5, "step_seconds": 0.25} for n in (1, 2, 3)]
+    write_csv(path, rows[0], rows)
+    for copy in mutated_bytes(path.read_bytes(), 15):
+        path.write_bytes(copy)
+        with refusable(path):
+            assert all(row["epoch"] >= 1 for row in read_history(tmp_path))
+
+
+def test_mutated_metrics_json(tmp_path: Path) -> None:
+    scores = dict.fromkeys(COLUMNS, 0.5) | {"hd95": float("nan")}
+    scored = Evaluation({name: {"WT": scores, "TC": scores} for name in ("a", "b")})
+    _, path = write_evaluation(scored, tmp_path)
+    assert read_means(path, ["WT", "TC"])["mean"]["dice"] == 0.5
+    text = path.read_bytes()
+    for copy in [*map(as_json, mutated_data(json.loads(text), 12)), *mutated_bytes(text, 3)]:
+        path.write_bytes(copy)
+        with refusable(path):
+            assert set(read_means(path, ["WT", "TC"])) == {"WT", "TC", "mean"}
