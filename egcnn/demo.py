@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from egcnn import checkpoint
@@ -11,13 +12,16 @@ from egcnn.data import LAYOUTS, Dataset, open_dataset, read_image, read_label
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
 from egcnn.evaluation import Evaluation, score, write_evaluation
+from egcnn.files import read_json, write_json
 from egcnn.inference import predict_cases
 from egcnn.report import View, edge_table, evaluation_table, write_picture
 from egcnn.terminal import Terminal, duration, show
 from egcnn.training import Run, fit, plan
+from egcnn.typed import entry
 
 _PARTS = ("data", "run", "predictions", "evaluation")
 _PICTURE = "demo.png"
+_RECORD = "demo.json"
 _MAX_ROWS = 3
 
 
@@ -38,16 +42,21 @@ def run_demo(
         shape: their size in voxels.
         epochs: number of training epochs.
         seed: for the cases and the training.
-        overwrite: replace an earlier demo in ``output``.
+        overwrite: replace an earlier demo in ``output``, by what ``demo.json`` there records.
 
     Raises:
-        InputError: fewer than two cases, or ``output`` holds a demo already.
+        InputError: fewer than two cases, or ``output`` holds a demo already or files in its place.
     """
-    started = time.perf_counter()
     output = Path(output)
     if cases < 2:
         raise InputError(f"cases: {cases}; expected at least 2, one to train on and one to predict")
     _prepare_folder(output, overwrite)
+    with _recorded(output):
+        _run(output, cases, shape, epochs, seed)
+
+
+def _run(output: Path, cases: int, shape: tuple[int, int, int], epochs: int, seed: int) -> None:
+    started = time.perf_counter()
     console = Terminal(soft_wrap=True)
     data, run_folder, predictions, scores = (output / part for part in _PARTS)
     write_brats(data, cases, shape=shape, seed=seed)
@@ -84,16 +93,48 @@ def run_demo(
 
 
 def _prepare_folder(output: Path, overwrite: bool) -> None:
-    """Delete an earlier demo, or raise InputError if there is one."""
-    if not any((output / part).exists() for part in _PARTS):
-        return
-    if not overwrite:
+    """Delete an earlier demo.
+
+    Raises:
+        InputError: there is one that is not to be overwritten, or a file that no demo wrote.
+    """
+    record = output / _RECORD
+    made = set(entry(read_json(record), "files", list[str])) if record.exists() else set()
+    there = _files(output)
+    for file in there:
+        if str(file.relative_to(output)) not in made:
+            raise InputError(
+                f"output: {file} is no file of a demo by {record}, and would be replaced or mixed "
+                "with one; expected another folder"
+            )
+    if there and not overwrite:
         raise InputError(
             f"output: {output} holds a demo already; overwrite it (--overwrite) or name "
             "another folder"
         )
-    for part in _PARTS:
-        shutil.rmtree(output / part, ignore_errors=True)
+    for file in there:
+        file.unlink()
+    for folder in (output / name for name in _PARTS):
+        for empty in (*sorted(folder.rglob("*"), reverse=True), folder):
+            with suppress(OSError):
+                empty.rmdir()
+
+
+@contextmanager
+def _recorded(output: Path) -> Iterator[None]:
+    """Record afterwards, however the block ends, which files are the demo's."""
+    try:
+        yield
+    finally:
+        files = [str(file.relative_to(output)) for file in _files(output)]
+        write_json(output / _RECORD, {"files": sorted(files)})
+
+
+def _files(output: Path) -> list[Path]:
+    """All files in the places of a demo."""
+    places = [path for name in (*_PARTS, _PICTURE) for path in (output / name).rglob("*")]
+    places += [output / name for name in (*_PARTS, _PICTURE)]
+    return [path for path in places if path.is_symlink() or (path.exists() and not path.is_dir())]
 
 
 def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list[View]]:

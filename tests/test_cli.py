@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +21,7 @@ from egcnn.cli import main
 from egcnn.data import BRATS, open_dataset, write_volume
 from egcnn.data.phantom import write_brats
 from egcnn.data.transforms import PreprocessingSettings
+from egcnn.demo import run_demo
 from egcnn.nn import BackboneSettings, NetworkSettings, build_network
 from egcnn.regions import Regions
 from egcnn.training import read_config
@@ -366,6 +367,38 @@ def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("demo", *arguments) == 1
     assert "holds a demo already" in capfd.readouterr().err
     assert run("demo", *arguments, "--overwrite") == 0
+    (output / "data" / "mine.nii.gz").touch()
+    before = sorted(output.rglob("*"))
+    assert run("demo", *arguments, "--overwrite") == 1
+    assert "mine.nii.gz is no file of a demo" in capfd.readouterr().err
+    assert sorted(output.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["data/a", "run/last.ckpt", "predictions/a", "demo.png", "run"])
+def test_a_demo_replaces_nobodys_files(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    for options in ([], ["--overwrite"]):
+        assert run("demo", "-o", tmp_path, "--cases", "3", *options) == 1
+        assert f"{tmp_path / name} is no file of a demo" in capfd.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_demo_that_was_stopped_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        (tmp_path / "run" / "tensorboard").mkdir(parents=True)
+        (tmp_path / "run" / "tensorboard" / "events").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("egcnn.demo.fit", stopped)
+    options: dict[str, Any] = {"cases": 2, "shape": (16, 16, 16), "epochs": 1, "seed": 0}
+    for overwrite in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(tmp_path, **options, overwrite=overwrite)
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

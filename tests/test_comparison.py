@@ -29,6 +29,9 @@ from egcnn.comparison.sizes import alone
 from egcnn.data import Dataset, open_dataset
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
+from egcnn.evaluation import Evaluation, write_evaluation
+from egcnn.files import write_json, write_text
+from egcnn.metrics import COLUMNS
 from egcnn.nn import BACKBONES, BackboneSettings, NetworkSettings
 from egcnn.training import TrainingConfig, plan
 
@@ -80,6 +83,32 @@ def test_runs_what_is_missing(
 
     with pytest.raises(InputError, match=r"unet-seed0: finished with lr 0\.001, now 0\.01"):
         compare(dataset, replace(config, lr=0.01), tmp_path, arms=ARMS, seeds=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("metrics.json", "{", "metrics.json: cannot be read as JSON .*; delete it to have its run"),
+        ("metrics.json", '{"summary": {"WT": {}}}', r"metrics.json: dice: None; .*; delete it"),
+        ("history.csv", "epoch,dice\n", "history.csv: no row with 'step_seconds'"),
+    ],
+)
+def test_a_damaged_file_of_a_finished_run(
+    dataset: Dataset, config: TrainingConfig, tmp_path: Path, name: str, text: str, says: str
+) -> None:
+    run = tmp_path / "unet-seed0"
+    settings = ARMS[0].config(config, dataset, 0)
+    described = {"config": settings.to_dict(), "versions": {}}
+    write_json(run / "config.json", {**described, "split": {"train": [], "validation": []}})
+    scores = {region: dict.fromkeys(COLUMNS, 0.5) for region in ("WT", "TC", "ET")}
+    write_evaluation(Evaluation({"a": scores}), run / "predictions")
+    write_text(run / "history.csv", "epoch,dice,step_seconds\n1,0.5,0.25\n")
+    found = compare(dataset, config, tmp_path, arms=ARMS[:1], seeds=1).results[0]
+    assert (found.step_seconds, found.regions["mean"]["dice"]) == (0.25, 0.5)
+    (path,) = run.rglob(name)
+    path.write_text(text)
+    with pytest.raises(InputError, match=says):
+        compare(dataset, config, tmp_path, arms=ARMS[:1], seeds=1)
 
 
 def _result(arm: Arm, seed: int, dice: float) -> Result:

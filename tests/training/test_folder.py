@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from egcnn import checkpoint
 from egcnn.data import Dataset, open_dataset
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
+from egcnn.files import owned
 from egcnn.training import (
     BEST,
     CONFIG,
@@ -192,6 +195,21 @@ def test_two_trainings_into_one_folder(run: Path, brats: Dataset, tiny: Training
         other.kill()
     fit(tiny, brats, run, existing="resume", quiet=True)
     assert not list(run.glob(".*"))
+
+
+def test_two_threads_of_a_process_into_one_folder(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(run)
+    for name in (run, tmp_path / "link"):
+        with owned(run), ThreadPoolExecutor(1) as pool:
+            other = pool.submit(lambda name=name: owned(name).__enter__())
+            with pytest.raises(InputError, match=f"in use by another run .process {os.getpid()}"):
+                other.result()
+            # Another process still finds the lock.
+            code = "import sys, pathlib, egcnn.files as f; f._lock(pathlib.Path(sys.argv[1]))"
+            command = [sys.executable, "-c", code, run / ".lock"]
+            assert b"in use by another run" in subprocess.run(command, capture_output=True).stderr
+    with owned(run):
+        pass
 
 
 def made_best(path: Path, epoch: int) -> None:
