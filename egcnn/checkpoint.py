@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -170,7 +171,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _mapped(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a damaged pickle has a strange version
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
 def is_checkpoint(path: Path) -> bool | None:

@@ -92,13 +92,16 @@ def open_volume(path: Path) -> nib.Nifti1Image:
         kind = nib.Nifti2Image if isinstance(header, Nifti2Header) else nib.Nifti1Image
         with np.errstate(all="ignore"):
             image = kind(ArrayProxy(path, header), header.get_best_affine(), header)
-            determinant = abs(np.linalg.det(affine(image)[:3, :3]))
+            matrix = affine(image)
+            determinant = abs(np.linalg.det(matrix[:3, :3]))
     except InputError:
         raise
     except Exception as error:  # any failure of nibabel is the file's fault
         raise _unreadable(path, error) from error
-    if not 1e-12 <= determinant < np.inf:
-        raise InputError(f"{path}: the affine has no inverse; expected three independent axes")
+    if not 1e-12 <= determinant < np.inf or not np.isfinite(matrix).all():
+        raise InputError(
+            f"{path}: the affine has no inverse or is not finite; expected three independent axes"
+        )
     return image
 
 

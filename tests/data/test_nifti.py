@@ -66,6 +66,20 @@ def test_impossible_voxel_sizes(tmp_path: Path, value: float) -> None:
         open_volume(path)
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_impossible_positions(tmp_path: Path, value: float) -> None:
+    rows = {f"srow_{axis}": row for axis, row in zip("xyz", np.eye(4)[:3], strict=True)}
+    path = claiming(
+        tmp_path / "x.nii",
+        bytes(8),
+        dim=[3, 2, 2, 2, 1, 1, 1, 1],
+        datatype=2,
+        **{**rows, "srow_y": [0, 1, 0, value]},
+    )
+    with refused("x.nii", "is not finite"):
+        open_volume(path)
+
+
 def test_endless_zeros_after_the_voxels_are_not_read(tmp_path: Path) -> None:
     path = save(tmp_path / "x.nii.gz", varied(2, 2, 2))
     with path.open("ab") as stream:
@@ -97,7 +111,9 @@ def test_mutated_files(tmp_path: Path, suffix: str, kind: type[nib.Nifti1Image])
             compressed = suffix == ".nii.gz" and what == "header"
             path.write_bytes(gzip.compress(data, 1) if compressed else data)
             with refusable(path):
-                read_image(path)
+                found = read_image(path)
+                assert found.affine.isfinite().all()
+                assert found.as_tensor().isfinite().all()
 
 
 def test_both_affines_their_codes_and_units_are_carried(tmp_path: Path) -> None:
