@@ -17,6 +17,7 @@ import torch
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
+from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -98,7 +99,9 @@ def open_volume(path: Path) -> nib.Nifti1Image:
         raise
     except Exception as error:  # any failure of nibabel is the file's fault
         raise _unreadable(path, error) from error
-    if not 1e-12 <= determinant < np.inf or not np.isfinite(matrix).all():
+    finite = 1e-12 <= determinant < np.inf and np.isfinite(matrix).all()
+    # An axis that is parallel to another within rounding has no anatomical direction.
+    if not finite or np.isnan(io_orientation(matrix)).any():
         raise InputError(
             f"{path}: the affine has no inverse or is not finite; expected three independent axes"
         )
