@@ -22,6 +22,7 @@ from egcnn.data import BRATS, open_dataset, write_volume
 from egcnn.data.phantom import write_brats
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.demo import run_demo
+from egcnn.errors import InputError
 from egcnn.nn import BackboneSettings, NetworkSettings, build_network
 from egcnn.regions import Regions
 from egcnn.training import read_config
@@ -328,6 +329,29 @@ def test_an_error_from_a_worker_process_is_unpacked() -> None:
     with pytest.raises(OSError, match="No such file") as caught:
         Path("/nowhere/at/all").read_text()
     assert _message(caught.value) == "/nowhere/at/all: No such file or directory"
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_cases_without_label_are_named_first(
+    brats: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise InputError("long")
+
+    monkeypatch.setattr("egcnn.training.fit", stopped)
+    monkeypatch.setattr("egcnn.comparison.compare", stopped)
+    root = shutil.copytree(brats, tmp_path / "brats")
+    for number, label in enumerate(sorted(root.rglob("*_seg.nii.gz"))[:2]):
+        label.rename(label.with_name("W39_Segm.nii.gz")) if number else label.unlink()
+    assert run(command, root, "-o", tmp_path / "run") == 1
+    said = capfd.readouterr().out.splitlines()
+    assert said[-1] == "1 of 3 cases have no label and are left out: PHANTOM_000"
+    assert run(command, brats, "-o", tmp_path / "run") == 1
+    assert "no label" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

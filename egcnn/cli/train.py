@@ -89,6 +89,7 @@ def train(
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     if first:
         say(_described(dataset, config, where))
+        _say_unlabelled(dataset)
     existing: IfExists = "resume" if resume else "overwrite" if overwrite else "error"
     run = fit(config, dataset, output, existing=existing, device=device)
     if not first:
@@ -135,6 +136,19 @@ def _described(dataset: Dataset, config: TrainingConfig, device: torch.device) -
         f"patch {'x'.join(map(str, config.preprocessing.patch))}, {config.epochs} epochs, batch "
         f"{config.batch_size}, {config.devices} x {device.type} ({config.precision})"
     )
+
+
+def _say_unlabelled(dataset: Dataset) -> None:
+    """Say in one line which cases cannot be trained on; nothing if all have a label."""
+    from egcnn.terminal import say
+
+    names = [case.name for case in dataset.cases if case.label is None]
+    if names:
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        say(
+            f"{len(names)} of {len(dataset.cases)} cases have no label and are left out: "
+            f"{', '.join(names[:8])}{more}"
+        )
 
 
 @app.command()
@@ -193,6 +207,7 @@ def compare(
                 "--seeds are for that"
             )
         compared += [comparison.Arm(b, "egcnn", setting) for b in chosen]
+    _say_unlabelled(dataset)
     console = Terminal(soft_wrap=True)
     runs = comparison.compare(
         dataset, config, output, arms=compared, seeds=seeds, device=device, console=console

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from egcnn.data.case import Case, Dataset, Layout
-from egcnn.data.nifti import SUFFIXES
+from egcnn.data.nifti import SUFFIXES, stem, volumes
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
@@ -21,7 +22,8 @@ _GRADES = ("HGG", "LGG")
 def find_brats(root: Path) -> Dataset:
     """List the cases below ``root``, in ``HGG`` and ``LGG`` or directly in it.
 
-    A case without ``_seg`` is unlabelled (the challenge's validation and test cases).
+    A case without ``_seg`` is unlabelled (the challenge's validation and test cases), unless one
+    other file there is a segmentation by its name, as in case 355 of BraTS 2020.
 
     Raises:
         InputError: there is no case, a case lacks a modality, or two cases have the same name.
@@ -61,7 +63,21 @@ def brats_case(folder: Path) -> Case:
                 ".nii"
             )
         images.append(path)
-    return Case(name, tuple(images), _file(folder, name, "seg"))
+    return Case(name, tuple(images), _file(folder, name, "seg") or _segmentation(folder, name))
+
+
+def _segmentation(folder: Path, name: str) -> Path | None:
+    """The segmentation under a name of its own, if there is exactly one.
+
+    BraTS 2020 has ``BraTS20_Training_355/W39_1998.09.19_Segm.nii``. A file that begins with the
+    case's name is something else, such as a prediction ``CASE_pred_seg.nii.gz``.
+    """
+    found = [
+        path
+        for path in volumes(folder)
+        if re.search(r"[_.-]segm?$", stem(path), re.IGNORECASE) and not path.name.startswith(name)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _single_case(folder: Path) -> Case | None:

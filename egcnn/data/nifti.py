@@ -100,11 +100,13 @@ def open_volume(path: Path) -> nib.Nifti1Image:
     except Exception as error:  # any failure of nibabel is the file's fault
         raise _unreadable(path, error) from error
     finite = 1e-12 <= determinant < np.inf and np.isfinite(matrix).all()
-    # An axis that is parallel to another within rounding has no anatomical direction.
-    if not finite or np.isnan(io_orientation(matrix)).any():
-        raise InputError(
-            f"{path}: the affine has no inverse or is not finite; expected three independent axes"
-        )
+    with np.errstate(over="ignore"):
+        # An axis that is parallel to another within rounding has no anatomical direction.
+        if not finite or np.isnan(io_orientation(matrix)).any():
+            raise InputError(
+                f"{path}: the affine has no inverse or is not finite; expected three independent "
+                "axes"
+            )
     return image
 
 

@@ -45,6 +45,27 @@ def test_case_without_segmentation_is_unlabelled(tmp_path: Path) -> None:
     assert len(find_brats(tmp_path).cases) == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [
+        (["W39_1998.09.19_Segm.nii"], "W39_1998.09.19_Segm.nii"),  # case 355 of BraTS 2020
+        (["other_seg.nii.gz"], "other_seg.nii.gz"),
+        (["X_pred_seg.nii.gz"], None),
+        (["a_seg.nii.gz", "b_seg.nii.gz"], None),
+        (["unseg.nii.gz", "._a_seg.nii", "a_seg.txt"], None),
+    ],
+)
+def test_a_segmentation_of_another_name(
+    tmp_path: Path, names: list[str], label: str | None
+) -> None:
+    make(tmp_path / "X", MODALITIES)
+    for name in names:
+        (tmp_path / "X" / name).touch()
+    assert brats_case(tmp_path / "X").label == (label and tmp_path / "X" / label)
+    (tmp_path / "X" / "X_seg.nii").touch()
+    assert brats_case(tmp_path / "X").label == tmp_path / "X" / "X_seg.nii"
+
+
 @pytest.mark.parametrize("missing", MODALITIES)
 def test_missing_modality_is_named(tmp_path: Path, missing: str) -> None:
     make(tmp_path / "HGG" / "X", tuple(m for m in (*MODALITIES, "seg") if m != missing))
