@@ -23,7 +23,7 @@ from rich import get_console
 
 from egcnn.data.case import Case, Dataset
 from egcnn.data.layouts import split
-from egcnn.errors import InputError
+from egcnn.errors import InputError, brief
 from egcnn.files import owned
 from egcnn.inference import choose_device
 from egcnn.machine import prepare_cpu, versions
@@ -130,6 +130,15 @@ def fit(
         except SIGTERMException:
             # Lightning would exit with code 0.
             sys.exit(128 + signal.SIGTERM)
+        except (MemoryError, OSError, InputError):
+            raise
+        except Exception as error:  # of many types, depending on the damage
+            if start is None or history.started:
+                raise
+            raise InputError(
+                f"checkpoint: {start} cannot be resumed ({type(error).__name__}: {brief(error)}); "
+                "expected the state of a run of this version"
+            ) from error
     return Run(
         output,
         output / BEST if (output / BEST).is_file() else None,

@@ -143,6 +143,26 @@ def test_no_checkpoint_reads(run: Path, brats: Dataset, tiny: TrainingConfig) ->
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loops", {}),
+        ("optimizer_states", [{"state": {}}]),
+        ("lr_schedulers", [0.5]),
+        ("state_dict", {"network.weight": torch.ones(3)}),
+        ("pytorch-lightning_version", "[/x]"),
+    ],
+)
+def test_a_state_that_does_not_fit(
+    run: Path, brats: Dataset, tiny: TrainingConfig, key: str, value: object
+) -> None:
+    torch.save({**checkpoint.read(run / LAST), key: value}, run / "other.ckpt")
+    (run / "other.ckpt").replace(run / LAST)
+    with pytest.raises(InputError, match=r"checkpoint: .*last.ckpt cannot be resumed") as caught:
+        fit(tiny, brats, run, existing="resume", quiet=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "content",
     [None, "{", '{"config": 3}', "[" * 10**5],
     ids=["missing", "cut", "of other types", "deep"],
