@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from egcnn.errors import InputError
@@ -36,9 +35,11 @@ def check_overlap(overlap: float) -> None:
 
 
 def check_spacing(spacing: Sequence[float]) -> None:
-    """Raise InputError if a voxel size is not three positive, finite numbers."""
-    if len(spacing) != 3 or not all(math.isfinite(size) and size > 0 for size in spacing):
-        raise InputError(f"spacing: {tuple(spacing)}; expected three positive voxel sizes in mm")
+    """Raise InputError if a voxel size is not three positive numbers of at most a kilometre."""
+    if len(spacing) != 3 or not all(0 < size <= 1e6 for size in spacing):
+        raise InputError(
+            f"spacing: {tuple(spacing)}; expected three positive voxel sizes in mm, at most 1e6"
+        )
 
 
 def check_temperature(name: str, tau: float) -> None:

@@ -160,6 +160,7 @@ def test_one_voxel() -> None:
     ("arguments", "message"),
     [
         (((1, 1, 0), "ct", None), "spacing: .*three positive"),
+        (((1, 1, 1e300), "ct", None), "spacing: .*three positive"),
         (((1, 1), "ct", None), "spacing: .*3 finite numbers"),
         (((1, 1, float("nan")), "ct", None), "spacing: .*3 finite numbers"),
         ((None, "minmax", None), "normalization: 'minmax'"),
