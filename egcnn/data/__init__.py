@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from egcnn.data.brats import BRATS
 from egcnn.data.case import Case, Dataset, read_image, read_label
-from egcnn.data.layouts import LAYOUTS, open_dataset, read_cases, split
+from egcnn.data.kits import KITS
+from egcnn.data.layouts import LAYOUTS, find_dataset, open_dataset, read_cases, split
 from egcnn.data.nifti import write_volume
 
 __all__ = [
     "BRATS",
+    "KITS",
     "LAYOUTS",
     "Case",
     "Dataset",
+    "find_dataset",
     "open_dataset",
     "read_cases",
     "read_image",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from egcnn.data.case import Case, Dataset, Layout
-from egcnn.data.nifti import SUFFIXES
+from egcnn.data.nifti import find_volume
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
@@ -89,12 +89,7 @@ def _prefix(folder: Path) -> str | None:
 
 
 def _file(folder: Path, name: str, part: str) -> Path | None:
-    for suffix in SUFFIXES:
-        for ending in (suffix, suffix.upper()):
-            path = folder / f"{name}_{part}{ending}"
-            if path.is_file():
-                return path
-    return None
+    return find_volume(folder, f"{name}_{part}")
 
 
 #: The paper's patch (section 3.2) and colours (Figure 2).

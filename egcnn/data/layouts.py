@@ -6,20 +6,38 @@ import hashlib
 import re
 from pathlib import Path
 
-from egcnn.data import brats, decathlon
+from egcnn.data import brats, decathlon, kits
 from egcnn.data.case import Case, Dataset, Layout
 from egcnn.data.nifti import stem, volumes
 from egcnn.errors import InputError
 
 #: All layouts by name, in the order in which they are tried.
-LAYOUTS: dict[str, Layout] = {"decathlon": decathlon.LAYOUT, "brats": brats.LAYOUT}
+LAYOUTS: dict[str, Layout] = {
+    "decathlon": decathlon.LAYOUT,
+    "brats": brats.LAYOUT,
+    "kits": kits.LAYOUT,
+}
 
 
 def open_dataset(root: Path) -> Dataset:
     """Detect the layout of ``root`` and list its cases.
 
     Raises:
-        InputError: no such folder, an unknown layout, or as the layout's ``find``.
+        InputError: as :func:`find_dataset`, or a case that cannot be listed, such as one that lacks
+            a modality.
+    """
+    dataset = find_dataset(root)
+    if problems := list(dataset.problems.values()):
+        more = f" ({len(problems) - 1} more: egcnn inspect {root})" if len(problems) > 1 else ""
+        raise InputError(problems[0] + more)
+    return dataset
+
+
+def find_dataset(root: Path) -> Dataset:
+    """As :func:`open_dataset`, but cases that cannot be listed are in the dataset's ``problems``.
+
+    Raises:
+        InputError: no such folder, an unknown layout, or no case.
     """
     root = Path(root)
     if not root.is_dir():
@@ -28,8 +46,8 @@ def open_dataset(root: Path) -> Dataset:
     for layout in LAYOUTS.values():
         if layout.matches(root):
             return layout.find(root)
-    looked_for = " and for ".join(layout.looks_for for layout in LAYOUTS.values())
-    raise InputError(f"{root}: no known dataset; looked for {looked_for}")
+    *others, last = (layout.looks_for for layout in LAYOUTS.values())
+    raise InputError(f"{root}: no known dataset; looked for {', '.join(others)} and {last}")
 
 
 def read_cases(folder: Path, modalities: int = 1) -> tuple[Case, ...]:

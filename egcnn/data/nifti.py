@@ -75,6 +75,15 @@ def volumes(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_volume(path))
 
 
+def find_volume(folder: Path, name: str) -> Path | None:
+    """The file ``name.nii.gz`` or ``name.nii`` of a folder, or None; the ending in either case."""
+    for suffix in SUFFIXES:
+        for ending in (suffix, suffix.upper()):
+            if (path := folder / (name + ending)).is_file():
+                return path
+    return None
+
+
 def open_volume(path: Path) -> nib.Nifti1Image:
     """Read the header of a NIfTI file and check its grid; the voxels are not read.
 
