@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from egcnn.data.nifti import Grid, check_grid, grid_of, open_volume, read_array
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
+T = TypeVar("T")
 Spacing = tuple[float, float, float]
 Normalization = Literal["zscore", "ct"]
 
@@ -100,12 +101,12 @@ class Layout:
 
 
 def collect(
-    places: Iterable[tuple[str, Path]], read_case: Callable[[Path], Case]
+    places: Iterable[tuple[str, T]], read_case: Callable[[T], Case]
 ) -> tuple[tuple[Case, ...], dict[str, str]]:
     """List the cases of a dataset, and by name the problems of those that cannot be listed.
 
     Args:
-        places: the cases' names and places.
+        places: the cases' names and where they are.
         read_case: returns the case at a place, or raises InputError.
     """
     cases, problems = [], {}

@@ -23,23 +23,16 @@ def find_decathlon(root: Path) -> Dataset:
     ``training`` lists ``{"image": ..., "label": ...}``, ``test`` (optional) lists images as strings
     or ``{"image": ...}``; an image is one file, with all modalities in its last axis, or a list of
     one file per modality. ``labels`` maps values to names, or names to values as nnU-Net v2 does,
-    where a list of values defines a region. The label "ignore" marks voxels that were not
-    annotated (nnU-Net). Counts such as ``numTest`` are ignored.
+    where a list of values defines a region, and ``regions_class_order`` the value that predictions
+    have in each. The label "ignore" marks voxels that were not annotated (nnU-Net). Counts such as
+    ``numTest`` are ignored.
 
     Raises:
         InputError: the file is missing, is not JSON or lacks an entry; it names a file that does
             not exist; two cases have the same name; or no case is listed.
     """
     path = root / "dataset.json"
-    try:
-        described = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a Decathlon dataset.json") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); expected JSON text") from error
-    if not isinstance(described, dict):
-        raise InputError(f"{path}: holds a {type(described).__name__}; expected an object")
-
+    described = read_description(path)
     cases: dict[str, Case] = {}
     for case in _named_apart(
         [
@@ -53,8 +46,25 @@ def find_decathlon(root: Path) -> Dataset:
     if not cases:
         raise InputError(f"{path}: 'training' lists no case; expected at least one")
     _check_files(path, list(cases.values()))
-    modalities, regions = _modalities(path, described), _regions(path, described)
+    modalities, regions = described_modalities(path, described), described_regions(path, described)
     return Dataset("decathlon", root, tuple(cases.values()), modalities, regions)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Read a ``dataset.json``.
+
+    Raises:
+        InputError: it is missing, or holds no JSON object.
+    """
+    try:
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected a Decathlon dataset.json") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); expected JSON text") from error
+    if not isinstance(described, dict):
+        raise InputError(f"{path}: holds a {type(described).__name__}; expected an object")
+    return described
 
 
 def _named_apart(cases: list[Case]) -> list[Case]:
@@ -113,7 +123,12 @@ def _check_files(path: Path, cases: list[Case]) -> None:
         )
 
 
-def _modalities(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
+def described_modalities(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
+    """The modalities by ``modality`` or ``channel_names``, in the order of their numbers.
+
+    Raises:
+        InputError: the entry is missing or something else.
+    """
     names = described.get("modality", described.get("channel_names"))
     if not isinstance(names, dict) or not names or not all(key.isdecimal() for key in names):
         raise InputError(
@@ -122,7 +137,12 @@ def _modalities(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
-def _regions(path: Path, described: dict[str, Any]) -> Regions:
+def described_regions(path: Path, described: dict[str, Any]) -> Regions:
+    """The regions by ``labels`` and ``regions_class_order``; see :func:`find_decathlon`.
+
+    Raises:
+        InputError: an entry is missing or something else.
+    """
     labels = described.get("labels")
     expected = "expected an object such as {'0': 'background', '1': 'liver'}"
     if not isinstance(labels, dict) or not labels:
@@ -138,13 +158,16 @@ def _regions(path: Path, described: dict[str, Any]) -> Regions:
             ]
     except (TypeError, ValueError):
         raise InputError(f"{path}: 'labels' is {_shown(labels)}; {expected}") from None
+    order = described.get("regions_class_order")
+    if not (order is None or (isinstance(order, list) and all(type(v) is int for v in order))):
+        raise InputError(f"{path}: 'regions_class_order' is {_shown(order)}; expected label values")
     try:
-        return _named_regions(named)
+        return _named_regions(named, order)
     except InputError as error:
         raise InputError(f"{path}: 'labels' is {_shown(labels)}; {error}") from None
 
 
-def _named_regions(named: list[tuple[str, tuple[int, ...]]]) -> Regions:
+def _named_regions(named: list[tuple[str, tuple[int, ...]]], order: list[int] | None) -> Regions:
     ignored = [values for name, values in named if name == IGNORE]
     if any(len(values) != 1 for values in ignored):
         raise InputError(f"{IGNORE!r} has the values {ignored[0]}; expected one")
@@ -153,7 +176,8 @@ def _named_regions(named: list[tuple[str, tuple[int, ...]]]) -> Regions:
     foreground = [(name, values) for name, values in named if values != (0,)]
     if any(len(values) != 1 for _, values in foreground):
         names, sets = zip(*foreground, strict=True)
-        return Regions(names, sets, "sigmoid", ignore_index)
+        class_order = None if order is None else tuple(order)
+        return Regions(names, sets, "sigmoid", ignore_index, class_order)
     background = next((name for name, values in named if values == (0,)), "background")
     foreground.sort(key=lambda item: item[1])
     names, sets = zip((background, (0,)), *foreground, strict=True)

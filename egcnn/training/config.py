@@ -51,6 +51,8 @@ class TrainingConfig(Settings):
             ``loss.consistency.tau`` in the first; None keeps it constant.
         overlap: overlap of neighbouring windows in validation, as a fraction of their size.
         fraction: expected fraction of the labelled cases that is held out.
+        fold: number of the fold that is held out, of five or of the dataset's own, from 0; None
+            holds out ``fraction``.
         split_seed: seed of the split; see :func:`egcnn.data.split`.
         seed: seed of the initial weights, the case order, the augmentation and the noise.
         precision: one of :data:`egcnn.checks.PRECISIONS`.
@@ -73,6 +75,7 @@ class TrainingConfig(Settings):
     tau_end: float | None = None
     overlap: float = DEFAULT_OVERLAP
     fraction: float = 0.2
+    fold: int | None = None
     split_seed: int = 0
     seed: int = 0
     precision: str = "32-true"
@@ -88,6 +91,8 @@ class TrainingConfig(Settings):
         for name in ("seed", "split_seed", "workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)}; expected at least 0")
+        if self.fold is not None and self.fold < 0:
+            raise InputError(f"fold: {self.fold}; expected at least 0")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr: {self.lr}; expected a positive number")
         check_overlap(self.overlap)
