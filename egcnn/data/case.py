@@ -118,6 +118,17 @@ def collect(
     return tuple(cases), problems
 
 
+def check_problems(root: Path, problems: Sequence[str]) -> None:
+    """Raise InputError if there are problems in the dataset at ``root``: the first, and how many.
+
+    Raises:
+        InputError: there are.
+    """
+    if problems:
+        more = f" ({len(problems) - 1} more: egcnn inspect {root})" if len(problems) > 1 else ""
+        raise InputError(problems[0] + more)
+
+
 def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None) -> MetaTensor:
     """Read all modalities of a case.
 

@@ -28,8 +28,8 @@ def find_decathlon(root: Path) -> Dataset:
     ``numTest`` are ignored.
 
     Raises:
-        InputError: the file is missing, is not JSON or lacks an entry; it names a file that does
-            not exist; two cases have the same name; or no case is listed.
+        InputError: the file is missing, is not JSON or lacks an entry; two cases have the same
+            name; or no case is listed.
     """
     path = root / "dataset.json"
     described = read_description(path)
@@ -45,9 +45,12 @@ def find_decathlon(root: Path) -> Dataset:
         cases[case.name] = case
     if not cases:
         raise InputError(f"{path}: 'training' lists no case; expected at least one")
-    _check_files(path, list(cases.values()))
+    problems = {
+        case.name: problem for case in cases.values() if (problem := _missing_file(path, case))
+    }
+    found = tuple(case for case in cases.values() if case.name not in problems)
     modalities, regions = described_modalities(path, described), described_regions(path, described)
-    return Dataset("decathlon", root, tuple(cases.values()), modalities, regions)
+    return Dataset("decathlon", root, found, modalities, regions, problems=problems)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -113,14 +116,13 @@ def _images(path: Path, entry: Any) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in names)
 
 
-def _check_files(path: Path, cases: list[Case]) -> None:
-    files = [file for case in cases for file in (*case.images, case.label) if file is not None]
+def _missing_file(path: Path, case: Case) -> str | None:
+    """What is wrong with a case of which a file does not exist."""
+    files = (*case.images, *(() if case.label is None else (case.label,)))
     missing = [file for file in files if not file.is_file()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"{path}: names {missing[0]}{more}, which does not exist; expected every file it lists"
-        )
+    if not missing:
+        return None
+    return f"{path}: names {missing[0]}, which does not exist; expected every file it lists"
 
 
 def described_modalities(path: Path, described: dict[str, Any]) -> tuple[str, ...]:

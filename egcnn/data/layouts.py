@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from egcnn.data import brats, decathlon, kits, nnunet
-from egcnn.data.case import Case, Dataset, Layout
+from egcnn.data.case import Case, Dataset, Layout, check_problems
 from egcnn.data.nifti import stem, volumes
 from egcnn.errors import InputError
 
@@ -27,9 +27,7 @@ def open_dataset(root: Path) -> Dataset:
             a modality.
     """
     dataset = find_dataset(root)
-    if problems := list(dataset.problems.values()):
-        more = f" ({len(problems) - 1} more: egcnn inspect {root})" if len(problems) > 1 else ""
-        raise InputError(problems[0] + more)
+    check_problems(root, list(dataset.problems.values()))
     return dataset
 
 

@@ -30,6 +30,8 @@ SUFFIXES = (".nii.gz", ".nii")
 # Tolerance for two headers of the same grid; rounding of 32-bit affines and quaternions is far
 # smaller.
 _GRID_TOLERANCE_VOXELS = 0.1
+# Cosine of the angle between two axes above which an affine is sheared: half a voxel over 500.
+_LARGEST_SHEAR = 1e-3
 # Maximum number of bytes before and after the voxels, such as extensions and padding.
 _MAX_EXTRA_BYTES = 16 << 20
 # DEFLATE expands one byte to at most 1032.
@@ -223,6 +225,21 @@ def check_grid(path: Path, image: nib.Nifti1Image, other_path: Path, other: Grid
         raise InputError(
             f"{path}: its affine places it up to {gap:.3g} mm away from {other_path}; "
             "expected the same affine"
+        )
+
+
+def check_axes(path: Path, grid: Grid) -> None:
+    """Check that the axes of a file are perpendicular, which distances in mm depend on.
+
+    Raises:
+        InputError: the affine is sheared.
+    """
+    axes = grid[1][:3, :3] / np.linalg.norm(grid[1][:3, :3], axis=0)
+    cosine = np.abs(axes.T @ axes - np.eye(3)).max()
+    if cosine > _LARGEST_SHEAR:
+        angle = math.degrees(math.acos(min(cosine, 1.0)))
+        raise InputError(
+            f"{path}: its affine is sheared, two axes meet at {angle:.3g} degrees; expected 90"
         )
 
 

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 
 from egcnn.data.case import Case, Dataset
+from egcnn.data.inspection import check_headers
 from egcnn.data.splits import split
 from egcnn.errors import InputError
 from egcnn.files import owned
@@ -102,6 +103,7 @@ def fit(
             f"{dataset.root}: {len(train) + len(validation)} labelled case; expected at least two, "
             "one to train on and one to validate on"
         )
+    check_headers(dataset, train + validation)
     described = _described(config, dataset, train, validation)
     task = SegmentationTask(
         config,
