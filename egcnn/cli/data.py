@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from egcnn.cli.options import triple
 from egcnn.cli.root import app
+from egcnn.errors import InputError
 
 
 @app.command()
@@ -51,3 +53,30 @@ def inspect(
                 say(f"{name}: {problem}")
     if summary["problems"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def phantom(
+    output: Annotated[Path, typer.Argument(help="Folder to write to, new or empty.")],
+    layout: Annotated[str, typer.Option(help="brats, kits or nnunet (BraTS as nnU-Net has it).")],
+    cases: Annotated[int, typer.Option(help="Number of cases.")] = 10,
+    seed: Annotated[int, typer.Option(help="Random seed; each case depends on it alone.")] = 0,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Voxels along the array's axes, as D,H,W; by default the challenge's."),
+    ] = None,
+) -> None:
+    """Write synthetic cases in the layout of a challenge, by default at full size.
+
+    Brain MR of four modalities with tumours, or abdominal CT with kidneys and their tumours.
+    """
+    from egcnn.data.phantom import write_phantoms
+    from egcnn.terminal import Terminal, plain, say
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output}: is there already; expected a new or an empty folder")
+    size = None if shape is None else triple("--shape", shape)
+    with Terminal(stderr=True).status("drawing the first case") as status:
+        for number, case in enumerate(write_phantoms(layout, output, cases, size, seed), 1):
+            status.update(plain(f"{number} of {cases} cases written, the last {case.name}"))
+    say(f"{output}: {cases} cases in the layout of {layout}")
