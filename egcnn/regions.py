@@ -46,17 +46,21 @@ class Regions:
             background has no channel.
         ignore_index: label value of voxels that were not annotated: they belong to no region, and
             losses and scores leave them out. None if there are none.
+        class_order: for sigmoid regions, the label value that each is written as, later ones over
+            earlier ones (nnU-Net's ``regions_class_order``); None chooses, see :meth:`decode`.
 
     Raises:
         InputError: names and labels differ in number, two names are equal, a region is empty or
             has a value outside 0 to :data:`LARGEST_LABEL`, two softmax classes share a value, the
-            activation is unknown, or ``ignore_index`` is such a value or that of a region.
+            activation is unknown, ``ignore_index`` is such a value or that of a region, or
+            ``class_order`` is not a value for each region.
     """
 
     names: tuple[str, ...]
     labels: tuple[tuple[int, ...], ...]
     activation: Activation
     ignore_index: int | None = None
+    class_order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_activation("regions", self.activation)
@@ -78,6 +82,14 @@ class Regions:
                     f"regions: ignore_index is {self.ignore_index}, a label value of a region; "
                     "expected one of its own"
                 )
+        if self.class_order is not None and (
+            len(self.class_order) != len(self.names)
+            or not set(self.class_order) <= set().union(*self.labels)
+        ):
+            raise InputError(
+                f"regions: class_order is {self.class_order} for {len(self.names)} regions; "
+                "expected a label value of theirs for each"
+            )
         if self.activation == "softmax":
             flat = [value for values in self.labels for value in values]
             if any(len(values) != 1 for values in self.labels) or len(set(flat)) != len(flat):
@@ -156,8 +168,9 @@ class Regions:
         """Convert probabilities ``(B, R, D, H, W)`` to a label map ``(B, 1, D, H, W)``, int16.
 
         For exclusive classes, the most probable one. Other regions are painted wherever their
-        probability is above 0.5, from the largest set of values to the smallest, each with a value
-        that no region inside it has, so that ``masks(decode(p))`` has the regions' nesting.
+        probability is above 0.5, in the order and with the values of ``class_order`` or else from
+        the largest set of values to the smallest, each with a value that no region inside it has,
+        so that ``masks(decode(p))`` has the regions' nesting.
         """
         shape = (probabilities.shape[0], 1, *probabilities.shape[2:])
         labels = torch.zeros(shape, dtype=torch.int16, device=probabilities.device)
@@ -166,12 +179,20 @@ class Regions:
             for channel, (value,) in enumerate(self.labels):
                 labels.masked_fill_(best == channel, value)
             return labels
+        for region, value in self._painting():
+            labels.masked_fill_(probabilities[:, region : region + 1] > 0.5, value)
+        return labels
+
+    def _painting(self) -> list[tuple[int, int]]:
+        """Sigmoid regions with their values in a label map, in the order of painting."""
+        if self.class_order is not None:
+            return list(enumerate(self.class_order))
+        painting = []
         for region in sorted(range(len(self)), key=lambda r: -len(self.labels[r])):
             own = set(self.labels[region])
             inner = set().union(*(set(v) for v in self.labels if set(v) < own))
-            value = min(own - inner or own)
-            labels.masked_fill_(probabilities[:, region : region + 1] > 0.5, value)
-        return labels
+            painting.append((region, min(own - inner or own)))
+        return painting
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for a checkpoint or a JSON file; the inverse of :meth:`from_dict`."""
@@ -180,6 +201,7 @@ class Regions:
             "labels": [list(values) for values in self.labels],
             "activation": self.activation,
             "ignore_index": self.ignore_index,
+            "class_order": None if self.class_order is None else list(self.class_order),
         }
 
     @classmethod
@@ -194,6 +216,7 @@ class Regions:
             labels=entry(data, "labels", tuple[tuple[int, ...], ...]),
             activation=entry(data, "activation", Activation),
             ignore_index=entry(data, "ignore_index", int | None),
+            class_order=entry(data, "class_order", tuple[int, ...] | None),
         )
 
 

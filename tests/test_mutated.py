@@ -17,7 +17,7 @@ import torch
 
 from egcnn.checkpoint import KEY, PREFIX, load
 from egcnn.data import open_dataset
-from egcnn.data.layouts import split
+from egcnn.data.splits import split
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.evaluation import Evaluation, read_means, write_evaluation
 from egcnn.files import write_csv

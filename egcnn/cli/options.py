@@ -14,6 +14,10 @@ SET = typer.Option(
     "parts may be omitted if the rest is unambiguous (gate=voxel). Repeatable.",
 )
 PRECISION = typer.Option(help=f"{', '.join(PRECISIONS)}; by default chosen for the device.")
+FOLD = typer.Option(
+    help="Hold out this fold, from 0: of the dataset's splits_final.json, or of five by the cases' "
+    "names and split_seed. By default a fifth of the cases is held out."
+)
 DEVICE = typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from egcnn.cli.options import DEVICE, PRECISION, SET, choices, triple
+from egcnn.cli.options import DEVICE, FOLD, PRECISION, SET, choices, triple
 from egcnn.cli.root import app
 from egcnn.errors import InputError
 
@@ -49,6 +49,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Random seed of weights, case order, augmentation and noise.")
     ] = None,
+    fold: Annotated[int | None, FOLD] = None,
     settings: Annotated[list[str] | None, SET] = None,
     device: Annotated[str, DEVICE] = "auto",
     devices: Annotated[
@@ -78,6 +79,7 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "seed": seed,
+        "fold": fold,
         "devices": devices,
         "precision": precision,
     }
@@ -175,6 +177,7 @@ def compare(
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of training epochs.")] = None,
+    fold: Annotated[int | None, FOLD] = None,
     settings: Annotated[list[str] | None, SET] = None,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
@@ -195,8 +198,8 @@ def compare(
     kinds = choices("--arms", arms, tuple(comparison.KINDS))
     dataset = open_dataset(data)
     config = plan(dataset, choose_device(device))
-    if epochs is not None:
-        config = config.change({"epochs": epochs})
+    given = {"epochs": epochs, "fold": fold}
+    config = config.change({name: value for name, value in given.items() if value is not None})
     config = config.parse(settings or [])
     compared = [comparison.Arm(b, kind) for kind in kinds for b in chosen]  # type: ignore[arg-type]
     for setting in (re.sub(r"\s*=\s*", "=", text) for text in vary or []):

@@ -1,12 +1,15 @@
-"""The BraTS 2019 layout: ``{HGG,LGG}/CASE/CASE_{t1,t1ce,t2,flair,seg}.nii[.gz]``."""
+"""The layout of BraTS 2019: ``{HGG,LGG}/CASE/CASE_{t1,t1ce,t2,flair,seg}.nii[.gz]``.
+
+BraTS 2018, 2020 and 2021 have the same files, the latter two without the folders of grades.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from egcnn.data.case import Case, Dataset, Layout
-from egcnn.data.nifti import SUFFIXES, stem, volumes
+from egcnn.data.case import Case, Dataset, Layout, collect
+from egcnn.data.nifti import find_volume, stem, volumes
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
@@ -23,23 +26,25 @@ def find_brats(root: Path) -> Dataset:
     """List the cases below ``root``, in ``HGG`` and ``LGG`` or directly in it.
 
     A case without ``_seg`` is unlabelled (the challenge's validation and test cases), unless one
-    other file there is a segmentation by its name, as in case 355 of BraTS 2020.
+    other file there is a segmentation by its name, as in case 355 of BraTS 2020. Cases that lack a
+    modality or have the name of another are problems.
 
     Raises:
-        InputError: there is no case, a case lacks a modality, or two cases have the same name.
+        InputError: there is no case.
     """
     folders: dict[str, Path] = {}
+    doubles: dict[str, str] = {}
     for folder, name in _case_folders(root):
         if name in folders:
-            raise InputError(f"{folder}: same name as {folders[name]}; expected every name once")
-        folders[name] = folder
+            doubles[name] = f"{folder}: same name as {folders[name]}; expected every name once"
+        folders.setdefault(name, folder)
     if not folders:
         raise InputError(
             f"{root}: no BraTS case; expected folders CASE with CASE_t1.nii.gz, CASE_t1ce.nii.gz, "
             "CASE_t2.nii.gz and CASE_flair.nii.gz, in HGG, LGG or directly in it"
         )
-    cases = tuple(brats_case(folders[name]) for name in sorted(folders))
-    return Dataset("brats", root, cases, MODALITIES, BRATS)
+    cases, problems = collect(sorted(folders.items()), brats_case)
+    return Dataset("brats", root, cases, MODALITIES, BRATS, problems={**problems, **doubles})
 
 
 def has_brats(root: Path) -> bool:
@@ -54,16 +59,12 @@ def brats_case(folder: Path) -> Case:
         InputError: a modality is missing.
     """
     name = _prefix(folder) or folder.name
-    images = []
-    for modality in MODALITIES:
-        path = _file(folder, name, modality)
-        if path is None:
-            raise InputError(
-                f"{folder}: modality {modality} is missing; expected {name}_{modality}.nii.gz or "
-                ".nii"
-            )
-        images.append(path)
-    return Case(name, tuple(images), _file(folder, name, "seg") or _segmentation(folder, name))
+    found = {modality: _file(folder, name, modality) for modality in MODALITIES}
+    if missing := [modality for modality, path in found.items() if path is None]:
+        what = f"modality {missing[0]} is" if len(missing) == 1 else f"{', '.join(missing)} are"
+        raise InputError(f"{folder}: {what} missing; expected {name}_{missing[0]}.nii.gz or .nii")
+    images = tuple(path for path in found.values() if path is not None)
+    return Case(name, images, _file(folder, name, "seg") or _segmentation(folder, name))
 
 
 def _segmentation(folder: Path, name: str) -> Path | None:
@@ -99,18 +100,13 @@ def _case_folders(root: Path) -> list[tuple[Path, str]]:
 def _prefix(folder: Path) -> str | None:
     """The name that files of a case begin with: the folder's, or that of what a link points to."""
     for name in (folder.absolute().name, folder.resolve().name):
-        if any(_file(folder, name, modality) for modality in MODALITIES):
+        if any(_file(folder, name, part) for part in (*MODALITIES, "seg")):
             return name
     return None
 
 
 def _file(folder: Path, name: str, part: str) -> Path | None:
-    for suffix in SUFFIXES:
-        for ending in (suffix, suffix.upper()):
-            path = folder / f"{name}_{part}{ending}"
-            if path.is_file():
-                return path
-    return None
+    return find_volume(folder, f"{name}_{part}")
 
 
 #: The paper's patch (section 3.2) and colours (Figure 2).

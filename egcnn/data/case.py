@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from egcnn.data.nifti import Grid, check_grid, grid_of, open_volume, read_array
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 
+T = TypeVar("T")
 Spacing = tuple[float, float, float]
 Normalization = Literal["zscore", "ct"]
 
@@ -59,6 +60,7 @@ class Dataset:
         regions: what the values of the label maps mean.
         spacing: voxel size in mm at which networks are trained; 1 mm isotropic is the paper's
             (section 3.2), None keeps each case as it is.
+        problems: by name, what is wrong with the cases that could not be listed.
     """
 
     layout: str
@@ -67,6 +69,7 @@ class Dataset:
     modalities: tuple[str, ...]
     regions: Regions
     spacing: Spacing | None = (1.0, 1.0, 1.0)
+    problems: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def normalization(self) -> Normalization:
@@ -81,7 +84,8 @@ class Layout:
     Args:
         looks_for: what marks this layout, for the message if no layout matches.
         matches: whether a folder is a dataset of this layout.
-        find: lists the cases of such a folder; the dataset's ``layout`` is this layout's name.
+        find: lists the cases of such a folder, and the problems of those that it cannot list; the
+            dataset's ``layout`` is this layout's name.
         read_case: returns the case in a folder that holds a single one, or None for any other
             folder; None if the layout has no such folders.
         largest_patch: upper limit ``(D, H, W)`` of the training patch in voxels.
@@ -94,6 +98,35 @@ class Layout:
     read_case: Callable[[Path], Case | None] = lambda folder: None
     largest_patch: tuple[int, int, int] = (176, 176, 176)
     colours: Mapping[str, str] = field(default_factory=dict)
+
+
+def collect(
+    places: Iterable[tuple[str, T]], read_case: Callable[[T], Case]
+) -> tuple[tuple[Case, ...], dict[str, str]]:
+    """List the cases of a dataset, and by name the problems of those that cannot be listed.
+
+    Args:
+        places: the cases' names and where they are.
+        read_case: returns the case at a place, or raises InputError.
+    """
+    cases, problems = [], {}
+    for name, place in places:
+        try:
+            cases.append(read_case(place))
+        except InputError as error:
+            problems[name] = str(error)
+    return tuple(cases), problems
+
+
+def check_problems(root: Path, problems: Sequence[str]) -> None:
+    """Raise InputError if there are problems in the dataset at ``root``: the first, and how many.
+
+    Raises:
+        InputError: there are.
+    """
+    if problems:
+        more = f" ({len(problems) - 1} more: egcnn inspect {root})" if len(problems) > 1 else ""
+        raise InputError(problems[0] + more)
 
 
 def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None) -> MetaTensor:

@@ -24,18 +24,16 @@ def find_decathlon(root: Path) -> Dataset:
     ``training`` lists ``{"image": ..., "label": ...}``, ``test`` (optional) lists images as strings
     or ``{"image": ...}``; an image is one file, with all modalities in its last axis, or a list of
     one file per modality. ``labels`` maps values to names, or names to values as nnU-Net v2 does,
-    where a list of values defines a region. The label "ignore" marks voxels that were not
-    annotated (nnU-Net). Counts such as ``numTest`` are ignored.
+    where a list of values defines a region, and ``regions_class_order`` the value that predictions
+    have in each. The label "ignore" marks voxels that were not annotated (nnU-Net). Counts such as
+    ``numTest`` are ignored.
 
     Raises:
-        InputError: the file is missing, is not JSON or lacks an entry; it names a file that does
-            not exist; two cases have the same name; or no case is listed.
+        InputError: the file is missing, is not JSON or lacks an entry; two cases have the same
+            name; or no case is listed.
     """
     path = root / "dataset.json"
-    described = read_json(path)
-    if not isinstance(described, dict):
-        raise InputError(f"{path}: holds a {type(described).__name__}; expected an object")
-
+    described = read_description(path)
     cases: dict[str, Case] = {}
     for case in _named_apart(
         [
@@ -48,9 +46,24 @@ def find_decathlon(root: Path) -> Dataset:
         cases[case.name] = case
     if not cases:
         raise InputError(f"{path}: 'training' lists no case; expected at least one")
-    _check_files(path, list(cases.values()))
-    modalities, regions = _modalities(path, described), _regions(path, described)
-    return Dataset("decathlon", root, tuple(cases.values()), modalities, regions)
+    problems = {
+        case.name: problem for case in cases.values() if (problem := _missing_file(path, case))
+    }
+    found = tuple(case for case in cases.values() if case.name not in problems)
+    modalities, regions = described_modalities(path, described), described_regions(path, described)
+    return Dataset("decathlon", root, found, modalities, regions, problems=problems)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Read a ``dataset.json``.
+
+    Raises:
+        InputError: it is missing, or holds no JSON object.
+    """
+    described = read_json(path)
+    if not isinstance(described, dict):
+        raise InputError(f"{path}: holds a {type(described).__name__}; expected an object")
+    return described
 
 
 def _named_apart(cases: list[Case]) -> list[Case]:
@@ -99,17 +112,21 @@ def _images(path: Path, entry: Any) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in names)
 
 
-def _check_files(path: Path, cases: list[Case]) -> None:
-    files = [file for case in cases for file in (*case.images, case.label) if file is not None]
+def _missing_file(path: Path, case: Case) -> str | None:
+    """What is wrong with a case of which a file does not exist."""
+    files = (*case.images, *(() if case.label is None else (case.label,)))
     missing = [file for file in files if not file.is_file()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"{path}: names {missing[0]}{more}, which does not exist; expected every file it lists"
-        )
+    if not missing:
+        return None
+    return f"{path}: names {missing[0]}, which does not exist; expected every file it lists"
 
 
-def _modalities(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
+def described_modalities(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
+    """The modalities by ``modality`` or ``channel_names``, in the order of their numbers.
+
+    Raises:
+        InputError: the entry is missing or something else.
+    """
     names = described.get("modality", described.get("channel_names"))
     if not isinstance(names, dict) or not names or not all(map(_is_number, names)):
         raise InputError(
@@ -121,7 +138,12 @@ def _modalities(path: Path, described: dict[str, Any]) -> tuple[str, ...]:
         raise InputError(f"{path}: 'modality' is {shown(names)}; {error}") from None
 
 
-def _regions(path: Path, described: dict[str, Any]) -> Regions:
+def described_regions(path: Path, described: dict[str, Any]) -> Regions:
+    """The regions by ``labels`` and ``regions_class_order``; see :func:`find_decathlon`.
+
+    Raises:
+        InputError: an entry is missing or something else.
+    """
     labels = described.get("labels")
     expected = "expected an object such as {'0': 'background', '1': 'liver'}"
     if not isinstance(labels, dict) or not labels:
@@ -138,7 +160,11 @@ def _regions(path: Path, described: dict[str, Any]) -> Regions:
     except ValueError:
         raise InputError(f"{path}: 'labels' is {shown(labels)}; {expected}") from None
     try:
-        return _named_regions(named)
+        order = typed("regions_class_order", described.get("regions_class_order"), list[int] | None)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    try:
+        return _named_regions(named, order)
     except InputError as error:
         raise InputError(f"{path}: 'labels' is {shown(labels)}; {error}") from None
 
@@ -153,7 +179,7 @@ def _label(value: Any) -> int:
     return number
 
 
-def _named_regions(named: list[tuple[str, tuple[int, ...]]]) -> Regions:
+def _named_regions(named: list[tuple[str, tuple[int, ...]]], order: list[int] | None) -> Regions:
     ignored = [values for name, values in named if name == IGNORE]
     if any(len(values) != 1 for values in ignored):
         raise InputError(f"{IGNORE!r} has the values {ignored[0]}; expected one")
@@ -162,7 +188,8 @@ def _named_regions(named: list[tuple[str, tuple[int, ...]]]) -> Regions:
     foreground = [(name, values) for name, values in named if values != (0,)]
     if any(len(values) != 1 for _, values in foreground):
         names, sets = zip(*foreground, strict=True)
-        return Regions(names, sets, "sigmoid", ignore_index)
+        class_order = None if order is None else tuple(order)
+        return Regions(names, sets, "sigmoid", ignore_index, class_order)
     background = next((name for name, values in named if values == (0,)), "background")
     foreground.sort(key=lambda item: item[1])
     names, sets = zip((background, (0,)), *foreground, strict=True)

@@ -31,6 +31,8 @@ SUFFIXES = (".nii.gz", ".nii")
 # Tolerance for two headers of the same grid; rounding of 32-bit affines and quaternions is far
 # smaller.
 _GRID_TOLERANCE_VOXELS = 0.1
+# Cosine of the angle between two axes above which an affine is sheared: half a voxel over 500.
+_LARGEST_SHEAR = 1e-3
 # Maximum number of bytes before and after the voxels, such as extensions and padding.
 _MAX_EXTRA_BYTES = 16 << 20
 # DEFLATE expands one byte to at most 1032.
@@ -74,6 +76,15 @@ def is_volume(path: Path) -> bool:
 def volumes(folder: Path) -> list[Path]:
     """The NIfTI files of a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if is_volume(path))
+
+
+def find_volume(folder: Path, name: str) -> Path | None:
+    """The file ``name.nii.gz`` or ``name.nii`` of a folder, or None; the ending in either case."""
+    for suffix in SUFFIXES:
+        for ending in (suffix, suffix.upper()):
+            if (path := folder / (name + ending)).is_file():
+                return path
+    return None
 
 
 def open_volume(path: Path) -> nib.Nifti1Image:
@@ -222,6 +233,21 @@ def check_grid(path: Path, image: nib.Nifti1Image, other_path: Path, other: Grid
         raise InputError(
             f"{path}: its affine places it up to {gap:.3g} mm away from {other_path}; "
             "expected the same affine"
+        )
+
+
+def check_axes(path: Path, grid: Grid) -> None:
+    """Check that the axes of a file are perpendicular, which distances in mm depend on.
+
+    Raises:
+        InputError: the affine is sheared.
+    """
+    axes = grid[1][:3, :3] / np.linalg.norm(grid[1][:3, :3], axis=0)
+    cosine = np.abs(axes.T @ axes - np.eye(3)).max()
+    if cosine > _LARGEST_SHEAR:
+        angle = math.degrees(math.acos(min(cosine, 1.0)))
+        raise InputError(
+            f"{path}: its affine is sheared, two axes meet at {angle:.3g} degrees; expected 90"
         )
 
 

@@ -63,6 +63,8 @@ class TrainingConfig(Settings):
             ``loss.consistency.tau`` in the first; None keeps it constant.
         overlap: overlap of neighbouring windows in validation, as a fraction of their size.
         fraction: expected fraction of the labelled cases that is held out.
+        fold: number of the fold that is held out, of five or of the dataset's own, from 0; None
+            holds out ``fraction``.
         split_seed: seed of the split; see :func:`egcnn.data.split`.
         seed: seed of the initial weights, the case order, the augmentation and the noise.
         precision: one of :data:`egcnn.checks.PRECISIONS`.
@@ -85,6 +87,7 @@ class TrainingConfig(Settings):
     tau_end: float | None = None
     overlap: float = DEFAULT_OVERLAP
     fraction: float = 0.2
+    fold: int | None = None
     split_seed: int = 0
     seed: int = 0
     precision: str = "32-true"
@@ -96,6 +99,8 @@ class TrainingConfig(Settings):
         super().__post_init__()
         for name, (least, most) in _RANGES.items():
             check_range(name, getattr(self, name), least, most)
+        if self.fold is not None:
+            check_range("fold", self.fold, 0, _RANGES["seed"][1])
         if not self.lr > 0:
             raise InputError(f"lr: {self.lr}; expected a positive number")
         check_overlap(self.overlap)

@@ -22,7 +22,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 
 from egcnn.data.case import Case, Dataset
-from egcnn.data.layouts import split
+from egcnn.data.inspection import check_headers
+from egcnn.data.splits import split
 from egcnn.errors import InputError, brief
 from egcnn.files import owned
 from egcnn.inference import choose_device
@@ -96,12 +97,13 @@ def fit(
     if existing not in get_args(IfExists):
         raise InputError(f"existing: {existing!r}; expected one of {', '.join(get_args(IfExists))}")
     where = choose_device(device)
-    train, validation = split(dataset, config.fraction, config.split_seed)
+    train, validation = split(dataset, config.fraction, config.split_seed, config.fold)
     if not train or not validation:
         raise InputError(
             f"{dataset.root}: {len(train) + len(validation)} labelled case; expected at least two, "
             "one to train on and one to validate on"
         )
+    check_headers(dataset, train + validation)
     described = _described(config, dataset, train, validation)
     task = SegmentationTask(
         config,

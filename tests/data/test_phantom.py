@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import label as components
 
 from egcnn.data import BRATS, open_dataset, read_image, read_label
-from egcnn.data.phantom import brats_volumes, write_brats
+from egcnn.data.phantom import brats, brats_volumes, write_brats
 from egcnn.errors import InputError
 
 REGIONS = dict(zip(BRATS.names, BRATS.labels, strict=True))
@@ -124,6 +124,17 @@ def test_no_threshold_solves_it(
                     scores.append(2 * (guess & truth).sum() / (guess.sum() + truth.sum()))
         best.append(max(scores))
     assert 0.05 < np.mean(best) < limit
+
+
+def test_boundaries_of_large_volumes_fade_in_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over some millimetres, which in small volumes is less than a voxel."""
+    shapes = ((40, 40, 32), (80, 80, 64))
+    fading = [brats_volumes(0, shape) for shape in shapes]
+    monkeypatch.setattr(brats, "_FADING", 0)
+    sharp = [brats_volumes(0, shape) for shape in shapes]
+    np.testing.assert_array_equal(fading[0][0], sharp[0][0])
+    assert not np.array_equal(fading[1][0], sharp[1][0])
+    np.testing.assert_array_equal(fading[1][1], sharp[1][1])
 
 
 def test_bad_arguments(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ gain per modality are applied. The numbers of the anatomy were chosen by eye.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,14 @@ from scipy.ndimage import gaussian_filter
 from egcnn.data.brats import MODALITIES, brats_case
 from egcnn.data.case import Case
 from egcnn.data.nifti import write_volume
-from egcnn.errors import InputError
+from egcnn.data.phantom.fields import Field, axis, check_phantom, distance, smooth
 
-Field = NDArray[np.floating[Any]]
-
-_SMALLEST = 16
+#: The challenge's size in voxels.
+BRATS_SHAPE = (240, 240, 155)
+# Partial volume and the scanner's point spread in voxels, about one of BraTS.
+_POINT_SPREAD = 0.75
+# Width of the fading boundaries relative to half the volume's extent: 2.5 mm in a head of 210.
+_FADING = 0.024
 _NECROSIS, _OEDEMA, _ENHANCING = 1, 2, 4
 
 # Mean signal of each tissue relative to white matter on T1, after the usual reading of glioma MR:
@@ -41,37 +43,22 @@ _SIGNAL = {
 }  # fmt: skip
 
 
-def write_brats(
-    root: Path, cases: int, shape: tuple[int, int, int] = (64, 64, 48), seed: int = 0
-) -> tuple[Case, ...]:
-    """Write cases as ``root/HGG/PHANTOM_000/PHANTOM_000_{t1,t1ce,t2,flair,seg}.nii.gz``.
+def write_brats_case(root: Path, index: int, shape: tuple[int, int, int], seed: int) -> Case:
+    """Write one of the cases of :func:`egcnn.data.phantom.write_brats`."""
+    affine = brats_affine(shape)
+    images, labels = brats_volumes(index, shape, seed)
+    folder = root / "HGG" / f"PHANTOM_{index:03d}"
+    for modality, image in zip(MODALITIES, images, strict=True):
+        write_volume(image, affine, folder / f"{folder.name}_{modality}.nii.gz")
+    write_volume(labels, affine, folder / f"{folder.name}_seg.nii.gz")
+    return brats_case(folder)
 
-    Args:
-        root: folder, created if missing.
-        cases: number of cases.
-        shape: voxels of 1 mm, in the array order and affine of BraTS (left, posterior, superior).
-        seed: case ``i`` depends only on ``seed``, ``i`` and ``shape``.
 
-    Returns:
-        The cases written.
-
-    Raises:
-        InputError: fewer than one case, an axis below 16 voxels, a negative seed, or a file that
-            cannot be written.
-    """
-    if cases < 1:
-        raise InputError(f"cases: {cases}; expected at least 1")
-    written = []
+def brats_affine(shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Voxels of 1 mm to the left, backwards and upwards, with the challenge's origin."""
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])
     affine[1, 3] = shape[1] - 1.0
-    for index in range(cases):
-        images, labels = brats_volumes(index, shape, seed)
-        folder = Path(root) / "HGG" / f"PHANTOM_{index:03d}"
-        for modality, image in zip(MODALITIES, images, strict=True):
-            write_volume(image, affine, folder / f"{folder.name}_{modality}.nii.gz")
-        write_volume(labels, affine, folder / f"{folder.name}_seg.nii.gz")
-        written.append(brats_case(folder))
-    return tuple(written)
+    return affine
 
 
 def brats_volumes(
@@ -86,10 +73,7 @@ def brats_volumes(
     Raises:
         InputError: an axis below 16 voxels, or a negative seed.
     """
-    if len(shape) != 3 or min(shape) < _SMALLEST:
-        raise InputError(f"shape: {shape}; expected three axes of at least {_SMALLEST} voxels")
-    if seed < 0:
-        raise InputError(f"seed: {seed}; expected 0 or more")
+    check_phantom(shape, seed)
     rng = np.random.default_rng([seed, index])
     brain, depth = _brain(rng, shape)
     labels = _tumour(rng, shape, depth)
@@ -99,7 +83,19 @@ def brats_volumes(
         for other in tissue.values():
             other[inside] = 0.0
         tissue[name] = inside.astype(np.float64)
-    return _images(rng, shape, brain, tissue), labels
+    images = _images(rng, shape, brain, tissue, _blurred_places(shape, [seed, index, 1]))
+    return images, labels
+
+
+def _blurred_places(shape: tuple[int, ...], seed: list[int]) -> tuple[float, Field] | None:
+    """The width in voxels of blurred boundaries, and where they are blurred, from 0 to 1.
+
+    Oedema fades out over millimetres. In small volumes that is less than a voxel: None.
+    """
+    width = _FADING * float(np.mean(shape)) / 2
+    if width <= _POINT_SPREAD:
+        return None
+    return width, np.clip(0.5 + 0.8 * smooth(np.random.default_rng(seed), shape, 0.25), 0, 1)
 
 
 def _brain(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], Field]:
@@ -109,20 +105,20 @@ def _brain(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[NDArray[np
     # The base of the brain is flatter than the vertex.
     height = np.where(z < 0, z * 1.18, z) / radii[2]
     radius = np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + height**2)
-    depth = 1.0 - radius + 0.035 * _smooth(rng, shape, 0.30)
+    depth = 1.0 - radius + 0.035 * smooth(rng, shape, 0.30)
     return depth > 0, depth
 
 
 def _healthy(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> dict[str, Field]:
     """Draw masks of the healthy tissues, including ones that look like tumour in one modality."""
     x, y, z = _axes(shape)
-    folds = 0.10 * _smooth(rng, shape, 0.09) + 0.06 * _smooth(rng, shape, 0.05)
+    folds = 0.10 * smooth(rng, shape, 0.09) + 0.06 * smooth(rng, shape, 0.05)
     grey = depth < 0.17 + folds
     deep = np.minimum.reduce(
         [((x - s * 0.24) / 0.11) ** 2 + ((y + 0.02) / 0.20) ** 2 + (z / 0.16) ** 2 for s in (-1, 1)]
     )
-    grey |= deep < 1 + 0.3 * _smooth(rng, shape, 0.15)
-    bend = 0.25 * _smooth(rng, shape, 0.25)
+    grey |= deep < 1 + 0.3 * smooth(rng, shape, 0.15)
+    bend = 0.25 * smooth(rng, shape, 0.25)
     width = rng.uniform(0.07, 0.11)
     ventricles = np.minimum.reduce(
         [
@@ -135,10 +131,10 @@ def _healthy(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> 
     fluid |= (np.abs(x) < 0.018) & (depth < 0.30)
     # Bright on FLAIR like oedema: periventricular caps and scattered white-matter lesions.
     lesion = (ventricles < 1.7 + 1.2 * bend) & (np.abs(y) > 0.26)
-    lesion |= (_smooth(rng, shape, 0.06) > 2.35) & (depth > 0.15)
+    lesion |= (smooth(rng, shape, 0.06) > 2.35) & (depth > 0.15)
     # Bright on T1ce like the enhancing rim: the sagittal sinus, and vessels along a field's zeros.
     vessel = (np.hypot(x / 0.055, depth / 0.11) < 1) & (z > 0)
-    first, second = _smooth(rng, shape, 0.22), _smooth(rng, shape, 0.22)
+    first, second = smooth(rng, shape, 0.22), smooth(rng, shape, 0.22)
     vessel |= (np.hypot(first, second) < 0.13) & (depth < 0.45)
     tissue: dict[str, Field] = {}
     free = depth > 0
@@ -164,13 +160,13 @@ def _tumour(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> N
         size = rng.uniform(0.34, 0.52)
         stretch = rng.uniform(0.8, 1.25, 3)
         offset = rng.uniform(-0.22, 0.22, 3) * size
-        whole = size * (1 + 0.24 * _smooth(rng, shape, 0.22) + 0.12 * _smooth(rng, shape, 0.10))
-        whole = whole - _distance(axes, centre, stretch)
+        whole = size * (1 + 0.24 * smooth(rng, shape, 0.22) + 0.12 * smooth(rng, shape, 0.10))
+        whole = whole - distance(axes, centre, stretch)
         share = rng.uniform(0.52, 0.72)
-        core = 1 + 0.20 * _smooth(rng, shape, 0.16) + 0.10 * _smooth(rng, shape, 0.07)
-        core = share * size * core - _distance(axes, centre + offset, stretch)
+        core = 1 + 0.20 * smooth(rng, shape, 0.16) + 0.10 * smooth(rng, shape, 0.07)
+        core = share * size * core - distance(axes, centre + offset, stretch)
         # A random field sets the rim's thickness; the rim is open where the field is negative.
-        rim = size * (0.24 + 0.11 * _smooth(rng, shape, 0.16))
+        rim = size * (0.24 + 0.11 * smooth(rng, shape, 0.16))
         in_whole = inside & (whole > 0)
         in_core = in_whole & (core > 0) & (whole > 0.10 * size)
         enhancing = in_core & (np.minimum(core, whole) < rim)
@@ -188,18 +184,22 @@ def _images(
     shape: tuple[int, ...],
     brain: NDArray[np.bool_],
     tissue: dict[str, Field],
+    blurred: tuple[float, Field] | None,
 ) -> NDArray[np.int16]:
     images = np.zeros((len(MODALITIES), *shape), dtype=np.int16)
-    # Partial volume and the scanner's point spread, about one BraTS voxel.
-    blur = 0.75
     for channel in range(len(MODALITIES)):
         signal = np.zeros(shape)
         for name, where in tissue.items():
             mean = _SIGNAL[name][channel] * rng.uniform(0.95, 1.05)
-            texture = 1 + 0.06 * _smooth(rng, shape, 0.08)
+            texture = 1 + 0.06 * smooth(rng, shape, 0.08)
             signal += where * mean * texture
-        signal = gaussian_filter(signal, blur)
-        signal *= np.exp(0.13 * _smooth(rng, shape, 0.55))
+        sharp = gaussian_filter(signal, _POINT_SPREAD)
+        if blurred is None:
+            signal = sharp
+        else:
+            width, share = blurred
+            signal = sharp + share * (gaussian_filter(signal, width) - sharp)
+        signal *= np.exp(0.13 * smooth(rng, shape, 0.55))
         # Magnitude images have Rician noise, that of two independent channels.
         noise = rng.uniform(0.07, 0.11)
         signal = np.hypot(
@@ -210,31 +210,7 @@ def _images(
     return images
 
 
-def _smooth(rng: np.random.Generator, shape: tuple[int, ...], length: float) -> Field:
-    """Draw a Gaussian random field of zero mean and unit deviation.
-
-    ``length`` is the width of its Gaussian bumps relative to half the volume's extent. They lie on
-    a separate coarse grid, so that the draw does not depend on the number of voxels.
-    """
-    grid = np.arange(-1 - 2 * length, 1 + 2.7 * length, 0.7 * length)
-    field = rng.standard_normal((grid.size,) * 3)
-    for size in shape:
-        weights = np.exp(-(((_axis(size)[:, None] - grid) / length) ** 2))
-        weights /= np.sqrt((weights**2).sum(axis=1, keepdims=True))
-        field = np.tensordot(field, weights, axes=(0, 1))
-    return field
-
-
-def _axis(size: int) -> Field:
-    return (np.arange(size) + 0.5) * (2 / size) - 1
-
-
 def _axes(shape: tuple[int, ...]) -> tuple[Field, Field, Field]:
     """Coordinates left to right, front to back, bottom to top, from -1 to 1, broadcastable."""
-    d, h, w = (_axis(size) for size in shape)
+    d, h, w = (axis(size) for size in shape)
     return d[:, None, None], h[None, :, None], w[None, None, :]
-
-
-def _distance(axes: tuple[Field, Field, Field], centre: Field, stretch: Field) -> Field:
-    parts = (((a - c) / s) ** 2 for a, c, s in zip(axes, centre, stretch, strict=True))
-    return np.sqrt(sum(parts, start=np.zeros(1)))

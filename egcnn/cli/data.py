@@ -1,0 +1,82 @@
+"""Commands about data: what a dataset holds, and synthetic ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from egcnn.cli.options import triple
+from egcnn.cli.root import app
+from egcnn.errors import InputError
+
+
+@app.command()
+def inspect(
+    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is detected.")],
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images", help="Read all images too: finds damaged files, NaN and empty images."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a dataset holds, and what is wrong with which case; then the exit code is 1.
+
+    Reads the headers of all files and the label maps.
+    """
+    import json
+
+    from egcnn.data import find_dataset, inspect_cases
+    from egcnn.data.inspection import summarize
+    from egcnn.report import grid_table, inspection_title, label_table
+    from egcnn.terminal import Terminal, plain, say, show
+
+    dataset = find_dataset(data)
+    reports = []
+    with Terminal(stderr=True).status("reading") as status:
+        for report in inspect_cases(dataset, images=images):
+            reports.append(report)
+            status.update(plain(f"{len(reports)} cases read, the last {report.name}"))
+    summary = summarize(dataset, reports)
+    if as_json:
+        say(json.dumps(summary, indent=1))
+    else:
+        say(inspection_title(summary))
+        show(grid_table(summary))
+        if summary["labels"]:
+            show(label_table(summary))
+        for name, problems in summary["problems"].items():
+            for problem in problems:
+                say(f"{name}: {problem}")
+    if summary["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def phantom(
+    output: Annotated[Path, typer.Argument(help="Folder to write to, new or empty.")],
+    layout: Annotated[str, typer.Option(help="brats, kits or nnunet (BraTS as nnU-Net has it).")],
+    cases: Annotated[int, typer.Option(help="Number of cases.")] = 10,
+    seed: Annotated[int, typer.Option(help="Random seed; each case depends on it alone.")] = 0,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Voxels along the array's axes, as D,H,W; by default the challenge's."),
+    ] = None,
+) -> None:
+    """Write synthetic cases in the layout of a challenge, by default at full size.
+
+    Brain MR of four modalities with tumours, or abdominal CT with kidneys and their tumours.
+    """
+    from egcnn.data.phantom import write_phantoms
+    from egcnn.terminal import Terminal, plain, say
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output}: is there already; expected a new or an empty folder")
+    size = None if shape is None else triple("--shape", shape)
+    with Terminal(stderr=True).status("drawing the first case") as status:
+        for number, case in enumerate(write_phantoms(layout, output, cases, size, seed), 1):
+            status.update(plain(f"{number} of {cases} cases written, the last {case.name}"))
+    say(f"{output}: {cases} cases in the layout of {layout}")
