@@ -14,7 +14,7 @@ from egcnn.data.case import Case, Dataset, read_edges, read_label
 from egcnn.data.nifti import stem, volumes
 from egcnn.errors import InputError
 from egcnn.files import without_nan, write_csv, write_json
-from egcnn.inference import EDGES, predict_cases
+from egcnn.inference import EDGES, PROBABILITIES, predict_cases
 from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
 
@@ -78,10 +78,10 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
     if not labelled:
         raise InputError(f"{dataset.root}: no case has a label; expected cases to compare with")
     files = {stem(path): path for path in volumes(folder)}
-    edges = {
+    beside = {
         name: files.pop(name)
         for name in list(files)
-        if name not in labelled and name.endswith(EDGES)
+        if name not in labelled and name.endswith((EDGES, PROBABILITIES))
     }
     unknown = [path for name, path in files.items() if name not in labelled]
     if unknown:
@@ -98,7 +98,7 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
     for name, path in files.items():
         case, regions = labelled[name], dataset.regions
         labels = read_label(case, regions, path).as_tensor()[0]
-        edge_path = edges.get(name + EDGES)
+        edge_path = beside.get(name + EDGES)
         probabilities = None if edge_path is None else read_edges(case, edge_path, regions)
         scores[name] = score(case, labels, dataset, probabilities)
     return Evaluation(scores, tuple(name for name in labelled if name not in files))

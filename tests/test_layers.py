@@ -23,7 +23,7 @@ FLOORS = (
     ("egcnn.regions",),
     ("egcnn.data",),
     ("egcnn.nn",),
-    ("egcnn.losses", "egcnn.metrics"),
+    ("egcnn.losses", "egcnn.metrics", "egcnn.windows"),
     ("egcnn.checkpoint",),
     ("egcnn.inference",),
     ("egcnn.evaluation",),
