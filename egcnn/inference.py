@@ -17,7 +17,7 @@ from egcnn.checkpoint import Trained
 from egcnn.checks import DEFAULT_OVERLAP, check_memory, check_overlap, check_precision
 from egcnn.data.case import Case, read_image
 from egcnn.data.nifti import Header, write_probabilities, write_volume
-from egcnn.data.resampling import gathered, on_grid, resampling_bytes
+from egcnn.data.resampling import resample, resampled, resampling_bytes
 from egcnn.data.transforms import preprocessing
 from egcnn.errors import InputError
 from egcnn.machine import prepare_cpu
@@ -193,8 +193,9 @@ def predict_case(
 
     labels = np.empty(shape, np.int16)
     kept = np.empty((len(first.regions), *shape), np.float32) if probabilities else None
+    matrix = np.linalg.solve(source, affine)
     start = 0
-    for part in on_grid(found[0].float().cpu(), source, affine, shape):
+    for part in resampled(found[0].float().cpu(), matrix, shape):
         planes = slice(start, start := start + part.shape[1])
         labels[planes] = first.regions.decode(part[None])[0, 0]
         if kept is not None:
@@ -202,7 +203,7 @@ def predict_case(
     if edges is not None:
         edges = first.regions.reported(edges)[0].float().cpu()
         # Rounding can push interpolated probabilities outside [0, 1].
-        edges = gathered(on_grid(edges, source, affine, shape), len(edges), shape).clamp_(0, 1)
+        edges = resample(edges, matrix, shape).clamp_(0, 1)
     return Prediction(
         labels, kept, None if edges is None else edges.numpy(), affine.astype(np.float64), header
     )

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "egcnn"
 FLOORS = (
     ("egcnn", "egcnn._C"),
     ("egcnn.errors", "egcnn.machine", "egcnn.terminal", "egcnn.legacy"),
-    ("egcnn.settings", "egcnn.files", "egcnn.checks"),
+    ("egcnn.settings", "egcnn.files", "egcnn.checks", "egcnn.processes"),
     ("egcnn.ops",),
     ("egcnn.regions",),
     ("egcnn.data",),

@@ -14,6 +14,10 @@ SET = typer.Option(
     "parts may be omitted if the rest is unambiguous (gate=voxel). Repeatable.",
 )
 PRECISION = typer.Option(help=f"{', '.join(PRECISIONS)}; by default chosen for the device.")
+CACHE = typer.Option(
+    help="Folder of preprocessed cases on a fast disk, which runs may share; without it they are "
+    "kept in memory as far as they fit."
+)
 DEVICE = typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from egcnn.cli.options import DEVICE, PRECISION, SET, choices, triple
+from egcnn.cli.options import CACHE, DEVICE, PRECISION, SET, choices, triple
 from egcnn.cli.root import app
 from egcnn.errors import InputError
 
@@ -55,6 +55,7 @@ def train(
         int | None, typer.Option(help="Number of devices that share a batch.")
     ] = None,
     precision: Annotated[str | None, PRECISION] = None,
+    cache: Annotated[Path | None, CACHE] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in OUTPUT.")
@@ -90,7 +91,7 @@ def train(
     if first:
         say(_described(dataset, config, where))
     existing: IfExists = "resume" if resume else "overwrite" if overwrite else "error"
-    run = fit(config, dataset, output, existing=existing, device=device)
+    run = fit(config, dataset, output, existing=existing, device=device, cache=cache)
     if not first:
         return
     show(training_table(run.history, dataset.regions.reported_names, run.seconds))
@@ -163,6 +164,7 @@ def compare(
     epochs: Annotated[int | None, typer.Option(help="Number of training epochs.")] = None,
     settings: Annotated[list[str] | None, SET] = None,
     device: Annotated[str, DEVICE] = "auto",
+    cache: Annotated[Path | None, CACHE] = None,
 ) -> None:
     """Train backbones with and without the edge stream: the paper's table, mean ± deviation.
 
@@ -195,7 +197,14 @@ def compare(
         compared += [comparison.Arm(b, "egcnn", setting) for b in chosen]
     console = Terminal(soft_wrap=True)
     runs = comparison.compare(
-        dataset, config, output, arms=compared, seeds=seeds, device=device, console=console
+        dataset,
+        config,
+        output,
+        arms=compared,
+        seeds=seeds,
+        device=device,
+        cache=cache,
+        console=console,
     )
     # Files first: nothing that is wrong with the terminal loses them.
     written = comparison.write_comparison(runs, output)

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 Affine = NDArray[np.float64]
-# Voxels of a slab; their coordinates take 12 bytes each.
-_SLAB = 1 << 23
-# Grids that differ by fewer voxels are the same: rounding of 32-bit headers.
+# Voxels of a slab; on an oblique grid their coordinates take 36 bytes each.
+_SLAB = 1 << 22
+# Voxel sizes and places that differ by less are the same: headers of 32 bits are rounded.
 _SAME = 1e-3
 
 
@@ -44,6 +44,8 @@ def respaced(
 def resampled(volume: Tensor, matrix: Affine, shape: Sequence[int]) -> Iterator[Tensor]:
     """Interpolate linearly on another grid; voxels outside take the nearest value.
 
+    Where axes are only permuted and flipped, values are copied exactly.
+
     Args:
         volume: ``(C, D, H, W)``, floating point.
         matrix: ``(4, 4)``, from voxels of the result to voxels of ``volume``.
@@ -52,36 +54,73 @@ def resampled(volume: Tensor, matrix: Affine, shape: Sequence[int]) -> Iterator[
     Yields:
         Consecutive planes of the result along its first axis, ``(C, planes, H, W)``.
     """
-    sizes = torch.tensor(volume.shape[1:], dtype=torch.float64)
+    count = max(1, _SLAB // max(1, shape[1] * shape[2]))
+    slabs = torch.arange(shape[0]).split(count)
+    axes = _parallel_axes(matrix, shape)
+    if axes is None:
+        for planes in slabs:
+            yield _interpolated(volume, matrix, planes, shape[1:])
+        return
+    # Parallel axes are interpolated one after the other: a tenth of the time.
+    turned = volume.permute(0, *(axis + 1 for axis in axes))
+    steps = [(float(matrix[axis, i]), float(matrix[axis, 3])) for i, axis in enumerate(axes)]
+    for planes in slabs:
+        part = turned
+        for axis, (step, offset) in enumerate(steps):
+            index = planes if axis == 0 else torch.arange(shape[axis])
+            part = _interpolated_along(part, axis + 1, index.double() * step + offset)
+        yield part
+
+
+def _parallel_axes(matrix: Affine, shape: Sequence[int]) -> list[int] | None:
+    """The axis of the volume that each axis of the result is parallel to; None if one is oblique.
+
+    To 1/100 of a voxel over the whole result, as headers of 32 bits are rounded.
+    """
+    axes = [int(axis) for axis in abs(matrix[:3, :3]).argmax(0)]
+    across = abs(matrix[:3, :3]) * np.array(shape)
+    across[axes, range(3)] = 0
+    return axes if sorted(axes) == [0, 1, 2] and across.max() < 0.01 else None
+
+
+def _interpolated_along(volume: Tensor, dim: int, places: Tensor) -> Tensor:
+    """Interpolate at some places, in voxels, along one axis."""
+    near = places.round()
+    places = torch.where((places - near).abs() < _SAME, near, places)
+    places = places.clamp(0, volume.shape[dim] - 1)
+    low = places.floor().long()
+    weight = (places - low).to(volume)
+    low = low.to(volume.device)
+    found = volume.index_select(dim, low)
+    if not weight.any():
+        return found
+    high = (low + 1).clamp(max=volume.shape[dim] - 1)
+    weight = weight.reshape(-1, *[1] * (volume.ndim - 1 - dim))
+    return found.lerp_(volume.index_select(dim, high), weight)
+
+
+def _interpolated(volume: Tensor, matrix: Affine, planes: Tensor, across: Sequence[int]) -> Tensor:
+    """Some planes of the result on any grid."""
     # From -1 to 1 between the outer faces of the volume's voxels, the last axis first.
+    sizes = torch.tensor(volume.shape[1:], dtype=torch.float64)
     scaled = torch.from_numpy(matrix[:3]) * 2 / sizes[:, None]
     scaled[:, 3] += 1 / sizes - 1
     scaled = scaled.flip(0)
-    across = torch.zeros(*shape[1:], 3, dtype=torch.float64)
-    for axis, size in enumerate(shape[1:], 1):
-        steps = torch.arange(size, dtype=torch.float64)
-        across += (steps[:, None] * scaled[:, axis]).reshape(-1, *[1] * (2 - axis), 3)
-    count = max(1, _SLAB // max(1, shape[1] * shape[2]))
-    for start in range(0, shape[0], count):
-        planes = torch.arange(start, min(start + count, shape[0]), dtype=torch.float64)
-        along = planes[:, None] * scaled[:, 0] + scaled[:, 3]
-        grid = (across + along[:, None, None]).float()[:, None].to(volume.device)
-        # A batch with an item for each plane, since grid_sample divides only batches among threads.
-        copies = volume[None].expand(len(planes), *volume.shape)
-        found = grid_sample(copies, grid, "bilinear", "border", align_corners=False)
-        yield found[:, :, 0].transpose(0, 1)
+    grid = scaled[:, 3].expand(len(planes), *across, 3).clone()
+    for axis, places in enumerate((planes, *map(torch.arange, across))):
+        grid += (places.double()[:, None] * scaled[:, axis]).reshape(-1, *[1] * (2 - axis), 3)
+    # A batch with an item for each plane, since grid_sample divides only batches among threads.
+    copies = volume[None].expand(len(planes), *volume.shape)
+    points = grid[:, None].to(volume)
+    found = grid_sample(copies, points, "bilinear", "border", align_corners=False)
+    return found[:, :, 0].transpose(0, 1)
 
 
 def resample(volume: Tensor, matrix: Affine, shape: Sequence[int]) -> Tensor:
-    """The planes of :func:`resampled` as one ``(C, D, H, W)``."""
-    return gathered(resampled(volume, matrix, shape), len(volume), shape)
-
-
-def gathered(parts: Iterator[Tensor], channels: int, shape: Sequence[int]) -> Tensor:
-    """Consecutive planes ``(C, planes, H, W)`` as one float32 ``(C, D, H, W)`` in host memory."""
-    result = torch.empty((channels, *shape))
+    """The planes of :func:`resampled` as one ``(C, D, H, W)``, float32 in host memory."""
+    result = torch.empty((len(volume), *shape))
     start = 0
-    for part in parts:
+    for part in resampled(volume, matrix, shape):
         result[:, start : (start := start + part.shape[1])] = part
     return result
 
@@ -109,48 +148,6 @@ def resample_labels(
                 result[:, planes].masked_fill_(part > best[:, planes], value)
             torch.maximum(best[:, planes], part, out=best[:, planes])
     return result
-
-
-def on_grid(
-    volume: Tensor, source: Affine, target: Affine, shape: tuple[int, ...]
-) -> Iterator[Tensor]:
-    """Resample from the grid of one affine to that of another.
-
-    Permuted and flipped axes are copied exactly; other grids are interpolated linearly, and voxels
-    outside the source take the nearest value.
-
-    Args:
-        volume: ``(C, D, H, W)``, floating point.
-        source: its affine.
-        target: affine of the result.
-        shape: shape of the result.
-
-    Yields:
-        Consecutive planes of the result along its first axis, ``(C, planes, H, W)``.
-    """
-    matrix = np.linalg.solve(source, target)
-    turn = np.rint(matrix)
-    steps = turn[:3, :3]
-    permutes = (abs(steps).sum(0) == 1).all() and (abs(steps).sum(1) == 1).all()
-    if permutes and np.allclose(matrix, turn, atol=_SAME):
-        axes = abs(steps).argmax(0)
-        turned = volume.permute(0, *(int(axis) + 1 for axis in axes))
-        signs = steps.sum(0)
-        first = np.where(signs < 0, np.array(shape) - 1, 0)
-        if tuple(turned.shape[1:]) == shape and (turn[axes, 3] == first).all():
-            yield from _flipped(turned, [axis for axis in range(3) if signs[axis] < 0])
-            return
-    yield from resampled(volume, matrix, shape)
-
-
-def _flipped(volume: Tensor, axes: Sequence[int]) -> Iterator[Tensor]:
-    """Planes of a volume ``(C, D, H, W)`` with some of its spatial axes flipped."""
-    depth, height, width = volume.shape[1:]
-    count = max(1, _SLAB // max(1, height * width))
-    for start in range(0, depth, count):
-        stop = min(start + count, depth)
-        planes = volume[:, depth - stop : depth - start] if 0 in axes else volume[:, start:stop]
-        yield planes.flip([axis + 1 for axis in axes])
 
 
 def resampling_bytes(channels: int, shape: Sequence[int]) -> float:
