@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nibabel.affines import voxel_sizes
@@ -17,6 +18,8 @@ from egcnn.files import without_nan, write_csv, write_json
 from egcnn.inference import EDGES, PROBABILITIES, predict_cases
 from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
+from egcnn.processes import in_processes
+from egcnn.terminal import tracked
 
 Scores = dict[str, dict[str, float]]
 TABLE = "metrics.csv"
@@ -59,13 +62,17 @@ class Evaluation:
         }
 
 
-def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
+def evaluate(
+    predictions: str | Path, dataset: Dataset, *, workers: int = 0, quiet: bool = True
+) -> Evaluation:
     """Score the label maps in a folder, and any edge probabilities there, against a dataset.
 
     Args:
         predictions: folder with ``NAME.nii.gz`` (or ``.nii``) per case, and optionally
             ``NAME_edges.nii.gz`` as :func:`egcnn.inference.write_prediction` writes them.
         dataset: defines the regions and holds the truth.
+        workers: number of processes; 0 uses this one. The scores are the same.
+        quiet: show no progress bar.
 
     Raises:
         InputError: no such folder, no prediction in it, a prediction that belongs to no labelled
@@ -94,14 +101,21 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
         raise InputError(
             f"predictions: {folder} holds no label map; expected files such as {example}.nii.gz"
         )
-    scores = {}
-    for name, path in files.items():
-        case, regions = labelled[name], dataset.regions
-        labels = read_label(case, regions, path).as_tensor()[0]
-        edge_path = beside.get(name + EDGES)
-        probabilities = None if edge_path is None else read_edges(case, edge_path, regions)
-        scores[name] = score(case, labels, dataset, probabilities)
-    return Evaluation(scores, tuple(name for name in labelled if name not in files))
+    jobs = [(labelled[name], path, beside.get(name + EDGES)) for name, path in files.items()]
+    done = in_processes(partial(_score_files, dataset), jobs, workers)
+    scores = done if quiet else tracked(done, len(jobs), "scoring cases")
+    return Evaluation(
+        dict(zip(files, scores, strict=True)),
+        tuple(name for name in labelled if name not in files),
+    )
+
+
+def _score_files(dataset: Dataset, files: tuple[Case, Path, Path | None]) -> Scores:
+    """Score a case's label map, and its edge probabilities if there is a file of them."""
+    case, path, edge_path = files
+    labels = read_label(case, dataset.regions, path).as_tensor()[0]
+    edges = None if edge_path is None else read_edges(case, edge_path, dataset.regions)
+    return score(case, labels, dataset, edges)
 
 
 def score(

@@ -177,6 +177,10 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Number of processes, one for each core by default; 0 uses none."),
+    ] = None,
 ) -> None:
     """Compare predictions with the truth: tables, metrics.csv and metrics.json.
 
@@ -184,10 +188,16 @@ def evaluate(
     """
     from egcnn import evaluation
     from egcnn.data import open_dataset
+    from egcnn.machine import usable_cores
     from egcnn.report import edge_table, evaluation_table
     from egcnn.terminal import say, show
 
-    scored = evaluation.evaluate(predictions, open_dataset(data))
+    scored = evaluation.evaluate(
+        predictions,
+        open_dataset(data),
+        workers=usable_cores() if workers is None else workers,
+        quiet=False,
+    )
     # Files first: nothing that is wrong with the terminal loses them.
     written = evaluation.write_evaluation(scored, predictions if output is None else output)
     show(evaluation_table(scored))

@@ -68,7 +68,13 @@ def resampled(volume: Tensor, matrix: Affine, shape: Sequence[int]) -> Iterator[
         part = turned
         for axis, (step, offset) in enumerate(steps):
             index = planes if axis == 0 else torch.arange(shape[axis])
-            part = _interpolated_along(part, axis + 1, index.double() * step + offset)
+            places = _places(index.double() * step + offset, turned.shape[axis + 1])
+            if axis == 0:
+                # Permuted, each of these planes is spread over the whole volume.
+                lowest, highest = int(places.min()), int(places.max().ceil())
+                part = turned[:, lowest : highest + 1].contiguous()
+                places -= lowest
+            part = _interpolated_along(part, axis + 1, places)
         yield part
 
 
@@ -83,11 +89,14 @@ def _parallel_axes(matrix: Affine, shape: Sequence[int]) -> list[int] | None:
     return axes if sorted(axes) == [0, 1, 2] and across.max() < 0.01 else None
 
 
+def _places(places: Tensor, size: int) -> Tensor:
+    """Places along an axis of so many voxels: near a voxel at it, outside at the nearest one."""
+    near = places.round()
+    return torch.where((places - near).abs() < _SAME, near, places).clamp(0, size - 1)
+
+
 def _interpolated_along(volume: Tensor, dim: int, places: Tensor) -> Tensor:
     """Interpolate at some places, in voxels, along one axis."""
-    near = places.round()
-    places = torch.where((places - near).abs() < _SAME, near, places)
-    places = places.clamp(0, volume.shape[dim] - 1)
     low = places.floor().long()
     weight = (places - low).to(volume)
     low = low.to(volume.device)
