@@ -7,7 +7,6 @@ that entry and the weights are read back, which does not need Lightning.
 from __future__ import annotations
 
 import os
-import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ import egcnn
 from egcnn import legacy
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError, shown
-from egcnn.files import atomic_write
+from egcnn.files import atomic_write, save_tensors
 from egcnn.machine import versions
 from egcnn.nn.network import NetworkSettings, build_network
 from egcnn.regions import Regions
@@ -88,16 +87,7 @@ def write(path: str | Path, checkpoint: Mapping[str, Any], keep: int = 1) -> Non
     """
     path = Path(path)
     with atomic_write(path) as temporary:
-        try:
-            torch.save(dict(checkpoint), temporary)
-        except RuntimeError as error:
-            # torch's writer reports a failed write this way, and a killed worker is reported here
-            # if it dies meanwhile.
-            if not re.search("inline_container|PytorchStreamWriter", str(error)):
-                raise
-            raise InputError(
-                f"{path}: writing stopped half-way; is there room left on the disk?"
-            ) from error
+        save_tensors(checkpoint, temporary, path)
         if (damage := _damage(temporary)) is not None:
             raise InputError(f"{path}: did not reach the disk whole ({damage})")
         # A damaged file is not worth the place of an older one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from egcnn.data.case import Case, Dataset, read_edges, read_label
 from egcnn.data.nifti import stem, volumes
 from egcnn.errors import InputError
 from egcnn.files import read_json, without_nan, write_csv, write_json
-from egcnn.inference import EDGES, predict_cases
+from egcnn.inference import EDGES, PROBABILITIES, predict_cases
 from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
+from egcnn.processes import in_processes
+from egcnn.terminal import tracked
 from egcnn.typed import entry
 
 Scores = dict[str, dict[str, float]]
@@ -62,13 +65,17 @@ class Evaluation:
         }
 
 
-def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
+def evaluate(
+    predictions: str | Path, dataset: Dataset, *, workers: int = 0, quiet: bool = True
+) -> Evaluation:
     """Score the label maps in a folder, and any edge probabilities there, against a dataset.
 
     Args:
         predictions: folder with ``NAME.nii.gz`` (or ``.nii``) per case, and optionally
             ``NAME_edges.nii.gz`` as :func:`egcnn.inference.write_prediction` writes them.
         dataset: defines the regions and holds the truth.
+        workers: number of processes; 0 uses this one. The scores are the same.
+        quiet: show no progress bar.
 
     Raises:
         InputError: no such folder, no prediction in it, a prediction that belongs to no labelled
@@ -81,10 +88,10 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
     if not labelled:
         raise InputError(f"{dataset.root}: no case has a label; expected cases to compare with")
     files = {stem(path): path for path in volumes(folder)}
-    edges = {
+    beside = {
         name: files.pop(name)
         for name in list(files)
-        if name not in labelled and name.endswith(EDGES)
+        if name not in labelled and name.endswith((EDGES, PROBABILITIES))
     }
     unknown = [path for name, path in files.items() if name not in labelled]
     if unknown:
@@ -97,14 +104,21 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
         raise InputError(
             f"predictions: {folder} holds no label map; expected files such as {example}.nii.gz"
         )
-    scores = {}
-    for name, path in files.items():
-        case, regions = labelled[name], dataset.regions
-        labels = read_label(case, regions, path).as_tensor()[0]
-        edge_path = edges.get(name + EDGES)
-        probabilities = None if edge_path is None else read_edges(case, edge_path, regions)
-        scores[name] = score(case, labels, dataset, probabilities)
-    return Evaluation(scores, tuple(name for name in labelled if name not in files))
+    jobs = [(labelled[name], path, beside.get(name + EDGES)) for name, path in files.items()]
+    done = in_processes(partial(_score_files, dataset), jobs, workers)
+    scores = done if quiet else tracked(done, len(jobs), "scoring cases")
+    return Evaluation(
+        dict(zip(files, scores, strict=True)),
+        tuple(name for name in labelled if name not in files),
+    )
+
+
+def _score_files(dataset: Dataset, files: tuple[Case, Path, Path | None]) -> Scores:
+    """Score a case's label map, and its edge probabilities if there is a file of them."""
+    case, path, edge_path = files
+    labels = read_label(case, dataset.regions, path).as_tensor()[0]
+    edges = None if edge_path is None else read_edges(case, edge_path, dataset.regions)
+    return score(case, labels, dataset, edges)
 
 
 def score(

@@ -9,8 +9,10 @@ import json
 import math
 import os
 import platform
+import re
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,7 @@ _LOCK = ".lock"
 # Device and inode of the folders that a thread of this process owns.
 _owned: set[tuple[int, int]] = set()
 _guard = threading.Lock()
+_TURNS = ".turns"
 
 
 @contextmanager
@@ -134,6 +137,58 @@ def _lock(path: Path) -> IO[str]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Make a file while no other process makes the same; those that want to wait here.
+
+    What a killed process left half-written of it is removed.
+
+    Args:
+        path: its folder is created if missing.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    lock = path.parent / _TURNS
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    except OSError as error:
+        raise InputError(f"{lock}: cannot be written: {error.strerror or error}") from error
+    with file:
+        # Every name locks a byte of its own, of a file that is never written.
+        with suppress(OSError):  # a file system without locks
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, zlib.crc32(path.name.encode()))
+            for part in path.parent.glob(f"{_PART}????????-{path.name}"):
+                part.unlink(missing_ok=True)
+        yield
+
+
+def save_tensors(data: Mapping[str, Any], path: Path, target: Path) -> None:
+    """Write by ``torch.save``.
+
+    Args:
+        data: tensors and plain data.
+        path: the file, usually of :func:`atomic_write`.
+        target: the file that messages name.
+
+    Raises:
+        InputError: writing failed half-way.
+    """
+    import torch
+
+    try:
+        torch.save(dict(data), path)
+    except RuntimeError as error:
+        # torch's writer reports a failed write this way, and a killed worker is reported here if
+        # it dies meanwhile.
+        if not re.search("inline_container|PytorchStreamWriter", str(error)):
+            raise
+        raise InputError(
+            f"{target}: writing stopped half-way; is there room left on the disk?"
+        ) from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Sliding-window prediction, written on each input's own grid."""
+"""Prediction of whole cases, written on each input's own grid."""
 
 from __future__ import annotations
 
@@ -11,25 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.inferers.utils import sliding_window_inference
-from monai.transforms.spatial.array import Orientation, SpatialResample
-from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from egcnn.checkpoint import Trained
 from egcnn.checks import DEFAULT_OVERLAP, check_memory, check_overlap, check_precision
 from egcnn.data.case import Case, read_image
-from egcnn.data.nifti import Header, write_volume
-from egcnn.data.transforms import RAS, preprocessing, resampling_bytes
+from egcnn.data.nifti import Header, write_probabilities, write_volume
+from egcnn.data.resampling import resample, resampled, resampling_bytes
+from egcnn.data.transforms import preprocessing
 from egcnn.errors import InputError
 from egcnn.machine import prepare_cpu
-from egcnn.regions import Regions
+from egcnn.windows import Progress, segment
 
-#: Suffix of the names of edge probability files, before ``.nii.gz``.
+#: Suffixes of the names of probability files, before ``.nii.gz``: of edges, and of regions.
 EDGES = "_edges"
-#: Above this many bytes of output, windows are gathered in host memory.
-_LARGE_OUTPUT = 2 << 30
+PROBABILITIES = "_probabilities"
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Prediction:
 
     Args:
         labels: label map ``(D, H, W)``, int16.
-        probabilities: per region, ``(R, D, H, W)`` float32.
+        probabilities: per region, ``(R, D, H, W)`` float32; None unless they were asked for.
         edges: probability that a voxel is an edge, ``(F, D, H, W)`` float32 for the F reported
             regions, or ``(1, D, H, W)`` for their union (``edges="union"``); ``None`` for a
             network without edge stream.
@@ -48,7 +44,7 @@ class Prediction:
     """
 
     labels: NDArray[np.int16]
-    probabilities: NDArray[np.float32]
+    probabilities: NDArray[np.float32] | None
     edges: NDArray[np.float32] | None
     affine: NDArray[np.float64]
     header: Header | None = None
@@ -88,164 +84,156 @@ def default_precision(device: torch.device) -> str:
     return "bf16-mixed" if any(check() for check in checks if check is not None) else "32-true"
 
 
-def window_size(shape: Sequence[int], patch: Sequence[int], stride: int) -> tuple[int, ...]:
-    """The sliding window for a volume: the training patch, or the whole volume if little larger.
+def training_flips(trained: Trained) -> tuple[int, ...]:
+    """The axes along which a network's training patches were mirrored.
 
-    One window over a volume of at most twice the patch costs less than the overlapping windows
-    that would cover it, and has no seams.
-
-    Args:
-        shape: shape of the volume.
-        patch: the training patch.
-        stride: see ``egcnn.nn.backbones.BackboneEntry``.
+    Raises:
+        InputError: its checkpoint does not say.
     """
-    whole = tuple(-(-size // stride) * stride for size in shape)
-    return whole if np.prod(whole) <= 2 * np.prod(patch) else tuple(patch)
+    try:
+        axes = trained.provenance["run"]["config"]["augmentation"]["flip_axes"]
+    except (KeyError, TypeError):
+        raise InputError(
+            "flips: the checkpoint does not say along which axes its training patches were "
+            "mirrored; expected one that 'egcnn train' wrote"
+        ) from None
+    return tuple(int(axis) for axis in axes)
 
 
-@torch.no_grad()
-def segment(
-    network: nn.Module,
-    image: Tensor,
-    regions: Regions,
-    patch: Sequence[int],
-    *,
-    stride: int,
-    overlap: float = DEFAULT_OVERLAP,
-) -> tuple[Tensor, Tensor | None]:
-    """Slide a window over preprocessed volumes and blend overlaps with Gaussian weights.
+def _members(trained: Trained | Sequence[Trained]) -> list[Trained]:
+    """The networks of an ensemble.
 
-    Args:
-        network: returns logits ``(B, R, ...)`` or a ``Segmentation``.
-        image: ``(B, M, D, H, W)``.
-        regions: how logits become probabilities.
-        patch: the window's size, see :func:`window_size`.
-        stride: see :func:`window_size`.
-        overlap: overlap of neighbouring windows as a fraction of their size.
-
-    Returns:
-        probabilities ``(B, R, D, H, W)``, and edge probabilities of the same shape, or
-        ``(B, 1, D, H, W)`` for ``edges="union"``, or ``None``; float32.
+    Raises:
+        InputError: there is none, or they cannot be averaged.
     """
-    has_edges = False
-
-    def predictor(window: Tensor) -> Tensor:
-        nonlocal has_edges
-        output = network(window.contiguous(memory_format=torch.channels_last_3d))
-        if isinstance(output, Tensor):
-            return regions.probabilities(output.float())
-        parts = [regions.probabilities(output.logits.float())]
-        if output.edge_logits is not None:
-            has_edges = True
-            parts.append(output.edge_logits.float().sigmoid())
-        return torch.cat(parts, 1)
-
-    gathered = 2 * len(regions) * image[:, 0].numel() * 4
-    outputs = sliding_window_inference(
-        image,
-        window_size(image.shape[2:], patch, stride),
-        sw_batch_size=1,
-        predictor=predictor,
-        overlap=overlap,
-        mode="gaussian",
-        sw_device=image.device,
-        device="cpu" if gathered > _LARGE_OUTPUT else image.device,
-    )
-    assert isinstance(outputs, Tensor)
-    # Rounding can push weighted means of probabilities outside [0, 1].
-    outputs = outputs.clamp_(0, 1)
-    count = len(regions)
-    return outputs[:, :count], outputs[:, count:] if has_edges else None
+    members = [trained] if isinstance(trained, Trained) else list(trained)
+    if not members:
+        raise InputError("checkpoints: none; expected at least one")
+    for other in members[1:]:
+        for name, one, another in (
+            ("modalities", members[0].modalities, other.modalities),
+            ("regions", members[0].regions, other.regions),
+            ("preprocessing", members[0].preprocessing, other.preprocessing),
+            ("edge stream", members[0].settings.edge, other.settings.edge),
+        ):
+            if one != another:
+                raise InputError(
+                    f"checkpoints: {name} {one} and {another}; expected the same in all, whose "
+                    "probabilities are averaged"
+                )
+    return members
 
 
 def predict_case(
-    trained: Trained,
+    trained: Trained | Sequence[Trained],
     image: Case | Path | Sequence[Path] | MetaTensor,
     *,
     overlap: float = DEFAULT_OVERLAP,
+    flips: Sequence[int] = (),
     device: torch.device | str | None = None,
     precision: str | None = None,
+    probabilities: bool = True,
+    progress: Progress | None = None,
 ) -> Prediction:
     """Segment one case.
 
     Args:
-        trained: the network and how it was trained.
+        trained: the network and how it was trained; of several, the probabilities are averaged.
         image: the case, its files in the order of the modalities, or the image ``(M, D, H, W)`` as
             :func:`egcnn.data.read_image` returns it.
         overlap: overlap of neighbouring windows as a fraction of their size, in [0, 1).
+        flips: axes to mirror, see :func:`segment`; those of the training are
+            :func:`training_flips`.
         device: where to compute, by default the network's device. The network is moved there.
         precision: one of :data:`egcnn.checks.PRECISIONS`; chosen for the device by default.
+        probabilities: return the regions' probabilities; without them, only a slab is in memory.
+        progress: called after each window with the number of windows that are done, and of all.
 
     Raises:
-        InputError: the image is unusable, its number of modalities is not the network's, or the
-            network's output is NaN.
+        InputError: the image is unusable, its number of modalities is not the network's, the
+            network's output is NaN, or several networks differ in modalities, regions,
+            preprocessing or having an edge stream.
     """
     prepare_cpu()
     check_overlap(overlap)
-    expected = len(trained.modalities)
+    if not set(flips) <= {0, 1, 2}:
+        raise InputError(f"flips: {tuple(flips)}; expected some of 0, 1, 2")
+    members = _members(trained)
+    first = members[0]
+    expected = len(first.modalities)
     if isinstance(image, MetaTensor):
         if image.ndim != 4 or image.shape[0] != expected:
             raise InputError(
                 f"image: shape {tuple(image.shape)}; expected (M, D, H, W) with M = {expected} "
-                f"({', '.join(trained.modalities)})"
+                f"({', '.join(first.modalities)})"
             )
     else:
         image = read_image(image, expected)
-    device = torch.device(device or next(trained.network.parameters()).device)
-    trained.network.to(device).eval()
-    affine, shape, header = image.affine.clone(), tuple(image.shape[1:]), image.meta.get("header")
+    device = torch.device(device or next(first.network.parameters()).device)
+    for member in members:
+        member.network.to(device).eval()
+    affine, shape, header = image.affine.numpy().copy(), image.shape[1:], image.meta.get("header")
+    name = image.meta.get("filename_or_obj", "image")
+    channels = len(first.regions) * (2 if probabilities else 1)
+    check_memory(f"a prediction of shape {tuple(shape)}", resampling_bytes(channels, shape))
 
-    prepare = preprocessing(trained.preprocessing, trained.regions)
-    prepared = prepare({"image": image})["image"]
+    prepared = preprocessing(first.preprocessing, first.regions)({"image": image})["image"]
+    del image  # a CT takes a gigabyte
+    source = prepared.affine.numpy()
     with torch.inference_mode(), autocast(device, precision or default_precision(device)):
-        probabilities, edges = segment(
-            trained.network,
+        found, edges = segment(
+            [member.network for member in members],
             prepared.as_tensor()[None].to(device),
-            trained.regions,
-            trained.preprocessing.patch,
-            stride=trained.settings.stride,
+            first.regions,
+            first.preprocessing.patch,
+            stride=max(member.settings.stride for member in members),
             overlap=overlap,
+            flips=flips,
+            progress=progress,
         )
-    if not probabilities.isfinite().all():
+    if not found.isfinite().all():
         raise InputError(
-            f"{image.meta.get('filename_or_obj', 'image')}: the network's output is NaN; expected "
-            "finite logits, which precision 32-true may give"
+            f"{name}: the network's output is NaN; expected finite logits, which precision 32-true "
+            "may give"
         )
+    del prepared
 
-    def to_input_grid(volume: Tensor) -> Tensor:
-        return to_grid(volume[0].float().cpu(), prepared.affine, affine, shape)
-
-    resampled = to_input_grid(probabilities)
+    labels = np.empty(shape, np.int16)
+    kept = np.empty((len(first.regions), *shape), np.float32) if probabilities else None
+    matrix = np.linalg.solve(source, affine)
+    start = 0
+    for part in resampled(found[0].float().cpu(), matrix, shape):
+        planes = slice(start, start := start + part.shape[1])
+        labels[planes] = first.regions.decode(part[None])[0, 0]
+        if kept is not None:
+            kept[:, planes] = part
     if edges is not None:
+        edges = first.regions.reported(edges)[0].float().cpu()
         # Rounding can push interpolated probabilities outside [0, 1].
-        edges = trained.regions.reported(to_input_grid(edges).clamp(0, 1)[None])[0]
+        edges = resample(edges, matrix, shape).clamp_(0, 1)
     return Prediction(
-        labels=trained.regions.decode(resampled[None])[0, 0].numpy().astype(np.int16, copy=False),
-        probabilities=resampled.numpy(),
-        edges=None if edges is None else edges.numpy(),
-        affine=affine.numpy().astype(np.float64),
-        header=header,
+        labels, kept, None if edges is None else edges.numpy(), affine.astype(np.float64), header
     )
 
 
 def predict_cases(
-    trained: Trained,
+    trained: Trained | Sequence[Trained],
     cases: Iterable[Case],
     folder: str | Path,
     *,
     edges: bool = False,
-    overlap: float = DEFAULT_OVERLAP,
-    precision: str | None = None,
+    probabilities: bool = False,
+    **options: Any,
 ) -> Iterator[tuple[Case, Prediction, Path]]:
     """Segment cases one after the other, and write each prediction at once.
 
     Args:
-        trained: the network and how it was trained.
+        trained: see :func:`predict_case`.
         cases: cases to segment.
         folder: see :func:`write_prediction`.
         edges: see :func:`write_prediction`.
-        overlap: see :func:`predict_case`.
-        precision: see :func:`predict_case`.
+        probabilities: see :func:`write_prediction`.
+        options: of :func:`predict_case`.
 
     Yields:
         the case, its prediction and the path of its label map.
@@ -263,8 +251,12 @@ def predict_cases(
                     "expected another output folder"
                 )
     for case in cases:
-        prediction = predict_case(trained, case, overlap=overlap, precision=precision)
-        yield case, prediction, write_prediction(prediction, folder, case.name, edges=edges)
+        prediction = predict_case(trained, case, probabilities=probabilities, **options)
+        path = write_prediction(
+            prediction, folder, case.name, edges=edges, probabilities=probabilities
+        )
+        yield case, prediction, path
+        del prediction  # not to be in memory beside the next
 
 
 def _place(path: Path) -> Path:
@@ -272,13 +264,21 @@ def _place(path: Path) -> Path:
     return path.parent.resolve() / path.name
 
 
-def _output_paths(folder: str | Path, name: str) -> tuple[Path, Path]:
-    """Of the label map and of the edge probabilities."""
-    return Path(folder) / f"{name}.nii.gz", Path(folder) / f"{name}{EDGES}.nii.gz"
+def _output_paths(folder: str | Path, name: str) -> tuple[Path, Path, Path]:
+    """Of the label map, of the edge probabilities and of the regions' probabilities."""
+    label, edges, regions = (
+        Path(folder) / f"{name}{suffix}.nii.gz" for suffix in ("", EDGES, PROBABILITIES)
+    )
+    return label, edges, regions
 
 
 def write_prediction(
-    prediction: Prediction, folder: str | Path, name: str, *, edges: bool = False
+    prediction: Prediction,
+    folder: str | Path,
+    name: str,
+    *,
+    edges: bool = False,
+    probabilities: bool = False,
 ) -> Path:
     """Write ``NAME.nii.gz``, the label map, on the input's own grid.
 
@@ -287,20 +287,22 @@ def write_prediction(
         folder: created if missing.
         name: name of the case.
         edges: write ``NAME_edges.nii.gz`` too, the edge probabilities ``(D, H, W, F)``, or
-            ``(D, H, W)`` where there is one channel.
+            ``(D, H, W)`` where there is one channel; see
+            :func:`egcnn.data.nifti.write_probabilities`.
+        probabilities: write ``NAME_probabilities.nii.gz`` too, those of all regions, likewise.
 
     Returns:
         the label map's path.
     """
-    path, edges_path = _output_paths(folder, name)
+    path, *others = _output_paths(folder, name)
     write_volume(prediction.labels, prediction.affine, path, prediction.header)
-    if edges and prediction.edges is not None:
-        volumes = prediction.edges
-        channels = volumes[0] if len(volumes) == 1 else np.moveaxis(volumes, 0, 3)
-        write_volume(channels, prediction.affine, edges_path, prediction.header)
-    else:
-        # An earlier prediction's edges would be mistaken for this one's.
-        edges_path.unlink(missing_ok=True)
+    kinds = ((edges, prediction.edges), (probabilities, prediction.probabilities))
+    for other, (wanted, channels) in zip(others, kinds, strict=True):
+        if wanted and channels is not None:
+            write_probabilities(channels, prediction.affine, other, prediction.header)
+        else:
+            # An earlier prediction's would be mistaken for this one's.
+            other.unlink(missing_ok=True)
     return path
 
 
@@ -315,23 +317,3 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
         return contextlib.nullcontext()
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
     return torch.autocast(device.type, dtype)
-
-
-def to_grid(volume: Tensor, source: Tensor, target: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Resample ``(C, D, H, W)`` from the grid of one affine to that of another.
-
-    Permuted and flipped axes are copied exactly; other grids are interpolated trilinearly, and
-    voxels outside the source take the nearest value.
-    """
-    turned = MetaTensor(volume, affine=source)
-    codes = "".join(aff2axcodes(target.numpy()))
-    turned = Orientation(axcodes=codes, labels=RAS)(turned)
-    if tuple(turned.shape[1:]) == shape and torch.allclose(turned.affine, target, atol=1e-4):
-        return turned.as_tensor()
-    check_memory(f"resampling to shape {shape}", resampling_bytes(len(volume), shape))
-    resample = SpatialResample(
-        mode="bilinear", padding_mode="border", align_corners=False, dtype=torch.float32
-    )
-    moved = resample(turned, dst_affine=target, spatial_size=shape)
-    assert isinstance(moved, MetaTensor)
-    return moved.as_tensor()

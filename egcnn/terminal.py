@@ -5,13 +5,23 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+T = TypeVar("T")
 _PIPE_WIDTH = 120
 
 
@@ -88,3 +98,29 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def tracked(items: Iterable[T], total: int, title: str) -> Iterator[T]:
+    """Iterate with a progress bar on stderr, where that is a terminal."""
+    console = Terminal(stderr=True)
+    with progress_bar(console) as bar:
+        yield from bar.track(items, total=total, description=visible(title))
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress bar with counts, which disappears in the end and is absent from files."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        # What is printed meanwhile goes above the bar, unless it goes elsewhere.
+        redirect_stdout=sys.stdout.isatty(),
+    )

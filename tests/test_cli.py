@@ -74,10 +74,12 @@ def test_train_predict_evaluate(
     code = run(
         *("train", brats, "-o", folder, "--epochs", "1", "--filters", "4", "--batch-size", "1"),
         *("--patch", "16,16,16", "--set", "flip_axes=", "--set", "spacing=null", "--device", "cpu"),
+        *("--cache", tmp_path / "cache"),
     )
     said = capfd.readouterr()
     assert code == 0, said.err
     assert said.err == ""
+    assert len(list((tmp_path / "cache").glob("*.pt"))) == 3
     assert "3 labelled cases" in said.out
     assert "epoch 1/1  loss " in said.out
     assert str(folder / "best.ckpt") in said.out
@@ -99,9 +101,16 @@ def test_train_predict_evaluate(
     assert edges.shape == (*image.shape, 3)
     for written in (labels, edges):
         np.testing.assert_allclose(written.affine, image.affine)
-    assert edges.get_data_dtype() == np.float32
+    assert edges.get_data_dtype() == np.uint8
     assert 0 <= edges.get_fdata().min() <= edges.get_fdata().max() <= 1
     assert set(np.unique(labels.get_fdata())) <= {0, 1, 2, 4}
+
+    averaged = tmp_path / "averaged"
+    both = f"{best},{folder / 'last.ckpt'}"
+    assert run("predict", both, brats, "-o", averaged, "--flips", "--probabilities") == 0
+    assert len(os.listdir(averaged)) == 6
+    assert run("predict", both, brats, "-o", averaged, "--split", "train") == 1
+    assert "2 checkpoints, whose splits may differ" in capfd.readouterr().err
 
     capfd.readouterr()
     scores = tmp_path / "scores"

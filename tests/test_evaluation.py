@@ -71,6 +71,23 @@ def test_evaluation(dataset: Dataset, tmp_path: Path) -> None:
     assert summary["mean"]["dice"]["mean"] == pytest.approx(11 / 12)
 
 
+def test_processes_change_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    folder = predicted(dataset, tmp_path / "p")
+    # Written by predict --probabilities, and scored nowhere.
+    write_volume(np.zeros((8, 8, 8, 2)), np.eye(4), folder / "a_probabilities.nii.gz")
+    alone, divided = (evaluate(folder, dataset, workers=workers) for workers in (0, 2))
+    assert list(divided.cases) == list(alone.cases) == ["a", "b"]
+    assert divided.missing == alone.missing
+    for name, regions in alone.cases.items():
+        for region, scores in regions.items():
+            np.testing.assert_equal(divided.cases[name][region], scores)
+    (folder / "b.nii").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^\S+/b\.nii: the file is empty"):
+        evaluate(folder, dataset, workers=2)
+    with pytest.raises(InputError, match="workers: -1; expected at least 0"):
+        evaluate(folder, dataset, workers=-1)
+
+
 def test_evaluation_files_and_table(dataset: Dataset, tmp_path: Path) -> None:
     found = evaluate(predicted(dataset, tmp_path / "p"), dataset)
     table, data = write_evaluation(found, tmp_path / "e")

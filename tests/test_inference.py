@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,20 +12,21 @@ from torch import Tensor, nn
 
 from egcnn import machine
 from egcnn.checkpoint import Trained
-from egcnn.data import read_image, write_volume
+from egcnn.data import Case, read_image, write_volume
+from egcnn.data.resampling import resample
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError
 from egcnn.inference import (
     choose_device,
     default_precision,
     predict_case,
-    segment,
-    to_grid,
-    window_size,
+    predict_cases,
+    training_flips,
     write_prediction,
 )
 from egcnn.nn import BackboneSettings, NetworkSettings, Segmentation, build_network
 from egcnn.regions import Regions
+from egcnn.windows import segment, window_size
 
 from .tolerances import BY_SUM, HEADER, REORDERED
 
@@ -126,6 +128,139 @@ def test_edges_of_an_earlier_prediction_do_not_stay(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["ball.nii.gz"]
 
 
+class Leaning(Threshold):
+    """Adds to the logits the position along one axis of the window."""
+
+    def __init__(self, axis: int, slope: float) -> None:
+        super().__init__()
+        self.axis, self.slope = axis, slope
+
+    def forward(self, x: Tensor) -> Segmentation:
+        places = torch.linspace(-1, 1, x.shape[self.axis + 2])
+        lean = self.slope * places.reshape(-1, *[1] * (2 - self.axis)).expand_as(x[:, :1])
+        z = x[:, :1] * self.weight + lean
+        return Segmentation(torch.cat([-z, z], 1), torch.cat([-z, z], 1))
+
+
+def leaning(axis: int, slope: float) -> Trained:
+    return replace(threshold(None), network=Leaning(axis, slope))
+
+
+def test_an_ensemble_averages_probabilities() -> None:
+    image = MetaTensor(torch.randn(1, 9, 8, 7) * 300)
+    members = [leaning(0, 1.0), leaning(2, -2.0)]
+    alone = [predict_case(member, image, precision="32-true") for member in members]
+    both = predict_case(members, image, precision="32-true")
+    mean = np.mean([one.probabilities for one in alone], axis=0)
+    np.testing.assert_allclose(both.probabilities, mean, atol=BY_SUM)
+    edges = np.mean([one.edges for one in alone], axis=0)
+    np.testing.assert_allclose(both.edges, edges, atol=BY_SUM)
+    np.testing.assert_array_equal(both.labels == 3, mean[1] > 0.5)
+
+
+def test_an_ensemble_agrees_on_what_it_predicts() -> None:
+    image = MetaTensor(torch.randn(1, 4, 4, 4))
+    with pytest.raises(InputError, match=r"checkpoints: preprocessing .*; expected the same"):
+        predict_case([threshold(), threshold(None)], image)
+    with pytest.raises(InputError, match="checkpoints: none"):
+        predict_case([], image)
+
+
+def test_flips_are_averaged() -> None:
+    image = MetaTensor(torch.randn(1, 16, 8, 8) * 300)
+    mirrored = MetaTensor(image.as_tensor().flip(1))
+    one = predict_case(leaning(0, 2.0), image, precision="32-true")
+    other = predict_case(leaning(0, 2.0), mirrored, precision="32-true")
+    assert one.probabilities is not None
+    assert other.probabilities is not None
+    both = predict_case(leaning(0, 2.0), image, flips=(0,), precision="32-true")
+    mean = (one.probabilities + other.probabilities[:, ::-1]) / 2
+    np.testing.assert_allclose(both.probabilities, mean, atol=BY_SUM)
+    # All 8 mirrorings: now no direction differs from its opposite.
+    calls = []
+    every = predict_case(
+        leaning(0, 2.0),
+        image,
+        flips=(0, 1, 2),
+        precision="32-true",
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    np.testing.assert_allclose(every.probabilities, mean, atol=BY_SUM)
+    assert calls == [(1, 1)]
+    with pytest.raises(InputError, match=r"flips: \(3,\); expected some of 0, 1, 2"):
+        predict_case(threshold(), image, flips=(3,))
+
+
+def test_flips_of_the_training() -> None:
+    config = {"run": {"config": {"augmentation": {"flip_axes": [0, 2]}}}}
+    assert training_flips(replace(threshold(), provenance=config)) == (0, 2)
+    with pytest.raises(InputError, match="flips: the checkpoint does not say"):
+        training_flips(threshold())
+
+
+@pytest.mark.parametrize("shape", [(40, 33, 35), (16, 16, 16), (5, 90, 17)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.7])
+def test_windows_are_counted(shape: tuple[int, int, int], overlap: float) -> None:
+    calls: list[tuple[int, int]] = []
+    segment(
+        threshold().network,
+        torch.zeros(1, 1, *shape),
+        CLASSES,
+        (8, 8, 8),
+        stride=8,
+        overlap=overlap,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert calls == [(number, len(calls)) for number in range(1, len(calls) + 1)]
+
+
+#: Slice-first, with both codes, as KiTS has them, and turned.
+KITS_AFFINE = np.array([[0, 0, -0.9, 100], [0, -0.9, 0, 90], [-3.0, 0, 0, 80], [0, 0, 0, 1]])
+
+
+def test_files_keep_the_geometry_and_read_as_probabilities(tmp_path: Path) -> None:
+    shape = (11, 27, 25)
+    ball(tmp_path / "ball.nii.gz", shape, KITS_AFFINE)
+    image = nib.load(tmp_path / "ball.nii.gz")
+    image.set_qform(KITS_AFFINE, 1)
+    image.set_sform(KITS_AFFINE, 2)
+    nib.save(image, tmp_path / "ball.nii.gz")
+    found = predict_case(threshold(), tmp_path / "ball.nii.gz", precision="32-true")
+    folder = tmp_path / "p"
+    write_prediction(found, folder, "ball", edges=True, probabilities=True)
+    assert found.edges is not None
+    kinds = {"": found.labels, "_edges": found.edges[0], "_probabilities": found.probabilities}
+    for suffix, values in kinds.items():
+        read = nib.load(folder / f"ball{suffix}.nii.gz")
+        assert read.shape[:3] == shape
+        for name in ("qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"):
+            np.testing.assert_array_equal(read.header[name], image.header[name])
+        np.testing.assert_array_equal(read.get_qform(), image.get_qform())
+        assert nib.aff2axcodes(read.affine) == nib.aff2axcodes(image.affine)
+        data = np.asanyarray(read.dataobj)
+        if not suffix:
+            assert set(np.unique(data)) == {0, 3}
+            continue
+        assert read.get_data_dtype() == np.uint8
+        assert 0 <= data.min() <= data.max() <= 1
+        expected = values if suffix == "_edges" else np.moveaxis(values, 0, 3)
+        np.testing.assert_allclose(data, expected, atol=0.5 / 255 + 1e-6)
+        np.testing.assert_array_equal(data >= 0.5, expected >= 0.5)
+    assert len(list(folder.iterdir())) == 3
+    write_prediction(found, folder, "ball")
+    assert [path.name for path in folder.iterdir()] == ["ball.nii.gz"]
+
+
+def test_probabilities_only_on_request(tmp_path: Path) -> None:
+    ball(tmp_path / "ball.nii.gz", (9, 8, 7), np.eye(4))
+    cases = [Case("ball", (tmp_path / "ball.nii.gz",))]
+    for asked in (False, True):
+        done = predict_cases(threshold(), cases, tmp_path / "p", probabilities=asked)
+        ((_, prediction, _),) = done
+        assert (prediction.probabilities is not None) == asked
+        assert (tmp_path / "p" / "ball_probabilities.nii.gz").exists() == asked
+
+
 def test_volume_smaller_than_a_window(tmp_path: Path) -> None:
     write_volume(np.array([[[100.0], [-200.0]]], np.float32), np.eye(4), tmp_path / "tiny.nii.gz")
     found = predict_case(threshold(), tmp_path / "tiny.nii.gz")
@@ -166,6 +301,10 @@ def test_meta_tensor_and_file_agree(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.probabilities, two.probabilities)
     assert torch.equal(image.as_tensor(), before.as_tensor())
     assert torch.equal(image.affine, before.affine)
+
+
+def to_grid(volume: Tensor, source: Tensor, target: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return resample(volume, np.linalg.solve(source.numpy(), target.numpy()), shape)
 
 
 def test_grid_back_of_a_ramp_is_exact() -> None:
@@ -219,9 +358,3 @@ def test_options_are_checked() -> None:
         choose_device(f"cuda:{torch.cuda.device_count()}")
     assert choose_device("cpu").type == "cpu"
     assert default_precision(torch.device("cpu")) in ("32-true", "bf16-mixed")
-
-
-def test_resampling_beyond_memory_is_refused() -> None:
-    one = torch.eye(4, dtype=torch.float64)
-    with pytest.raises(InputError, match=r"resampling to shape .* takes .* GB in memory"):
-        to_grid(torch.zeros(1, 2, 2, 2), one * 3, one, (1 << 30, 1 << 30, 1 << 30))

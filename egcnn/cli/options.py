@@ -18,6 +18,10 @@ FOLD = typer.Option(
     help="Hold out this fold, from 0: of the dataset's splits_final.json, or of five by the cases' "
     "names and split_seed. By default a fifth of the cases is held out."
 )
+CACHE = typer.Option(
+    help="Folder of preprocessed cases on a fast disk, which runs may share; without it they are "
+    "kept in memory as far as they fit."
+)
 DEVICE = typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")
 
 

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file written by 'egcnn train'.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A .ckpt file written by 'egcnn train', or several joined by commas, whose "
+            "probabilities are averaged."
+        ),
+    ],
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -32,6 +38,21 @@ def predict(
         bool,
         typer.Option(
             "--edges", help="Also write NAME_edges.nii.gz, the edge probabilities per region."
+        ),
+    ] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Also write NAME_probabilities.nii.gz, the probabilities of all regions.",
+        ),
+    ] = False,
+    flips: Annotated[
+        bool,
+        typer.Option(
+            "--flips",
+            help="Average over mirrored images, along the axes that training mirrored (up to 8 "
+            "times as long).",
         ),
     ] = False,
     split: Annotated[
@@ -48,41 +69,62 @@ def predict(
     import time
 
     from egcnn.checkpoint import load
-    from egcnn.inference import choose_device, predict_cases
-    from egcnn.terminal import Terminal, plain, say
+    from egcnn.inference import choose_device, predict_cases, training_flips
+    from egcnn.terminal import Terminal, progress_bar, say, visible
 
     where = choose_device(device)
-    trained = load(checkpoint, where)
-    if edges and not trained.settings.edge:
-        raise InputError(
-            f"--edges: {checkpoint} has no edge stream (it was trained with --no-edge); "
-            "expected a checkpoint that has one"
+    # A name may hold a comma itself.
+    parts = [checkpoint] if Path(checkpoint).exists() else checkpoint.split(",")
+    files = [Path(part.strip()) for part in parts]
+    members = [load(file, where) for file in files]
+    for file, member in zip(files, members, strict=True):
+        if edges and not member.settings.edge:
+            raise InputError(
+                f"--edges: {file} has no edge stream (it was trained with --no-edge); "
+                "expected a checkpoint that has one"
+            )
+    cases = _input_cases(inputs, members[0], split, files)
+    with progress_bar(Terminal(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+        predictions = predict_cases(
+            members,
+            cases,
+            output,
+            edges=edges,
+            probabilities=probabilities,
+            overlap=overlap,
+            flips=training_flips(members[0]) if flips else (),
+            precision=precision,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    cases = _input_cases(inputs, trained, split, checkpoint)
-    waiting = Terminal(stderr=True)
-    predictions = predict_cases(
-        trained, cases, output, edges=edges, overlap=overlap, precision=precision
-    )
-    for case in cases:
-        started = time.perf_counter()
-        with waiting.status(plain(f"segmenting {case.name}")):
-            _, _, path = next(predictions)
-        say(f"{path}  {time.perf_counter() - started:.1f} s")
+        for number, case in enumerate(cases, 1):
+            started = time.perf_counter()
+            title = f"{visible(case.name)}, case {number} of {len(cases)}, windows"
+            bar.reset(task, description=title, total=None)
+            path = next(predictions)[2]  # holds no prediction beside the next
+            say(f"{path}  {time.perf_counter() - started:.1f} s")
 
 
-def _input_cases(inputs: list[str], trained: Trained, split: str, checkpoint: Path) -> list[Case]:
+def _input_cases(
+    inputs: list[str], trained: Trained, split: str, checkpoints: list[Path]
+) -> list[Case]:
     from egcnn.data.case import Case
     from egcnn.data.nifti import common_name
 
     if split not in ("all", "train", "validation"):
         raise InputError(f"--split: {split!r}; expected all, train or validation")
+    if split != "all" and len(checkpoints) > 1:
+        raise InputError(
+            f"--split {split}: {len(checkpoints)} checkpoints, whose splits may differ; expected "
+            "one"
+        )
     cases: list[Case] = []
     for text in inputs:
         # A name may hold a comma itself.
         parts = [text] if Path(text).exists() else text.split(",")
         files = [Path(part.strip()) for part in parts if part.strip()]
         if len(files) == 1 and files[0].is_dir():
-            cases.extend(_folder_cases(files[0], split, checkpoint, len(trained.modalities)))
+            cases.extend(_folder_cases(files[0], split, checkpoints[0], len(trained.modalities)))
         elif files:
             cases.append(Case(common_name(files), tuple(files)))
     seen: set[str] = set()
@@ -135,6 +177,10 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Number of processes, one for each core by default; 0 uses none."),
+    ] = None,
 ) -> None:
     """Compare predictions with the truth: tables, metrics.csv and metrics.json.
 
@@ -142,10 +188,16 @@ def evaluate(
     """
     from egcnn import evaluation
     from egcnn.data import open_dataset
+    from egcnn.machine import usable_cores
     from egcnn.report import edge_table, evaluation_table
     from egcnn.terminal import say, show
 
-    scored = evaluation.evaluate(predictions, open_dataset(data))
+    scored = evaluation.evaluate(
+        predictions,
+        open_dataset(data),
+        workers=usable_cores() if workers is None else workers,
+        quiet=False,
+    )
     # Files first: nothing that is wrong with the terminal loses them.
     written = evaluation.write_evaluation(scored, predictions if output is None else output)
     show(evaluation_table(scored))

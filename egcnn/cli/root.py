@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import egcnn
-from egcnn.errors import InputError
+from egcnn.errors import input_error
 from egcnn.machine import prepare_cpu
 from egcnn.terminal import tolerate, visible
 
@@ -47,9 +47,8 @@ def _message(error: BaseException | None) -> str | None:
     while link is not None:
         chain.append(link)
         link = link.__cause__ or link.__context__
-    for link in chain:
-        if isinstance(link, InputError):
-            return _from_worker(str(link)) or str(link)
+    if (wrong := input_error(error)) is not None:
+        return _from_worker(str(wrong)) or str(wrong)
     for link in chain:
         if (message := _about_memory(link)) is not None:
             return message

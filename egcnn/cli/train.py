@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from egcnn.cli.options import DEVICE, FOLD, PRECISION, SET, choices, triple
+from egcnn.cli.options import CACHE, DEVICE, FOLD, PRECISION, SET, choices, triple
 from egcnn.cli.root import app
 from egcnn.errors import InputError
 
@@ -56,6 +56,7 @@ def train(
         int | None, typer.Option(help="Number of devices that share a batch.")
     ] = None,
     precision: Annotated[str | None, PRECISION] = None,
+    cache: Annotated[Path | None, CACHE] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in OUTPUT.")
@@ -93,7 +94,7 @@ def train(
         say(_described(dataset, config, where))
         _say_unlabelled(dataset)
     existing: IfExists = "resume" if resume else "overwrite" if overwrite else "error"
-    run = fit(config, dataset, output, existing=existing, device=device)
+    run = fit(config, dataset, output, existing=existing, device=device, cache=cache)
     if not first:
         return
     show(training_table(run.history, dataset.regions.reported_names, run.seconds))
@@ -180,6 +181,7 @@ def compare(
     fold: Annotated[int | None, FOLD] = None,
     settings: Annotated[list[str] | None, SET] = None,
     device: Annotated[str, DEVICE] = "auto",
+    cache: Annotated[Path | None, CACHE] = None,
 ) -> None:
     """Train backbones with and without the edge stream: the paper's table, mean ± deviation.
 
@@ -213,7 +215,14 @@ def compare(
     _say_unlabelled(dataset)
     console = Terminal(soft_wrap=True)
     runs = comparison.compare(
-        dataset, config, output, arms=compared, seeds=seeds, device=device, console=console
+        dataset,
+        config,
+        output,
+        arms=compared,
+        seeds=seeds,
+        device=device,
+        cache=cache,
+        console=console,
     )
     # Files first: nothing that is wrong with the terminal loses them.
     written = comparison.write_comparison(runs, output)

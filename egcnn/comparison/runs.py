@@ -42,6 +42,7 @@ def compare(
     arms: Sequence[Arm],
     seeds: int,
     device: str = "auto",
+    cache: str | Path | None = None,
     console: Console | None = None,
 ) -> Comparison:
     """Train and evaluate the runs that ``output`` does not hold yet.
@@ -56,6 +57,7 @@ def compare(
         arms: the arms to compare.
         seeds: runs per arm, with seeds 0, 1, ...; all share the split.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        cache: see :func:`egcnn.training.fit`.
         console: where progress is printed; None prints nothing.
 
     Raises:
@@ -80,7 +82,7 @@ def compare(
         else:
             say(f"{title}: training")
             started = time.perf_counter()
-            _train(dataset, settings, run, device)
+            _train(dataset, settings, run, device, cache)
             say(f"{title}: done in {duration(time.perf_counter() - started)}")
         results.append(_result(dataset, settings, run, arm))
     return Comparison(tuple(results))
@@ -94,10 +96,12 @@ def _check_same(run: Path, config: TrainingConfig) -> None:
         )
 
 
-def _train(dataset: Dataset, config: TrainingConfig, run: Path, device: str) -> None:
+def _train(
+    dataset: Dataset, config: TrainingConfig, run: Path, device: str, cache: str | Path | None
+) -> None:
     """Train and evaluate a run, continuing it if it was interrupted."""
     existing: IfExists = "resume" if checkpoints(run) else "overwrite"
-    done = fit(config, dataset, run, existing=existing, device=device, quiet=True)
+    done = fit(config, dataset, run, existing=existing, device=device, cache=cache, quiet=True)
     predict_and_evaluate(load(run / LAST), done.validation, dataset, (run / EVALUATION).parent)
 
 

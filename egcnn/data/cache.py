@@ -1,15 +1,51 @@
-"""A cache of preprocessed cases, as many as fit into memory."""
+"""Preprocessed cases: in memory as far as they fit, or memory-mapped from a folder."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import torch
 from monai.data.dataset import CacheDataset
+from monai.transforms import EnsureTyped
 from monai.transforms.compose import Compose
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
 
 from egcnn.data.case import Case, Dataset
 from egcnn.data.transforms import PreprocessingSettings, ReadCase, prepared_shape, preprocessing
+from egcnn.errors import InputError
+from egcnn.files import atomic_write, save_tensors, turn
+from egcnn.processes import in_processes
+from egcnn.terminal import tracked
+
+#: Cases by index as ``{"image": (M, D, H, W) float32, "label": (1, D, H, W) integers}``.
+PreparedCases: TypeAlias = "TorchDataset[dict[str, Tensor]]"
+
+# Part of the files' names: raise it where preprocessing gives other numbers than before.
+_VERSION = 1
+
+
+def _prepare(dataset: Dataset, settings: PreprocessingSettings) -> Compose:
+    """From a case to plain tensors."""
+    return Compose(
+        [
+            ReadCase(dataset.regions, len(dataset.modalities)),
+            preprocessing(settings, dataset.regions),
+            EnsureTyped(("image", "label"), track_meta=False),
+        ]
+    )
+
+
+def _prepared_bytes(case: Case, dataset: Dataset, settings: PreprocessingSettings) -> float:
+    """Size of a preprocessed case: float32 images and a label of one byte."""
+    voxels = math.prod(map(float, prepared_shape(case, settings.spacing)))
+    return voxels * (4 * len(dataset.modalities) + 1)
 
 
 def cache_cases(
@@ -27,22 +63,17 @@ def cache_cases(
         room: bytes that all groups may occupy together.
 
     Returns:
-        By group name, its cases as ``{"image": (M, D, H, W) float32, "label": (1, D, H, W)
-        integers}``. Cases that did not fit are read again each time.
+        :data:`PreparedCases` by group name. Cases that did not fit are read again each time.
 
     Raises:
         InputError: a file of a kept case is missing, damaged or inconsistent with its dataset.
     """
-    modalities = len(dataset.modalities)
-    prepare = Compose(
-        [ReadCase(dataset.regions, modalities), preprocessing(settings, dataset.regions)]
-    )
+    prepare = _prepare(dataset, settings)
     cached = {}
     for name, cases in groups.items():
         count = 0
         for case in cases:
-            voxels = math.prod(map(float, prepared_shape(case, settings.spacing)))
-            room -= voxels * (4 * modalities + 1)  # float32 images and a label of one byte
+            room -= _prepared_bytes(case, dataset, settings)
             if room < 0:
                 break
             count += 1
@@ -55,3 +86,114 @@ def cache_cases(
             group[index]
         cached[name] = group
     return cached
+
+
+class MappedCases(TorchDataset[dict[str, Tensor]]):
+    """Preprocessed cases in a folder: a patch is read from the disk without the rest of its case.
+
+    A file is named after a hash of the case's files and of all settings that affect it. It appears
+    whole or not at all; one that was cut short later is made anew. Several processes may use the
+    folder at once: they wait for each other where they need the same file.
+
+    Args:
+        folder: created if missing. Nothing is ever deleted from it.
+        cases: labelled cases.
+        dataset: defines regions and modalities.
+        settings: the preprocessing.
+        workers: number of processes that preprocess; 0 uses this one.
+        quiet: show no progress bar.
+
+    Raises:
+        InputError: a file of a case is missing, damaged or inconsistent with its dataset; or the
+            folder cannot be written, or has no room for all cases.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cases: Sequence[Case],
+        dataset: Dataset,
+        settings: PreprocessingSettings,
+        *,
+        workers: int = 0,
+        quiet: bool = True,
+    ) -> None:
+        self.cases = tuple(cases)
+        self._prepare = _prepare(dataset, settings)
+        self._folder = folder
+        # All but the patch, which is cut out later.
+        affecting = {k: v for k, v in settings.to_dict().items() if k != "patch"}
+        regions, modalities = dataset.regions.to_dict(), list(dataset.modalities)
+        self._settings = json.dumps([_VERSION, affecting, regions, modalities]).encode()
+
+        def every(work: Any, indices: Sequence[int], title: str) -> list[Any]:
+            done = in_processes(work, indices, workers)
+            return list(done if quiet else tracked(done, len(indices), title))
+
+        self.paths: list[Path] = every(self._path, range(len(cases)), "reading cases")
+        missing = [index for index, path in enumerate(self.paths) if _mapped(path) is None]
+        needed = sum(_prepared_bytes(cases[index], dataset, settings) for index in missing)
+        _check_room(folder, len(missing), needed)
+        every(self._make, missing, "preprocessing cases")
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """The tensors of a case, mapped from its file."""
+        item = _mapped(self.paths[index])
+        if item is None:  # deleted or damaged meanwhile
+            self._make(index)
+            item = _mapped(self.paths[index])
+        if item is None:
+            raise InputError(f"{self.paths[index]}: cannot be read back after it was written")
+        return item
+
+    def _path(self, index: int) -> Path:
+        """Where a case lies: under a hash of what its preprocessing depends on."""
+        case = self.cases[index]
+        key = hashlib.blake2b(self._settings, digest_size=16)
+        for file in (*case.images, *([case.label] if case.label else [])):
+            key.update(_digest(file))
+        return self._folder / f"{case.name}-{key.hexdigest()}.pt"
+
+    def _make(self, index: int) -> None:
+        path = self.paths[index]
+        with turn(path):
+            if _mapped(path) is not None:
+                return
+            item: Any = self._prepare(self.cases[index])
+            with atomic_write(path) as temporary:
+                save_tensors({key: item[key] for key in ("image", "label")}, temporary, path)
+
+
+def _digest(path: Path) -> bytes:
+    """A hash of a file's bytes."""
+    key = hashlib.blake2b(digest_size=16)
+    try:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                key.update(part)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return key.digest()
+
+
+def _mapped(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file; None if it is missing or was cut short (its index is at the end)."""
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(str(path), mmap=True, weights_only=True)
+    except Exception:  # of many types, depending on the damage
+        return None
+
+
+def _check_room(folder: Path, count: int, needed: float) -> None:
+    """Raise InputError if so many bytes are not free on the folder's disk."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if needed > (free := shutil.disk_usage(existing).free):
+        raise InputError(
+            f"{folder}: {count} preprocessed cases take {needed / 1e9:.3g} GB; expected no more "
+            f"than the {free / 1e9:.3g} GB that are free on this disk"
+        )

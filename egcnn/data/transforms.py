@@ -6,7 +6,6 @@ All work on dictionaries with the keys ``"image"`` ``(M, D, H, W)`` and ``"label
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,6 @@ from monai.transforms import (
     RandScaleIntensityd,
     RandShiftIntensityd,
     ScaleIntensityRanged,
-    Spacingd,
     SpatialPadd,
     Transform,
 )
@@ -37,6 +35,7 @@ from torch import Tensor
 
 from egcnn.checks import check_memory, check_range, check_spacing
 from egcnn.data.case import Case, Normalization, Spacing, label_dtype, read_image, read_label
+from egcnn.data.resampling import resample, resample_labels, resampling_bytes, respaced
 from egcnn.errors import InputError
 from egcnn.regions import Regions
 from egcnn.settings import Settings
@@ -45,8 +44,8 @@ _KEYS = ("image", "label")
 _HOUNSFIELD_LIMIT = 1000.0
 #: The most voxels along an axis of a NIfTI-1 file.
 LARGEST_AXIS = 32767
-#: MONAI's labels of both ends of each axis.
-RAS = (("L", "R"), ("P", "A"), ("I", "S"))
+# MONAI's labels of both ends of each axis.
+_RAS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
 @dataclass(frozen=True)
@@ -203,8 +202,8 @@ class RandCropNearForegroundd(Randomizable, MapTransform):
 def preprocessing(settings: PreprocessingSettings, regions: Regions | None) -> Compose:
     """The deterministic preprocessing of training and prediction.
 
-    Reorient to RAS; resample (the image linearly, the label by nearest neighbour) unless the voxels
-    already have that size; normalise.
+    Reorient to RAS; resample (:class:`Respaced`) unless the voxels already have that size;
+    normalise.
 
     Args:
         settings: spacing and normalisation.
@@ -216,19 +215,10 @@ def preprocessing(settings: PreprocessingSettings, regions: Regions | None) -> C
     """
     steps: list[Any] = [
         EnsureTyped("image", dtype=torch.float32, track_meta=True),
-        Orientationd(_KEYS, axcodes="RAS", labels=RAS, allow_missing_keys=True),
+        Orientationd(_KEYS, axcodes="RAS", labels=_RAS, allow_missing_keys=True),
     ]
     if settings.spacing is not None:
-        steps.append(CheckRoom(settings.spacing))
-        steps.append(
-            Spacingd(
-                _KEYS,
-                pixdim=settings.spacing,
-                mode=("bilinear", "nearest"),
-                dtype=np.float32,  # half the memory of MONAI's default; a CT takes gigabytes
-                allow_missing_keys=True,
-            )
-        )
+        steps.append(Respaced(settings.spacing, regions))
     if settings.normalization == "zscore":
         steps.append(ZScored("image"))
     else:
@@ -239,34 +229,45 @@ def preprocessing(settings: PreprocessingSettings, regions: Regions | None) -> C
     return Compose(steps)
 
 
-class CheckRoom(Transform):
-    """Check that a case fits into memory after it has been resampled.
+class Respaced(Transform):
+    """Resample the image linearly, and the label by the largest share of a value.
 
     Args:
-        spacing: voxel size in mm.
+        spacing: voxel size in mm along the volumes' axes.
+        regions: what a label map may hold; None if labels are never read.
 
     Raises:
-        InputError: it does not.
+        InputError: the resampled image does not fit into memory.
     """
 
-    def __init__(self, spacing: Spacing) -> None:
+    def __init__(self, spacing: Spacing, regions: Regions | None) -> None:
         self.spacing = spacing
+        self.regions = regions
 
-    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the case as it is."""
-        image = data["image"]
-        shape = _turned_shape(image.shape[1:], image.affine.numpy(), self.spacing)
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Resample the volumes, unless the voxels already have that size."""
+        d = dict(data)
+        image: MetaTensor = d["image"]
+        affine = image.affine.numpy()
         size = "x".join(f"{number:g}" for number in self.spacing)
+        # Of the size alone: beyond memory, a shape may be beyond int64 as well.
+        about = _turned_shape(image.shape[1:], affine, self.spacing)
         check_memory(
-            f"{image.meta.get('filename_or_obj', 'image')}: resampled to {size} mm, shape {shape}",
-            resampling_bytes(len(image), shape),
+            f"{image.meta.get('filename_or_obj', 'image')}: resampled to {size} mm, shape {about}",
+            resampling_bytes(len(image), about),
         )
-        return data
-
-
-def resampling_bytes(channels: int, shape: Sequence[int]) -> float:
-    """Memory in bytes that resampling to ``(channels, *shape)`` takes: result and coordinates."""
-    return math.prod(map(float, shape)) * (4 * channels + 16)
+        shape, target = respaced(image.shape[1:], affine, self.spacing)
+        if target is affine:
+            return d
+        matrix = np.linalg.solve(affine, target)
+        new = {"image": resample(image.as_tensor(), matrix, shape)}
+        if self.regions is not None and "label" in d:
+            label = d["label"].as_tensor()
+            new["label"] = resample_labels(label, matrix, shape, self.regions.values)
+        for key, volume in new.items():
+            d[key] = MetaTensor(volume).copy_meta_from(d[key])
+            d[key].affine = torch.from_numpy(target)
+        return d
 
 
 def prepared_shape(case: Case, spacing: Spacing | None) -> tuple[int, int, int]:

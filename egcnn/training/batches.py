@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from monai.data.dataset import CacheDataset
 from monai.transforms.compose import Compose
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from egcnn.data.cache import cache_cases
+from egcnn.data.cache import MappedCases, PreparedCases, cache_cases
 from egcnn.data.case import Case, Dataset
 from egcnn.data.transforms import augmentation
 from egcnn.machine import free_memory
@@ -62,12 +62,9 @@ class SeededSampler(Sampler[tuple[int, int]]):
 class _Patches(TorchDataset[dict[str, Any]]):
     """Preprocessed cases indexed by (index, seed), augmented with that seed."""
 
-    def __init__(self, cases: CacheDataset, augment: Compose) -> None:
+    def __init__(self, cases: PreparedCases, augment: Compose) -> None:
         self.cases = cases
         self.augment = augment
-
-    def __len__(self) -> int:
-        return len(self.cases)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, seed = key
@@ -77,19 +74,19 @@ class _Patches(TorchDataset[dict[str, Any]]):
 
 
 class _Volumes(TorchDataset[dict[str, Any]]):
-    """Whole preprocessed cases as plain tensors."""
+    """Whole preprocessed cases."""
 
-    def __init__(self, cases: CacheDataset, rank: int, replicas: int) -> None:
+    def __init__(self, cases: PreparedCases, count: int, rank: int, replicas: int) -> None:
         self.cases = cases
         # Every device validates at least one case, or the all-reduce would hang.
-        self.indices = [i % len(cases) for i in range(rank, max(len(cases), replicas), replicas)]
+        self.indices = [i % count for i in range(rank, max(count, replicas), replicas)]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item: Any = self.cases[self.indices[index]]
-        return {key: item[key].as_tensor() for key in ("image", "label")}
+        return {key: item[key] for key in ("image", "label")}
 
 
 def _single(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -97,13 +94,16 @@ def _single(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class CaseData(L.LightningDataModule):
-    """Training patches and validation volumes, cached as far as memory allows.
+    """Training patches and validation volumes, cached in a folder or as far as memory allows.
 
     Args:
         config: the run's hyperparameters.
         dataset: defines regions and modalities.
         train: cases to train on.
         validation: cases to validate on.
+        cache: folder of preprocessed cases, see :class:`egcnn.data.cache.MappedCases`; None keeps
+            them in memory.
+        quiet: show no progress bar.
     """
 
     def __init__(
@@ -112,6 +112,8 @@ class CaseData(L.LightningDataModule):
         dataset: Dataset,
         train: Sequence[Case],
         validation: Sequence[Case],
+        cache: Path | None = None,
+        quiet: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
@@ -119,17 +121,33 @@ class CaseData(L.LightningDataModule):
         self.augment = augmentation(config.preprocessing.patch, config.augmentation)
         self.train_cases = train
         self.validation_cases = validation
-        self.cached: dict[str, CacheDataset] = {}
+        self.cache = cache
+        self.quiet = quiet
+        self.cached: Mapping[str, PreparedCases] = {}
 
     def setup(self, stage: str) -> None:
-        """Cache as many cases as fit into a part of the free memory."""
+        """Preprocess all cases into the folder, or as many as fit into a part of free memory."""
         if self.cached:
+            return
+        # Validation first: cases of both are read once per epoch, but validation uses whole
+        # volumes.
+        groups = {"validation": self.validation_cases, "train": self.train_cases}
+        if self.cache is not None:
+            self.cached = {
+                name: MappedCases(
+                    self.cache,
+                    cases,
+                    self.dataset,
+                    self.config.preprocessing,
+                    workers=self.config.workers,
+                    quiet=self.quiet,
+                )
+                for name, cases in groups.items()
+            }
             return
         shares = self.trainer.world_size if self.trainer is not None else 1
         self.cached = cache_cases(
-            # Validation first: cases of both are read once per epoch, but validation uses whole
-            # volumes.
-            {"validation": self.validation_cases, "train": self.train_cases},
+            groups,
             self.dataset,
             self.config.preprocessing,
             room=_CACHED_PART_OF_MEMORY * free_memory() / shares,
@@ -153,7 +171,7 @@ class CaseData(L.LightningDataModule):
         trainer = self.trainer
         rank, replicas = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return DataLoader(
-            _Volumes(self.cached["validation"], rank, replicas),
+            _Volumes(self.cached["validation"], len(self.validation_cases), rank, replicas),
             batch_size=1,
             collate_fn=_single,
             pin_memory=torch.cuda.is_available(),

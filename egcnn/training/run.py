@@ -72,6 +72,7 @@ def fit(
     *,
     existing: IfExists = "error",
     device: str = "auto",
+    cache: str | Path | None = None,
     quiet: bool = False,
 ) -> Run:
     """Train on a dataset's labelled cases.
@@ -84,6 +85,7 @@ def fit(
             from its last epoch with its own configuration (``config`` must be equal), or
             ``"overwrite"`` it.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        cache: folder of preprocessed cases, which runs may share; None keeps them in memory.
         quiet: print nothing.
 
     Raises:
@@ -110,7 +112,9 @@ def fit(
         dataset,
         {"layout": dataset.layout, "training_cases": len(train), "run": described},
     )
-    data = CaseData(config, dataset, train, validation)
+    data = CaseData(
+        config, dataset, train, validation, None if cache is None else Path(cache), quiet
+    )
     history = History(output, dataset.regions.reported_names, quiet)
     check_folder(output, existing)
     # Lightning starts another process for every additional device; the first one owns the folder.

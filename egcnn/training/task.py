@@ -12,13 +12,13 @@ from torch import Tensor
 from egcnn.checkpoint import KEY, Trained
 from egcnn.data.case import Dataset
 from egcnn.errors import InputError
-from egcnn.inference import segment
 from egcnn.losses import EGCNNLoss
 from egcnn.metrics import dice, edge_scores_by_source
 from egcnn.nn import Segmentation
 from egcnn.nn.network import build_network
 from egcnn.training.batches import combine_seeds
 from egcnn.training.config import TrainingConfig
+from egcnn.windows import segment
 
 # Keeps the seeds of the consistency loss's noise apart from those of the augmentation.
 _NOISE = 2
