@@ -13,8 +13,8 @@ from egcnn import legacy
 from egcnn.checkpoint import KEY, former, is_checkpoint, read
 from egcnn.errors import InputError
 from egcnn.files import write_json
-from egcnn.training.config import TrainingConfig
-from egcnn.training.history import FORMER_HISTORY, HISTORY, LAST, is_history
+from egcnn.training.config import MACHINE, TrainingConfig
+from egcnn.training.history import FORMER_HISTORY, HISTORY, LAST, epochs_done, is_history
 
 CONFIG = "config.json"
 BEST = "best.ckpt"
@@ -96,25 +96,28 @@ def newest_checkpoint(run: Path) -> tuple[Path, str | None]:
     Raises:
         InputError: none reads.
     """
+    steps: dict[Path, int] = {}
     epochs: dict[Path, int] = {}
     problem = None
     for path in checkpoints(run):
         try:
-            epochs[path] = int(read(path)["epoch"]) + 1
+            data = read(path)
+            epochs[path], steps[path] = epochs_done(data), int(data["global_step"])
         except InputError as error:
             problem = problem or str(error)
         except (KeyError, TypeError, ValueError):
             problem = problem or f"checkpoint: {path} holds no state of a training run"
-        if path in epochs and path.name == LAST:
+        if path in steps and path.name == LAST:
             break
-    if not epochs:
+    if not steps:
         raise InputError(f"output: {run} holds no checkpoint that can be resumed; {problem}")
     # Of equal ones the first: the last ones are newer than the best.
-    path = max(epochs, key=epochs.__getitem__)
+    path = max(steps, key=steps.__getitem__)
     if path.name == LAST:
         return path, None
     problem = problem or f"checkpoint: {run / LAST} does not exist"
-    return path, f"{problem}\nresuming from {path}, epoch {epochs[path]}"
+    where = f"epoch {epochs[path]}, step {steps[path]}"
+    return path, f"{problem}\nresuming from {path}, {where}"
 
 
 def check_folder(output: Path, existing: IfExists) -> None:
@@ -213,7 +216,7 @@ def _by_a_run(path: Path) -> bool | None:
 def _check_settings(output: Path, before: TrainingConfig, now: TrainingConfig) -> None:
     # Settings of the machine may change when a run is resumed; hyperparameters may not.
     for name, was, is_now in changed_settings(before, now):
-        if name not in ("workers", "devices", "precision", "keep"):
+        if name not in MACHINE:
             raise InputError(
                 f"{name}: {is_now}, but the run in {output} has {was}; a run is resumed as it was "
                 "started"
