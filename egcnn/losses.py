@@ -284,7 +284,7 @@ class ConsistencyLoss(nn.Module):
             logits: ``(B, R, D, H, W)``.
             target: class indices ``(B, 1, D, H, W)`` for softmax, binary regions
                 ``(B, R, D, H, W)`` for sigmoid.
-            seed: seed of the noise; None draws one from torch's generator.
+            seed: seed of the noise, or one per sample; see :func:`egcnn.ops.gumbel_consistency`.
             ignored: voxels that were not annotated, bool ``(B, 1, D, H, W)``; see
                 :func:`egcnn.ops.gumbel_consistency`.
         """
@@ -336,7 +336,7 @@ class EGCNNLoss(nn.Module):
                 the edges of any region; None (no edge stream) omits the edge term.
             labels: integer label map ``(B, 1, D, H, W)``; voxels of the regions' ``ignore_index``
                 count in no term.
-            seed: seed of the consistency loss's noise; None draws one.
+            seed: seed of the consistency loss's noise, or one per sample; None draws one.
 
         Returns:
             Scalars ``"loss"``, ``"semantic"`` and, if weighted, ``"consistency"``, ``"edge"``.

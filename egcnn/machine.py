@@ -37,6 +37,15 @@ def prepare_cpu() -> None:
         torch.set_num_threads(cores)
 
 
+def first_process() -> bool:
+    """Whether this process is the first of a training, or the only one: the one that writes.
+
+    Reads the variables of torchrun, which numbers all processes, or those of Lightning and Slurm.
+    """
+    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
 def usable_cores() -> int:
     """Number of physical cores that affinity and cgroup quota leave to this process."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None

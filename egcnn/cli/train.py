@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -55,8 +54,33 @@ def train(
     devices: Annotated[
         int | None, typer.Option(help="Number of devices that share a batch.")
     ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Number of machines, each with DEVICES devices.")
+    ] = None,
     precision: Annotated[str | None, PRECISION] = None,
     cache: Annotated[Path | None, CACHE] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(help="Parts in which a device takes its share of a batch, one by one."),
+    ] = None,
+    clip_gradients: Annotated[
+        float | None, typer.Option(help="Largest norm of the gradients; longer ones are scaled.")
+    ] = None,
+    activation_checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--activation-checkpointing/--no-activation-checkpointing",
+            help="Compute activations anew in backward: less memory, more time.",
+        ),
+    ] = None,
+    compile_: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Compile the network with torch.compile."),
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float | None,
+        typer.Option(help="Minutes after which a checkpoint is written within an epoch."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in OUTPUT.")
@@ -67,6 +91,7 @@ def train(
         raise InputError("--resume and --overwrite: both given; expected one of them")
     from egcnn.data import open_dataset
     from egcnn.inference import choose_device
+    from egcnn.machine import first_process
     from egcnn.report import training_table
     from egcnn.terminal import say, show
     from egcnn.training import IfExists, fit
@@ -82,14 +107,20 @@ def train(
         "seed": seed,
         "fold": fold,
         "devices": devices,
+        "nodes": nodes,
         "precision": precision,
+        "accumulate": accumulate,
+        "clip_gradients": clip_gradients,
+        "activation_checkpointing": activation_checkpointing,
+        "compile": compile_,
+        "checkpoint_minutes": checkpoint_minutes,
     }
     given = {name: value for name, value in options.items() if value is not None}
     dataset = open_dataset(data)
     where = choose_device(device)
     config = _configure(dataset, where, output if resume else None, preset, given, settings or [])
-    # Lightning runs this command again for every additional device.
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    # Every device runs this command.
+    first = first_process()
     if first:
         say(_described(dataset, config, where))
         _say_unlabelled(dataset)
@@ -137,7 +168,7 @@ def _described(dataset: Dataset, config: TrainingConfig, device: torch.device) -
         f"{'edge-gated ' if network.edge else ''}{network.backbone.name} with "
         f"{network.backbone.filters} filters, "
         f"patch {'x'.join(map(str, config.preprocessing.patch))}, {config.epochs} epochs, batch "
-        f"{config.batch_size}, {config.devices} x {device.type} ({config.precision})"
+        f"{config.batch_size}, {config.devices * config.nodes} x {device.type} ({config.precision})"
     )
 
 

@@ -25,7 +25,7 @@ from egcnn.processes import in_processes
 from egcnn.terminal import tracked
 
 #: Cases by index as ``{"image": (M, D, H, W) float32, "label": (1, D, H, W) integers}``.
-PreparedCases: TypeAlias = "TorchDataset[dict[str, Tensor]]"
+PreparedCases: TypeAlias = "CacheDataset | MappedCases"
 
 # Part of the files' names: raise it where preprocessing gives other numbers than before.
 _VERSION = 1

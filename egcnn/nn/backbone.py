@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from egcnn.checks import check_range
 from egcnn.errors import InputError
+from egcnn.nn.blocks import ChannelDropout
 from egcnn.settings import Settings
 
 # No volume needs more, and a mistyped number would take all memory or hours to build.
@@ -115,6 +116,7 @@ class EncoderDecoder(Backbone):
             channels do not fit.
     """
 
+    encoder: nn.ModuleList
     decoder: nn.ModuleList
     head: nn.Module
 
@@ -135,7 +137,7 @@ class EncoderDecoder(Backbone):
         filters, levels = self.settings.filters, len(self.settings.blocks_down)
         self.encoder_channels = tuple(filters << level for level in range(levels))
         self.decoder_channels = self.encoder_channels[-2]
-        self.dropout = nn.Dropout3d(self.settings.dropout)
+        self.dropout = ChannelDropout(self.settings.dropout)
 
     def decoder_widths(self) -> list[tuple[int, int, int]]:
         """Input channels, output channels and blocks of each decoder resolution, coarse to fine."""

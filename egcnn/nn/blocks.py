@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egcnn.nn.norm import NormReLU
+from egcnn.ops import reference
 from egcnn.ops._tensors import memory_format
 
 
@@ -66,6 +72,45 @@ def convolutions(in_channels: int, out_channels: int, count: int) -> nn.Sequenti
     for before in (in_channels, *(out_channels,) * (count - 1)):
         layers += [Conv3x3x3(before, out_channels), NormReLU(out_channels)]
     return nn.Sequential(*layers)
+
+
+# The seeds of the samples of the forward pass that runs in this context.
+_DROPOUT_SEEDS: ContextVar[Tensor | None] = ContextVar("dropout_seeds", default=None)
+# Keeps the numbers apart from those that the consistency loss draws of the same seeds.
+_DROPOUT = 0x64726F706F7574
+
+
+@contextmanager
+def dropout_seeds(seeds: Tensor) -> Iterator[None]:
+    """Let dropout draw from a seed of each sample, int64 ``(B,)``, in forward passes of the block.
+
+    A sample then loses the same channels in any batch, at any place in it and on any device.
+    """
+    token = _DROPOUT_SEEDS.set(seeds ^ _DROPOUT)
+    try:
+        yield
+    finally:
+        _DROPOUT_SEEDS.reset(token)
+
+
+class ChannelDropout(nn.Dropout3d):
+    """Dropout of whole channels, as :class:`torch.nn.Dropout3d`, seeded by :func:`dropout_seeds`.
+
+    Args:
+        p: probability of a channel to be set to 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, D, H, W)`` to the same; the identity in evaluation mode."""
+        if not self.training or self.p == 0:
+            return x
+        seeds = _DROPOUT_SEEDS.get()
+        if seeds is None:
+            return super().forward(x)
+        batch, channels = x.shape[:2]
+        drawn = [reference.philox_uniforms(seed, 1, channels) for seed in seeds]
+        kept = torch.cat(drawn).view(batch, channels, 1, 1, 1) >= self.p
+        return x * (kept / (1 - self.p)).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):

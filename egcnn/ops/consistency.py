@@ -58,8 +58,10 @@ def gumbel_consistency(
             (the two-class form, with logistic noise).
         support: the voxels of the mean: ``"gt"``, edges of the truth, or ``"both"``, edges of the
             truth or of the hard sample.
-        seed: an int or an int64 tensor of one element on the device of the logits: the same seed
-            gives the same noise on every device. None draws one from torch's generator.
+        seed: an int, or an int64 tensor on the device of the logits: the same seed gives the same
+            noise on every device. Of one element it is the batch's; of B elements each is the seed
+            of a sample, which then draws the same in any batch and at any place in it. None draws
+            one from torch's generator.
         ignored: bool ``(B, 1, D, H, W)``, the voxels that were not annotated: no voxel with one in
             its 3x3x3 neighbourhood is an edge. Where there are any, the reference serves.
 
@@ -90,27 +92,51 @@ def gumbel_consistency(
     check_like("target", target, "logits", logits)
     if not tau > 0:
         raise InputError(f"tau is {tau}; expected a temperature above 0")
-    seed_tensor = _seed_tensor(seed, logits.device)
-    arguments = (logits, target, seed_tensor, float(tau), hard, activation, support)
+    seeds = _seed_tensor(seed, logits.shape[0], logits.device)
+    options = (float(tau), hard, activation, support)
     if ignored is not None:
         check_volume("ignored", ignored, (torch.bool,), channels=1)
         check_like("ignored", ignored, "logits", logits)
-        if ignored.any():
-            return reference.gumbel_consistency(*arguments, ignored=ignored)
+        if not ignored.any():
+            ignored = None
+    if seeds.numel() == 1:
+        return _loss(logits, target, seeds, ignored, options)
+    # The mean over samples. Pieces of one split have their gradients joined in one pass.
+    samples = zip(
+        logits.split(1),
+        target.split(1),
+        seeds.split(1),
+        [None] * len(seeds) if ignored is None else ignored.split(1),
+        strict=True,
+    )
+    return torch.stack([_loss(*sample, options) for sample in samples]).mean()
+
+
+def _loss(
+    logits: Tensor,
+    target: Tensor,
+    seed: Tensor,
+    ignored: Tensor | None,
+    options: tuple[float, bool, str, str],
+) -> Tensor:
+    """The loss of checked arguments."""
+    if ignored is not None:
+        return reference.gumbel_consistency(logits, target, seed, *options, ignored=ignored)
     if native(logits):
-        return torch.ops.egcnn.gumbel_consistency(*arguments)[0]
-    return reference.gumbel_consistency(*arguments)
+        return torch.ops.egcnn.gumbel_consistency(logits, target, seed, *options)[0]
+    return reference.gumbel_consistency(logits, target, seed, *options)
 
 
-def _seed_tensor(seed: Tensor | int | None, device: torch.device) -> Tensor:
+def _seed_tensor(seed: Tensor | int | None, samples: int, device: torch.device) -> Tensor:
     if seed is None:
         return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
     if not isinstance(seed, Tensor):
         return torch.full((), seed, dtype=torch.int64, device=device)
-    if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+    fits = seed.numel() == 1 or (seed.numel() > 0 and seed.shape == (samples,))
+    if seed.dtype != torch.int64 or not fits or seed.device != device:
         raise InputError(
             f"seed is {seed.dtype} of shape {tuple(seed.shape)} on {seed.device}; "
-            f"expected one int64 element on {device}"
+            f"expected one int64 element, or {samples}, on {device}"
         )
     return seed
 

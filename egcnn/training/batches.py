@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
 from monai.transforms.compose import Compose
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from egcnn.data.cache import MappedCases, PreparedCases, cache_cases
 from egcnn.data.case import Case, Dataset
 from egcnn.data.transforms import augmentation
+from egcnn.errors import InputError
 from egcnn.machine import free_memory
 from egcnn.training.config import TrainingConfig
 
-# Keeps the seeds of the augmentation apart from those of the noise in training steps.
+# Keep the seeds of the augmentation and of the noise in training steps apart.
+_NOISE = 2
 _AUGMENTATION = 3
 # The rest is for the network, workers and batches.
 _CACHED_PART_OF_MEMORY = 0.5
@@ -30,67 +32,167 @@ def combine_seeds(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-class SeededSampler(Sampler[tuple[int, int]]):
-    """Samples shuffled indices, each with an augmentation seed, all derived from (seed, epoch).
+class Draw(NamedTuple):
+    """A training sample: its case and its randomness.
 
-    They depend neither on the number of workers nor on earlier draws, so a resumed run sees the
-    same data as an uninterrupted one. Several devices take equal shares; if the cases do not divide
-    evenly, the first ones are repeated.
+    Attributes:
+        case: index of the case.
+        augmentation: seed of the augmentation.
+        noise: seed of the noise in the training step.
+        weight: weight of its loss, so that the losses of all parts of a step average to the mean
+            over the step's cases; 0 for a case that only fills a place.
     """
 
-    def __init__(self, length: int, seed: int, rank: int = 0, replicas: int = 1) -> None:
+    case: int
+    augmentation: int
+    noise: int
+    weight: float
+
+
+class SeededSampler(Sampler[Draw]):
+    """Samples shuffled cases, each with its seeds, all derived from (seed, epoch, place).
+
+    They depend neither on the number of workers or devices nor on earlier draws, so a resumed run
+    sees the same data as an uninterrupted one, and several devices the data of one. These take
+    turns: the cases of a step are the same for any number of them. If the cases do not divide
+    evenly, the first ones fill the places that are left, with weight 0.
+
+    Args:
+        length: number of cases.
+        seed: the run's seed.
+        batch_size: cases per step, over all devices.
+        rank: this device.
+        replicas: number of devices.
+        parts: parts in which a device takes its share of a step.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        replicas: int = 1,
+        parts: int = 1,
+    ) -> None:
         self.length = length
         self.seed = seed
+        self.batch_size = batch_size
         self.rank = rank
         self.replicas = replicas
+        self.parts = parts
         self.epoch = 0
+        self.resumed = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls this before each."""
         self.epoch = epoch
 
+    def resume(self, epoch: int, done: int) -> None:
+        """Begin an epoch after the first ``done`` draws of each device."""
+        self.resumed = (epoch, done)
+
     def __len__(self) -> int:
         return -(-self.length // self.replicas)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[Draw]:
+        epoch, done = self.resumed
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        for place in range(self.rank, len(self) * self.replicas, self.replicas):
-            index = int(order[place % self.length])
-            yield index, combine_seeds(self.seed, _AUGMENTATION, self.epoch, place) % 2**32
+        for turn in range(done if self.epoch == epoch else 0, len(self)):
+            place = turn * self.replicas + self.rank
+            before = place - place % self.batch_size
+            cases = min(self.batch_size, self.length - before)
+            yield Draw(
+                int(order[place % self.length]),
+                combine_seeds(self.seed, _AUGMENTATION, self.epoch, place) % 2**32,
+                combine_seeds(self.seed, _NOISE, self.epoch, place),
+                self.replicas * self.parts / cases if place < self.length else 0.0,
+            )
 
 
 class _Patches(TorchDataset[dict[str, Any]]):
-    """Preprocessed cases indexed by (index, seed), augmented with that seed."""
+    """Preprocessed cases indexed by a draw, augmented with its seed."""
 
     def __init__(self, cases: PreparedCases, augment: Compose) -> None:
         self.cases = cases
         self.augment = augment
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        index, seed = key
-        self.augment.set_random_state(seed=seed)
-        item: Any = self.augment(self.cases[index])
-        return {"image": item["image"], "label": item["label"]}
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        self.augment.set_random_state(seed=draw.augmentation)
+        item: Any = self.augment(self.cases[draw.case])
+        parts = {key: item[key] for key in ("image", "label")}
+        return {**parts, "noise": draw.noise, "weight": draw.weight}
 
 
 class _Volumes(TorchDataset[dict[str, Any]]):
-    """Whole preprocessed cases."""
+    """Whole preprocessed cases as plain tensors, each on one device."""
 
-    def __init__(self, cases: PreparedCases, count: int, rank: int, replicas: int) -> None:
+    def __init__(self, cases: PreparedCases, rank: int, replicas: int) -> None:
         self.cases = cases
         # Every device validates at least one case, or the all-reduce would hang.
-        self.indices = [i % count for i in range(rank, max(count, replicas), replicas)]
+        self.places = range(rank, max(len(cases), replicas), replicas)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item: Any = self.cases[self.indices[index]]
-        return {key: item[key] for key in ("image", "label")}
+        place = self.places[index]
+        item: Any = self.cases[place % len(self.cases)]
+        parts = {key: item[key] for key in ("image", "label")}
+        return {**parts, "weight": float(place < len(self.cases))}
 
 
 def _single(items: list[dict[str, Any]]) -> dict[str, Any]:
     return items[0]
+
+
+def _batch(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """The samples that count, and the sum of their weights; if none does, one of weight 0."""
+    counted = [item for item in items if item["weight"]] or items[:1]
+    weight = sum(item.pop("weight") for item in counted)
+    return {**default_collate(counted), "weight": weight}
+
+
+class _Batches(DataLoader[Any]):
+    """A loader whose place in the epoch Lightning keeps in checkpoints, and returns to.
+
+    Lightning asks loaders for ``state_dict`` and ``load_state_dict``.
+    """
+
+    sampler: SeededSampler
+    done = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Count the batches; workers start with the first, when the sampler knows its epoch."""
+        epoch, draws = self.sampler.resumed
+        self.done = draws // (self.batch_size or 1) if epoch == self.sampler.epoch else 0
+        for batch in super().__iter__():
+            self.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The batches of the epoch that were taken, and what they depend on."""
+        return {"epoch": self.sampler.epoch, "batches": self.done, **self._division()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Begin after the batches that were taken.
+
+        Raises:
+            InputError: the epoch was begun with other numbers of devices or parts.
+        """
+        for name, value in self._division().items():
+            if state[name] != value:
+                raise InputError(
+                    f"{name}: {value}, but the run was interrupted within an epoch with "
+                    f"{state[name]}; expected the same until the next epoch"
+                )
+        self.sampler.resume(state["epoch"], state["batches"] * (self.batch_size or 1))
+
+    def _division(self) -> dict[str, int]:
+        return {"devices": self.sampler.replicas, "accumulate": self.sampler.parts}
 
 
 class CaseData(L.LightningDataModule):
@@ -157,10 +259,14 @@ class CaseData(L.LightningDataModule):
         """Batches of augmented patches."""
         trainer = self.trainer
         rank, replicas = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        return DataLoader(
+        batch_size, parts = self.config.batch_size, self.config.accumulate
+        return _Batches(
             _Patches(self.cached["train"], self.augment),
-            batch_size=self.config.batch_size // self.config.devices,
-            sampler=SeededSampler(len(self.train_cases), self.config.seed, rank, replicas),
+            batch_size=batch_size // (replicas * parts),
+            sampler=SeededSampler(
+                len(self.train_cases), self.config.seed, batch_size, rank, replicas, parts
+            ),
+            collate_fn=_batch,
             num_workers=self.config.workers,
             persistent_workers=self.config.workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -171,7 +277,7 @@ class CaseData(L.LightningDataModule):
         trainer = self.trainer
         rank, replicas = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return DataLoader(
-            _Volumes(self.cached["validation"], len(self.validation_cases), rank, replicas),
+            _Volumes(self.cached["validation"], rank, replicas),
             batch_size=1,
             collate_fn=_single,
             pin_memory=torch.cuda.is_available(),

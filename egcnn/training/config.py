@@ -38,10 +38,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # The largest values are beyond all use, and a mistyped one would take all memory or never end.
 _RANGES = {
-    **{"epochs": (1, 10**6), "batch_size": (1, 10**5), "devices": (1, 10**4)},
-    **{"workers": (0, 1000), "keep": (1, 10**6)},
-    **{"seed": (0, 2**63 - 1), "split_seed": (0, 2**63 - 1)},
+    **{"epochs": (1, 10**6), "batch_size": (1, 10**5), "devices": (1, 10**4), "nodes": (1, 10**4)},
+    **{"accumulate": (1, 10**5), "workers": (0, 1000), "keep": (1, 10**6)},
+    **{"seed": (0, 2**63 - 1), "split_seed": (0, 2**63 - 1), "fold": (0, 10**6)},
 }
+#: Settings that may change when a run is resumed: they change its results by rounding alone.
+MACHINE = (
+    *("precision", "devices", "nodes", "accumulate", "activation_checkpointing", "compile"),
+    *("checkpoint_minutes", "workers", "keep"),
+)
 # Volumes up to this size, such as a hippocampus, train whole in a batch of several.
 _SMALL = 64
 
@@ -68,7 +73,17 @@ class TrainingConfig(Settings):
         split_seed: seed of the split; see :func:`egcnn.data.split`.
         seed: seed of the initial weights, the case order, the augmentation and the noise.
         precision: one of :data:`egcnn.checks.PRECISIONS`.
-        devices: number of devices; each takes an equal share of the batch.
+        devices: number of devices of a machine; each takes an equal share of the batch.
+        nodes: number of machines.
+        accumulate: parts in which a device takes its share of the batch, one after the other; the
+            gradients of all make one step.
+        clip_gradients: largest norm of all gradients together; longer ones are scaled to it. None
+            leaves them as they are.
+        activation_checkpointing: compute the activations anew in backward instead of keeping them,
+            which takes less memory and more time.
+        compile: compile the network with ``torch.compile``.
+        checkpoint_minutes: minutes after which a checkpoint is written within an epoch; None writes
+            them at the ends of epochs only.
         workers: processes per device that read and augment; 0 uses the main process.
         keep: number of last checkpoints to keep: ``last.ckpt``, ``last-1.ckpt``, ...
 
@@ -92,21 +107,32 @@ class TrainingConfig(Settings):
     seed: int = 0
     precision: str = "32-true"
     devices: int = 1
+    nodes: int = 1
+    accumulate: int = 1
+    clip_gradients: float | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_minutes: float | None = 15.0
     workers: int = 0
     keep: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, (least, most) in _RANGES.items():
-            check_range(name, getattr(self, name), least, most)
-        if self.fold is not None:
-            check_range("fold", self.fold, 0, _RANGES["seed"][1])
+            if (value := getattr(self, name)) is not None:
+                check_range(name, value, least, most)
         if not self.lr > 0:
             raise InputError(f"lr: {self.lr}; expected a positive number")
         check_overlap(self.overlap)
-        if self.batch_size % self.devices:
+        for name in ("clip_gradients", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name}: {value}; expected a positive number, or null for none")
+        devices = self.devices * self.nodes
+        if self.batch_size % (devices * self.accumulate):
+            parts = f", each in {self.accumulate} parts" if self.accumulate > 1 else ""
             raise InputError(
-                f"batch_size: {self.batch_size} does not divide among {self.devices} devices; "
+                f"batch_size: {self.batch_size} does not divide among {devices} devices{parts}; "
                 "expected a multiple"
             )
         if self.tau_end is not None:

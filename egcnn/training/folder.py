@@ -12,8 +12,8 @@ from egcnn import legacy
 from egcnn.checkpoint import KEY, former, is_checkpoint, read
 from egcnn.errors import InputError, brief
 from egcnn.files import read_json, write_json
-from egcnn.training.config import TrainingConfig
-from egcnn.training.history import FORMER_HISTORY, HISTORY, LAST, is_history
+from egcnn.training.config import MACHINE, TrainingConfig
+from egcnn.training.history import FORMER_HISTORY, HISTORY, LAST, epochs_done, is_history
 from egcnn.typed import entry
 
 CONFIG = "config.json"
@@ -105,24 +105,27 @@ def newest_checkpoint(run: Path) -> tuple[Path, str | None]:
     Raises:
         InputError: none reads.
     """
+    steps: dict[Path, int] = {}
     epochs: dict[Path, int] = {}
     problem = None
     for path in checkpoints(run):
         try:
-            epochs[path] = entry(read(path), "epoch", int) + 1
+            data = read(path)
+            epochs[path], steps[path] = epochs_done(data), entry(data, "global_step", int)
         except InputError as error:
             said = str(error)
             problem = problem or (said if str(path) in said else f"checkpoint: {path}: {said}")
-        if path in epochs and path.name == LAST:
+        if path in steps and path.name == LAST:
             break
-    if not epochs:
+    if not steps:
         raise InputError(f"output: {run} holds no checkpoint that can be resumed; {problem}")
     # Of equal ones the first: the last ones are newer than the best.
-    path = max(epochs, key=epochs.__getitem__)
+    path = max(steps, key=steps.__getitem__)
     if path.name == LAST:
         return path, None
     problem = problem or f"checkpoint: {run / LAST} does not exist"
-    return path, f"{problem}\nresuming from {path}, epoch {epochs[path]}"
+    where = f"epoch {epochs[path]}, step {steps[path]}"
+    return path, f"{problem}\nresuming from {path}, {where}"
 
 
 def check_folder(output: Path, existing: IfExists) -> None:
@@ -221,7 +224,7 @@ def _by_a_run(path: Path) -> bool | None:
 def _check_settings(output: Path, before: TrainingConfig, now: TrainingConfig) -> None:
     # Settings of the machine may change when a run is resumed; hyperparameters may not.
     for name, was, is_now in changed_settings(before, now):
-        if name not in ("workers", "devices", "precision", "keep"):
+        if name not in MACHINE:
             raise InputError(
                 f"{name}: {is_now}, but the run in {output} has {was}; a run is resumed as it was "
                 "started"

@@ -11,14 +11,14 @@ from statistics import mean, median
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from egcnn.checkpoint import KEY, read
 from egcnn.errors import InputError, brief
 from egcnn.files import write_csv
 from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES
 from egcnn.terminal import say
+from egcnn.typed import entry
 
 HISTORY = "history.csv"
 LAST = "last.ckpt"
@@ -38,6 +38,7 @@ class History(Callback):
         self.quiet = quiet
         self.rows: list[dict[str, float]] = []
         self.started = 0.0
+        self.before = 0.0
         self.steps: list[float] = []
         self.lr = 0.0
 
@@ -53,12 +54,13 @@ class History(Callback):
             say(text)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows; each checkpoint holds those up to its epoch."""
-        return {"rows": self.rows}
+        """The rows up to the checkpoint, and the seconds of the epoch so far."""
+        return {"rows": self.rows, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the rows of a checkpoint."""
+        """Take the rows and seconds of a checkpoint."""
         self.rows = list(state_dict["rows"])
+        self.before = float(state_dict.get("seconds", 0.0))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the file of a resumed run, whatever became of it since its checkpoint."""
@@ -66,17 +68,22 @@ class History(Callback):
             return
         if not self.rows and _history_path(self.folder).is_file():
             # Checkpoints of earlier versions hold no rows.
-            done = _epochs_done(trainer)
+            done = epochs_done(read(Path(trainer.ckpt_path)))
             self.rows = [row for row in read_history(self.folder) if row["epoch"] <= done]
         if self.rows and trainer.is_global_zero:
             self._write()
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock of an epoch that is resumed in its midst."""
         self.started = time.perf_counter()
         self.steps = [self.started]
         # By the end of the epoch the scheduler has already moved on.
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.on_train_start(trainer, pl_module)
+        self.before = 0.0
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Time the step."""
@@ -85,11 +92,9 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add, write and print the epoch's row."""
         logged = trainer.callback_metrics
+        losses: dict[str, float] = pl_module.mean_losses()  # type: ignore[operator]
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
-        for name in _LOSSES:
-            key = "loss_epoch" if name == "loss" else name
-            if key in logged:
-                row[name] = float(logged[key])
+        row.update((name, losses[name]) for name in _LOSSES if name in losses)
         row["dice"] = float(logged["dice"])
         for name in self.regions:
             row[f"dice_{name}"] = float(logged[f"dice_{name}"])
@@ -99,22 +104,15 @@ class History(Callback):
         row["lr"] = self.lr
         steps = [after - before for before, after in pairwise(self.steps)]
         row["step_seconds"] = round(median(steps), 4)
-        row["seconds"] = round(time.perf_counter() - self.started, 3)
+        row["seconds"] = round(self._seconds(), 3)
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()
             self._print(row, trainer.max_epochs or 0)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Report after Ctrl-C or SIGTERM which epochs are saved."""
-        asked = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
-        if not asked or not trainer.is_global_zero:
-            return
-        kept = self.folder / LAST
-        what = f"{kept} holds epoch {len(self.rows)}; continue from there with --resume"
-        self.say(f"stopped: {what if self.rows else 'before the end of the first epoch'}")
+    def _seconds(self) -> float:
+        """Duration of the epoch so far."""
+        return self.before + time.perf_counter() - self.started
 
     def _write(self) -> None:
         write_csv(self.folder / HISTORY, self.rows[-1], self.rows)
@@ -133,10 +131,18 @@ class History(Callback):
         )
 
 
-def _epochs_done(trainer: L.Trainer) -> int:
-    """Number of epochs completed in the checkpoint of a resumed trainer."""
-    data = torch.load(str(trainer.ckpt_path), map_location="cpu", mmap=True, weights_only=True)
-    return int(data["epoch"]) + 1
+def epochs_done(checkpoint: Mapping[str, Any]) -> int:
+    """Number of epochs that a run had completed when it wrote a checkpoint.
+
+    Raises:
+        InputError: it was not written by a run.
+    """
+    provenance = entry(entry(checkpoint, KEY, dict[str, Any]), "provenance", dict[str, Any] | None)
+    done: int | None = entry(provenance or {}, "epochs", int | None)
+    if done is not None:
+        return done
+    # Checkpoints of earlier versions were written at the end of an epoch.
+    return int(entry(checkpoint, "epoch", int)) + 1
 
 
 def _history_path(run: Path) -> Path:

@@ -18,7 +18,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 
 from egcnn.data.case import Case, Dataset
@@ -27,7 +26,7 @@ from egcnn.data.splits import split
 from egcnn.errors import InputError, brief
 from egcnn.files import owned
 from egcnn.inference import choose_device
-from egcnn.machine import prepare_cpu, versions
+from egcnn.machine import first_process, prepare_cpu, versions
 from egcnn.training.batches import CaseData
 from egcnn.training.config import TrainingConfig
 from egcnn.training.folder import (
@@ -117,8 +116,8 @@ def fit(
     )
     history = History(output, dataset.regions.reported_names, quiet)
     check_folder(output, existing)
-    # Lightning starts another process for every additional device; the first one owns the folder.
-    first = getattr(rank_zero_only, "rank", 0) == 0
+    # Every device has a process of its own; the first one owns the folder.
+    first = first_process()
     with owned(output) if first else nullcontext(), _silence_lightning():
         if first:
             prepare_folder(output, config, described, existing)
@@ -160,14 +159,17 @@ def _trainer(
 ) -> L.Trainer:
     """Lightning's trainer, which writes checkpoints and events to the run's folder."""
     bar = not history.quiet and get_console().is_terminal
-    callbacks: list[Callback] = [history, Checkpoints(output, history)]
+    callbacks: list[Callback] = [history, Checkpoints(output, history, config.checkpoint_minutes)]
     if bar:
         callbacks.append(RichProgressBar(leave=False))
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=config.devices if device.index is None else [device.index],
-        strategy="ddp" if config.devices > 1 else "auto",
+        num_nodes=config.nodes,
+        strategy="ddp" if config.devices * config.nodes > 1 else "auto",
         precision=config.precision,  # type: ignore[arg-type]
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip_gradients,
         max_epochs=config.epochs,
         logger=TensorBoardLogger(output, name=LOGS, version=""),
         callbacks=callbacks,

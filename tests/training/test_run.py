@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from egcnn import checkpoint
-from egcnn.data import Dataset, open_dataset, split, write_volume
+from egcnn.data import Dataset, open_dataset, write_volume
 from egcnn.data.case import Case
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
@@ -348,32 +346,3 @@ def test_one_seed_gives_one_network(brats: Dataset, tiny: TrainingConfig) -> Non
     name = "backbone.stem.0.weight"
     assert torch.equal(one[name], two[name])
     assert not torch.equal(one[name], other[name])
-
-
-@pytest.mark.slow
-def test_two_devices_find_the_scores_of_one(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    write_brats(data, 6, shape=(16, 18, 17), seed=1)
-    dataset = open_dataset(data)
-    _, held_out = split(dataset, 0.5)
-    # A case without an edge has NaN scores, so devices hold different numbers of cases.
-    label = held_out[0].label
-    assert label is not None
-    volume = nib.load(label)
-    write_volume(np.zeros(volume.shape, np.uint8), volume.affine, label)
-
-    def scores(devices: int) -> dict[str, float]:
-        output = tmp_path / f"run{devices}"
-        options = (
-            "--epochs 1 --filters 2 --patch 16,16,16 --batch-size 2 --lr 1e-12 --set fraction=0.5"
-        )
-        command = [sys.executable, "-m", "egcnn", "train", data, "-o", output, *options.split()]
-        options = f"--device cpu --devices {devices} --precision 32-true"
-        ran = subprocess.run([*command, *options.split()], capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
-        (row,) = read_history(output)
-        return {k: v for k, v in row.items() if k.startswith(("dice", "edge_", "sobel_"))}
-
-    one, two = scores(1), scores(2)
-    assert any(np.isfinite(one[f"edge_best_f1_{name}"]) for name in ("WT", "TC", "ET"))
-    assert two == pytest.approx(one, abs=REORDERED, nan_ok=True)
