@@ -11,8 +11,9 @@ BY_SUM = 1e-5
 REORDERED = 1e-4
 #: Of affines and voxel sizes after a NIfTI header, which holds float32.
 HEADER = 1e-5
-#: Absolute, of a score that was computed on another grid or read from a table.
-WRITTEN = 1e-3
+#: Absolute, of a score that was read from a table, or computed on another grid or from the
+#: probabilities of a file, which have steps of 1/255.
+WRITTEN = 3e-3
 
 #: Relative, against the same computed in float64.
 # A few units in the last place; long sums are computed in float32 for all types but float64.
