@@ -14,6 +14,8 @@ HEADER = 1e-5
 #: Absolute, of a score that was read from a table, or computed on another grid or from the
 #: probabilities of a file, which have steps of 1/255.
 WRITTEN = 3e-3
+#: Absolute, of a score that ranks voxels, by such probabilities of a network that learned little.
+RANKED = 1e-2
 
 #: Relative, against the same computed in float64.
 # A few units in the last place; long sums are computed in float32 for all types but float64.
