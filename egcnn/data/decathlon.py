@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from os.path import isfile  # False for names that no file can have
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _images(path: Path, entry: Any) -> tuple[Path, ...]:
 def _missing_file(path: Path, case: Case) -> str | None:
     """What is wrong with a case of which a file does not exist."""
     files = (*case.images, *(() if case.label is None else (case.label,)))
-    missing = [file for file in files if not file.is_file()]
+    missing = [file for file in files if not isfile(file)]
     if not missing:
         return None
     return f"{path}: names {missing[0]}, which does not exist; expected every file it lists"

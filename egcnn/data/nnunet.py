@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from os.path import isfile  # False for names that no file can have
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,9 @@ def _case(
         InputError: one does not exist.
     """
     for file, modality in zip(images, modalities, strict=True):
-        if not file.is_file():
+        if not isfile(file):
             raise InputError(f"{file}: no such file; expected the channel {modality} of {name}")
-    if label is not None and not label.is_file():
+    if label is not None and not isfile(label):
         raise InputError(f"{label}: no such file; expected the label map of {name}")
     return Case(name, images, label)
 

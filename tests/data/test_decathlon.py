@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from egcnn.data import open_dataset
+from egcnn.data import find_dataset, open_dataset
 from egcnn.data.decathlon import find_decathlon
 from egcnn.errors import InputError
 from egcnn.regions import Regions
@@ -114,6 +114,15 @@ def test_missing_file_is_named(tmp_path: Path, part: str) -> None:
     (tmp_path / part).unlink()
     with pytest.raises(InputError, match=rf"dataset\.json: names .*{part}, which does not exist"):
         open_dataset(tmp_path)
+
+
+def test_every_case_of_a_missing_file_is_found(tmp_path: Path) -> None:
+    make(tmp_path, test=["imagesTs/t.nii.gz"])
+    for part in ("imagesTr/a.nii.gz", "imagesTs/t.nii.gz"):
+        (tmp_path / part).unlink()
+    dataset = find_dataset(tmp_path)
+    assert [case.name for case in dataset.cases] == ["b"]
+    assert list(dataset.problems) == ["a", "t"]
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,13 @@ def test_files_listed_by_the_description(tmp_path: Path) -> None:
     assert "'dataset' describes bad otherwise" in dataset.problems["bad"]
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "x\0y"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    entry = {"images": [name, "imagesTs/t_0001.nii.gz"], "label": "labelsTr/x_2.nii.gz"}
+    problems = find_dataset(make(tmp_path, dataset={"case": entry})).problems
+    assert "no such file; expected the channel T1 of case" in problems["case"]
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [

@@ -137,6 +137,20 @@ def test_boundaries_of_large_volumes_fade_in_places(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(fading[1][1], sharp[1][1])
 
 
+def test_outlines_of_large_volumes_have_small_lobes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = ((40, 40, 32), (112, 112, 100))
+    rough = [brats_volumes(0, shape)[1] > 0 for shape in shapes]
+    monkeypatch.setattr(brats, "_LOBES", 0)
+    even = [brats_volumes(0, shape)[1] > 0 for shape in shapes]
+    np.testing.assert_array_equal(rough[0], even[0])
+
+    def surface(inside: np.ndarray) -> int:
+        return sum(np.count_nonzero(np.diff(inside, axis=axis)) for axis in range(3))
+
+    assert surface(rough[1]) > 1.05 * surface(even[1])
+    assert 0.9 < rough[1].sum() / even[1].sum() < 1.1
+
+
 def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cases: 0; expected at least 1"):
         write_brats(tmp_path, 0)

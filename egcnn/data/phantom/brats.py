@@ -25,6 +25,8 @@ BRATS_SHAPE = (240, 240, 155)
 _POINT_SPREAD = 0.75
 # Width of the fading boundaries relative to half the volume's extent: 2.5 mm in a head of 210.
 _FADING = 0.024
+# Width of the smallest lobes of the tumour's outline, likewise: 4 mm.
+_LOBES = 0.038
 _NECROSIS, _OEDEMA, _ENHANCING = 1, 2, 4
 
 # Mean signal of each tissue relative to white matter on T1, after the usual reading of glioma MR:
@@ -76,7 +78,7 @@ def brats_volumes(
     check_phantom(shape, seed)
     rng = np.random.default_rng([seed, index])
     brain, depth = _brain(rng, shape)
-    labels = _tumour(rng, shape, depth)
+    labels = _tumour(rng, shape, depth, _roughness(shape, [seed, index, 2]))
     tissue = _healthy(rng, shape, depth)
     for name, value in (("oedema", _OEDEMA), ("necrosis", _NECROSIS), ("enhancing", _ENHANCING)):
         inside = labels == value
@@ -96,6 +98,13 @@ def _blurred_places(shape: tuple[int, ...], seed: list[int]) -> tuple[float, Fie
     if width <= _POINT_SPREAD:
         return None
     return width, np.clip(0.5 + 0.8 * smooth(np.random.default_rng(seed), shape, 0.25), 0, 1)
+
+
+def _roughness(shape: tuple[int, ...], seed: list[int]) -> Field | float:
+    """Lobes of some millimetres on the tumour's outline; 0 where they are below two voxels."""
+    if _LOBES * float(np.mean(shape)) / 2 < 2:
+        return 0.0
+    return 0.06 * smooth(np.random.default_rng(seed), shape, _LOBES)
 
 
 def _brain(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], Field]:
@@ -150,7 +159,9 @@ def _healthy(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> 
     return tissue
 
 
-def _tumour(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> NDArray[np.uint8]:
+def _tumour(
+    rng: np.random.Generator, shape: tuple[int, ...], depth: Field, rough: Field | float
+) -> NDArray[np.uint8]:
     """Draw nested irregular regions: oedema around a necrotic core within a broken rim."""
     axes = _axes(shape)
     inside = depth > 0.04
@@ -161,10 +172,10 @@ def _tumour(rng: np.random.Generator, shape: tuple[int, ...], depth: Field) -> N
         stretch = rng.uniform(0.8, 1.25, 3)
         offset = rng.uniform(-0.22, 0.22, 3) * size
         whole = size * (1 + 0.24 * smooth(rng, shape, 0.22) + 0.12 * smooth(rng, shape, 0.10))
-        whole = whole - distance(axes, centre, stretch)
+        whole = whole + size * rough - distance(axes, centre, stretch)
         share = rng.uniform(0.52, 0.72)
         core = 1 + 0.20 * smooth(rng, shape, 0.16) + 0.10 * smooth(rng, shape, 0.07)
-        core = share * size * core - distance(axes, centre + offset, stretch)
+        core = share * size * (core - rough) - distance(axes, centre + offset, stretch)
         # A random field sets the rim's thickness; the rim is open where the field is negative.
         rim = size * (0.24 + 0.11 * smooth(rng, shape, 0.16))
         in_whole = inside & (whole > 0)
