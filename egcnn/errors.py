@@ -10,7 +10,13 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
 
 
 class InputError(ValueError):
-    """Unusable input. The message is one line: argument or file, value received, value expected."""
+    """Unusable input. The message is one line: argument or file, value received, value expected.
+
+    Line breaks, such as those of a file's name, are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\\n".join(message.splitlines()))
 
 
 def shown(value: Any) -> str:
