@@ -129,6 +129,15 @@ def too_new(cuda: Cuda) -> str:
     )
 
 
+def check_name(cuda: Cuda) -> None:
+    """Stop where the checkout's path would harm: nvcc hands it to a shell, in double quotes."""
+    if cuda.nvcc and (found := re.search(r'["`\\]|\$\(', str(ROOT))):
+        stop(
+            f"nvcc would let a shell read the {found[0]} in the folder's name, {ROOT}; expected "
+            "another name, or EGCNN_CUDA=0 for a build without CUDA"
+        )
+
+
 def write_build_info(folder: Path, compiler: str, cuda: Cuda) -> None:
     """Write the header with the facts about this build that ``egcnn info`` shows."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
@@ -147,10 +156,7 @@ def write_build_info(folder: Path, compiler: str, cuda: Cuda) -> None:
 
 
 def placed(path: Path) -> Path:
-    """A path as commands get it, which run in the checkout: without the folders above that.
-
-    Their names may hold anything, and nvcc passes what it is given on to a shell.
-    """
+    """A path as commands get it, which run in the checkout: without the folders above that."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
@@ -272,6 +278,7 @@ class NinjaBuild(build_ext):
         import ninja
 
         compiler, cuda = find_compiler(), find_cuda()
+        check_name(cuda)
         part = f"sm_{' sm_'.join(map(str, cuda.architectures))}" if cuda.nvcc else cuda.note
         print(f"egcnn: C++ by {compiler}; CUDA {part}", flush=True)
         if warning := too_new(cuda):

@@ -168,6 +168,8 @@ def _mapped(path: Path) -> Any:
 
 def is_checkpoint(path: Path) -> bool | None:
     """Whether a file is a checkpoint of egcnn; None if it is too damaged to tell."""
+    if _damage(path) is not None:
+        return None
     try:
         data = _mapped(path)
     except Exception:  # of many types, depending on the damage

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
 
 
 class InputError(ValueError):
-    """Unusable input. The message is one line: argument or file, value received, value expected."""
+    """Unusable input. The message is one line: argument or file, value received, value expected.
+
+    Line breaks, such as those of a file's name, are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\\n".join(message.splitlines()))
 
 
 def shown(value: Any) -> str:
-    """A value for a message, as Python writes it: one line, and not too long."""
-    return brief(repr(value))
+    """A value for a message, as Python writes it: one line, and not too long.
+
+    However long or deep: a checkpoint's list may hold itself, or a name megabytes.
+    """
+    try:
+        return brief(_SHORT.repr(value))
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def brief(text: object) -> str:

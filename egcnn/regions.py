@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from egcnn.errors import InputError
+from egcnn.errors import InputError, shown
 from egcnn.ops._tensors import equals
 from egcnn.typed import entry
 
@@ -70,10 +70,12 @@ class Regions:
                 "expected one set per name, and at least one"
             )
         if len(set(self.names)) != len(self.names):
-            raise InputError(f"regions: names {self.names}; expected every name once")
+            raise InputError(f"regions: names {shown(self.names)}; expected every name once")
         for name, values in zip(self.names, self.labels, strict=True):
             if not values:
-                raise InputError(f"regions: {name!r} has no label value; expected at least one")
+                raise InputError(
+                    f"regions: {shown(name)} has no label value; expected at least one"
+                )
             _check_values(name, values)
         if self.ignore_index is not None:
             _check_values("ignore_index", (self.ignore_index,))
@@ -94,7 +96,7 @@ class Regions:
             flat = [value for values in self.labels for value in values]
             if any(len(values) != 1 for values in self.labels) or len(set(flat)) != len(flat):
                 raise InputError(
-                    f"regions: softmax classes have the label values {self.labels}; "
+                    f"regions: softmax classes have the label values {shown(self.labels)}; "
                     "expected one value per class, all different"
                 )
             if len(self.labels) < 2:
@@ -224,6 +226,6 @@ def _check_values(name: str, values: tuple[int, ...]) -> None:
     for value in values:
         if not 0 <= value <= LARGEST_LABEL:
             raise InputError(
-                f"regions: {name!r} has the label value {value}; "
+                f"regions: {shown(name)} has the label value {shown(value)}; "
                 f"expected values from 0 to {LARGEST_LABEL}"
             )

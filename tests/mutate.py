@@ -19,7 +19,7 @@ EXAMPLES = int(os.environ.get("EGCNN_EXAMPLES", "1"))
 
 _VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 2**70, -(2**40), 1e308, float("nan"), float("inf"), "", "x", "segnet"),
-    *([], [0], [[1, 2], [3]], {}, {"a": 1}, "../../etc", "\x1b[31m", "[/x]", b"bytes"),
+    *([], [0], [[1, 2], [3]], {}, {"a": 1}, "../../etc", "\x1b[31m", "[/x]", "a\nb", b"bytes"),
 )
 
 

@@ -191,6 +191,22 @@ def test_entries_are_checked(tmp_path: Path, place: tuple[Any, ...], value: Any,
     assert "\n" not in str(caught.value)
 
 
+def shared(depth: int) -> list[Any]:
+    """A list that would print as 2**depth numbers, and is small in a file."""
+    value: list[Any] = [1, 1]
+    for _ in range(depth - 1):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize("value", [10**500, shared(60)], ids=["long", "wide"])
+def test_entries_that_cannot_be_printed(tmp_path: Path, value: Any) -> None:
+    altered(tmp_path / "bad.ckpt", KEY, "preprocessing", "patch", value=value)
+    with pytest.raises(InputError, match=r"patch: .*; expected 3 integers") as caught:
+        load(tmp_path / "bad.ckpt")
+    assert len(str(caught.value)) < 1000
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load(tmp_path / "none.ckpt")

@@ -133,51 +133,72 @@ def test_a_kernel_that_is_declared_and_not_defined_fails_the_build(tmp_path: Pat
     assert not list(tmp_path.rglob("_C*"))
 
 
-def test_a_build_in_a_folder_of_any_name(tmp_path: Path) -> None:
-    """Sources, objects, compiler and nvcc below names that ninja or a shell would take apart."""
-    root = tmp_path / "it's `touch ran`  $HOME $(touch ran) a&b;#\"c\\n"
+#: Stands in for nvcc: compiles CUDA sources as C++ and links.
+NVCC = f"""#!/bin/sh
+case $1 in
+  --version) echo "release 13.0, V" ;;
+  --list-gpu-code) echo sm_90 ;;
+  *) for word; do
+       shift
+       case $word in
+         *.cu) set -- "$@" -x c++ "$word" ;;
+         -std=*|-O3|-MD|-MF|-c|-o|-shared|*.d|*.o|*.so|-L*) set -- "$@" "$word" ;;
+       esac
+     done
+     exec {CXX} -fPIC "$@" ;;
+esac
+"""
+
+
+def build_small(root: Path, *options: str, cuda: str) -> subprocess.CompletedProcess[str]:
+    """Build two kernels of one line in a folder, with compilers that are in it."""
     for part in ("csrc/cpu/blur", "csrc/cuda", "bin"):
-        (root / part).mkdir(parents=True)
+        (root / part).mkdir(parents=True, exist_ok=True)
     for name in ("setup.py", "build_backend.py"):
         shutil.copy(PROJECT / name, root)
     (root / "csrc/bindings.cpp").write_text('#include "build_info.h"\nint module = 0;')
     (root / "csrc/cpu/blur/blur.cpp").write_text("namespace EGCNN_ISA { int blur = 0; }")
     (root / "csrc/cuda/blur.cu").write_text('#include "blur.h"\nint on_cuda = 0;')
     (root / "csrc/cuda/blur.h").touch()
-    nvcc = root / "bin/nvcc"
-    nvcc.write_text(
-        f"""#!/bin/sh
-        case $1 in
-          --version) echo "release 13.0, V" ;;
-          --list-gpu-code) echo sm_90 ;;
-          *) for word; do
-               shift
-               case $word in
-                 *.cu) set -- "$@" -x c++ "$word" ;;
-                 -ccbin) skip=1 ;;
-                 -std=*|-O3|-MD|-MF|-c|-o|-shared|-x|*.d|*.o|*.so|-L*) set -- "$@" "$word" ;;
-               esac
-             done
-             exec {CXX} -fPIC "$@" ;;
-        esac
-        """
+    (root / "bin/nvcc").write_text(NVCC)
+    (root / "bin/nvcc").chmod(0o755)
+    if not (root / "bin/c++").exists():
+        (root / "bin/c++").symlink_to(str(shutil.which(CXX)))
+    path = os.pathsep.join([str(root / "bin"), os.environ["PATH"]])
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", *options],
+        cwd=root,
+        env={
+            **os.environ,
+            **{"EGCNN_CUDA": cuda, "CUDA_HOME": str(root), "CXX": "c++", "PATH": path},
+        },
+        capture_output=True,
+        text=True,
     )
-    nvcc.chmod(0o755)
-    (root / "bin/c++").symlink_to(str(shutil.which(CXX)))
-    path = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    for folders in ([], ["-t", str(tmp_path / "a 'b"), "-b", str(tmp_path / "`touch ran` $x:")]):
-        run = subprocess.run(
-            [sys.executable, "setup.py", "-q", "build_ext", *folders],
-            cwd=root,
-            env={
-                **os.environ,
-                **{"EGCNN_CUDA": "1", "CUDA_HOME": str(root), "CXX": "c++", "PATH": path},
-            },
-            capture_output=True,
-            text=True,
-        )
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda"),
+    [
+        ("it's `touch ran`  $HOME $(touch ran) a&b;#\"c\\n", "0"),
+        ("it's  $HOME a&b;#", "1"),
+    ],
+)
+def test_a_build_in_a_folder_of_any_name(tmp_path: Path, name: str, cuda: str) -> None:
+    """Sources, objects and compilers below names that ninja or a shell would take apart."""
+    for options in ([], ["-t", str(tmp_path / "a 'b"), "-b", str(tmp_path / "`touch ran` $x:")]):
+        run = build_small(tmp_path / name, *options, cuda=cuda)
         assert run.returncode == 0, run.stdout + run.stderr
     assert len(list(tmp_path.rglob("_C*.so"))) == 2
+    assert not list(tmp_path.rglob("ran"))
+
+
+@pytest.mark.parametrize("name", ["a`touch ran`", "$(touch ran)", 'a"b', "a\\b"])
+def test_a_name_that_nvcc_would_run_is_refused(tmp_path: Path, name: str) -> None:
+    """nvcc itself gives the full path of a source to a shell, in double quotes."""
+    run = build_small(tmp_path / name, cuda="1")
+    assert run.returncode == 1
+    assert run.stderr.startswith("egcnn: nvcc would let a shell read the ")
     assert not list(tmp_path.rglob("ran"))
 
 
