@@ -193,7 +193,7 @@ def predict_monai(setting: Setting) -> dict[str, float]:
     """The same windows; reads, prepares and returns to the input's grid by MONAI."""
     from monai.data import MetaTensor
     from monai.inferers import sliding_window_inference
-    from monai.transforms import Compose, LoadImage, NormalizeIntensity, Orientation, Spacing
+    from monai.transforms import LoadImage, NormalizeIntensity, Orientation, Spacing
 
     from egcnn.windows import window_size
 
@@ -201,14 +201,9 @@ def predict_monai(setting: Setting) -> dict[str, float]:
     found: dict[str, float] = {}
     with timed(found, "seconds"), torch.inference_mode():
         image = LoadImage(ensure_channel_first=True)([str(path) for path in case.images])
-        prepare = Compose(
-            [
-                Orientation("RAS"),
-                Spacing((1, 1, 1)),
-                NormalizeIntensity(nonzero=True, channel_wise=True),
-            ]
-        )
-        prepared = prepare(image)
+        turn, respace = Orientation("RAS"), Spacing((1, 1, 1))
+        normalize = NormalizeIntensity(nonzero=True, channel_wise=True)
+        prepared = normalize(respace(turn(image)))
 
         def predictor(window: torch.Tensor) -> torch.Tensor:
             output = trained.network(window.contiguous(memory_format=torch.channels_last_3d))
@@ -218,9 +213,8 @@ def predict_monai(setting: Setting) -> dict[str, float]:
         outputs = sliding_window_inference(
             prepared.as_tensor()[None], window, 1, predictor, overlap=0.5, mode="gaussian"
         )
-        prepared.applied_operations = prepared.applied_operations[:2]  # not the normalisation
         whole = MetaTensor(outputs[0]).copy_meta_from(prepared)
-        back = Compose([Orientation("RAS"), Spacing((1, 1, 1))]).inverse(whole)
+        back = turn.inverse(respace.inverse(whole))
         assert back.shape[1:] == image.shape[1:]
     return found
 
@@ -293,6 +287,12 @@ def _measured(work: Callable[[Setting], dict[str, float]], setting: Setting) -> 
     }
 
 
+def _elsewhere(work: Callable[[Setting], dict[str, float]], setting: Setting) -> dict[str, float]:
+    # Not forked, which would begin with the memory of the runs before.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measured, work, setting).result()
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny volumes: only that it runs")
@@ -307,10 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = []
         print("| what | by | measured |\n|---|---|---|")
         for what, by, work in MEASUREMENTS:
-            # Not forked, which would begin with the memory of the runs before.
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, spawn) as pool:
-                found = pool.submit(_measured, work, setting).result()
+            found = _measured(work, setting) if options.quick else _elsewhere(work, setting)
             rows.append({"what": what, "by": by, **found})
             shown = ", ".join(f"{value:g} {name}" for name, value in found.items())
             print(f"| {what} | {by} | {shown} |", flush=True)
