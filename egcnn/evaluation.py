@@ -9,8 +9,10 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import torch
 from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, Dataset, read_edges, read_label
@@ -18,6 +20,7 @@ from egcnn.data.nifti import stem, volumes
 from egcnn.errors import InputError
 from egcnn.files import read_json, without_nan, write_csv, write_json
 from egcnn.inference import EDGES, PROBABILITIES, predict_cases
+from egcnn.lesions import check_installed, lesion_scores
 from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
 from egcnn.processes import in_processes
@@ -36,12 +39,21 @@ class Evaluation:
     """The scores of predictions.
 
     Args:
-        cases: per case name and region, the metrics of ``egcnn.metrics.case_metrics``.
+        cases: per case name and region, the metrics of ``egcnn.metrics.case_metrics``, and those of
+            ``egcnn.lesions.lesion_scores`` if they were asked for.
         missing: names of the labelled cases that have no prediction.
     """
 
     cases: Mapping[str, Scores]
     missing: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the scores, in table order."""
+        for case in self.cases.values():
+            for scores in case.values():
+                return tuple(scores)
+        return COLUMNS
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
         """Each metric's mean and standard deviation, per region and for :data:`MEAN`.
@@ -54,7 +66,7 @@ class Evaluation:
                 **case,
                 MEAN: {
                     metric: mean_and_deviation([region[metric] for region in case.values()])[0]
-                    for metric in COLUMNS
+                    for metric in self.columns
                 },
             }
             for case in self.cases.values()
@@ -66,7 +78,12 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: str | Path, dataset: Dataset, *, workers: int = 0, quiet: bool = True
+    predictions: str | Path,
+    dataset: Dataset,
+    *,
+    lesions: bool = False,
+    workers: int = 0,
+    quiet: bool = True,
 ) -> Evaluation:
     """Score the label maps in a folder, and any edge probabilities there, against a dataset.
 
@@ -74,6 +91,7 @@ def evaluate(
         predictions: folder with ``NAME.nii.gz`` (or ``.nii``) per case, and optionally
             ``NAME_edges.nii.gz`` as :func:`egcnn.inference.write_prediction` writes them.
         dataset: defines the regions and holds the truth.
+        lesions: score lesions too, which takes panoptica.
         workers: number of processes; 0 uses this one. The scores are the same.
         quiet: show no progress bar.
 
@@ -81,6 +99,8 @@ def evaluate(
         InputError: no such folder, no prediction in it, a prediction that belongs to no labelled
             case, is on another grid than its case, or holds values that are not the dataset's.
     """
+    if lesions:
+        check_installed()
     folder = Path(predictions)
     if not folder.is_dir():
         raise InputError(f"predictions: {folder} is no folder; expected one with NAME.nii.gz files")
@@ -105,7 +125,7 @@ def evaluate(
             f"predictions: {folder} holds no label map; expected files such as {example}.nii.gz"
         )
     jobs = [(labelled[name], path, beside.get(name + EDGES)) for name, path in files.items()]
-    done = in_processes(partial(_score_files, dataset), jobs, workers)
+    done = in_processes(partial(_score_files, dataset, lesions), jobs, workers)
     scores = done if quiet else tracked(done, len(jobs), "scoring cases")
     return Evaluation(
         dict(zip(files, scores, strict=True)),
@@ -113,16 +133,21 @@ def evaluate(
     )
 
 
-def _score_files(dataset: Dataset, files: tuple[Case, Path, Path | None]) -> Scores:
+def _score_files(dataset: Dataset, lesions: bool, files: tuple[Case, Path, Path | None]) -> Scores:
     """Score a case's label map, and its edge probabilities if there is a file of them."""
     case, path, edge_path = files
     labels = read_label(case, dataset.regions, path).as_tensor()[0]
     edges = None if edge_path is None else read_edges(case, edge_path, dataset.regions)
-    return score(case, labels, dataset, edges)
+    return score(case, labels, dataset, edges, lesions=lesions)
 
 
 def score(
-    case: Case, labels: ArrayLike, dataset: Dataset, edges: ArrayLike | None = None
+    case: Case,
+    labels: ArrayLike | Tensor,
+    dataset: Dataset,
+    edges: ArrayLike | Tensor | None = None,
+    *,
+    lesions: bool = False,
 ) -> Scores:
     """Score one case's label map, and its edge probabilities, against the truth.
 
@@ -131,10 +156,23 @@ def score(
         labels: ``(D, H, W)`` on the case's own grid.
         dataset: defines the regions.
         edges: see :func:`egcnn.metrics.case_metrics`.
+        lesions: score lesions too, which takes panoptica.
     """
     truth = read_label(case, dataset.regions)
     spacing = [float(size) for size in voxel_sizes(truth.affine.numpy())]
-    return case_metrics(labels, truth.as_tensor()[0], dataset.regions, spacing, edges=edges)
+    true = truth.as_tensor()[0]
+    scores = case_metrics(labels, true, dataset.regions, spacing, edges=edges)
+    if lesions:
+        ignored = dataset.regions.ignored(true[None, None])
+        predicted, actual = (
+            dataset.regions.reported(dataset.regions.masks(volume[None, None]))
+            for volume in (torch.as_tensor(labels), true)
+        )
+        if ignored is not None:
+            predicted = predicted.masked_fill(ignored, 0)
+        for region, one, other in zip(scores, predicted[0], actual[0], strict=True):
+            scores[region] |= lesion_scores(one.numpy(), other.numpy())
+    return scores
 
 
 def predict_and_evaluate(
@@ -167,7 +205,7 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
         for case, regions in evaluation.cases.items()
         for region, metrics in regions.items()
     )
-    write_csv(table, ["case", "region", *COLUMNS], rows)
+    write_csv(table, ["case", "region", *evaluation.columns], rows)
     data = {
         "summary": evaluation.summary(),
         "cases": evaluation.cases,

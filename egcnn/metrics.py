@@ -31,15 +31,16 @@ class Metric:
     Args:
         title: display name.
         digits: decimals shown.
-        of: what it scores, a region's ``"voxels"`` or its ``"edges"``.
+        of: what it scores, a region's ``"voxels"``, its ``"edges"`` or its ``"lesions"``.
     """
 
     title: str
     digits: int = 3
-    of: Literal["voxels", "edges"] = "voxels"
+    of: Literal["voxels", "edges", "lesions"] = "voxels"
 
 
-#: All metrics by name, in table order; see :func:`case_metrics` and :func:`edge_scores`.
+#: All metrics by name, in table order; see :func:`case_metrics`, :func:`edge_scores` and
+#: :func:`egcnn.lesions.lesion_scores`.
 METRICS = {
     "dice": Metric("Dice"),
     "sensitivity": Metric("Sensitivity"),
@@ -51,15 +52,20 @@ METRICS = {
     "average_precision": Metric("Average precision", of="edges"),
     "thickness": Metric("Thickness", digits=2, of="edges"),
     "interior": Metric("Interior filled", digits=2, of="edges"),
+    "lesion_dice": Metric("Dice", of="lesions"),
+    "lesion_f1": Metric("F1", of="lesions"),
+    "lesions_missed": Metric("Missed", digits=2, of="lesions"),
+    "lesions_false": Metric("False", digits=2, of="lesions"),
 }
 VOXEL_METRICS = tuple(name for name, metric in METRICS.items() if metric.of == "voxels")
 EDGE_METRICS = tuple(name for name, metric in METRICS.items() if metric.of == "edges")
+LESION_METRICS = tuple(name for name, metric in METRICS.items() if metric.of == "lesions")
 
 #: Titles of the edge sources that are scored: the edge head, and the Sobel edges of the
 #: segmentation. Their columns are ``edge_f1``, ``sobel_f1`` and so on.
 EDGE_SOURCES = {"edge": "edge head", "sobel": "Sobel of segmentation"}
 
-#: Every column of a case's scores.
+#: Every column of a case's scores; those of lesions follow where they were asked for.
 COLUMNS = (
     *VOXEL_METRICS,
     *(f"{source}_{name}" for source in EDGE_SOURCES for name in EDGE_METRICS),

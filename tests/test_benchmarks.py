@@ -290,3 +290,13 @@ def test_gpu_command_says_so_where_no_gpu_is(script: str, tmp_path: Path) -> Non
     assert result.stdout.count("\n") == 1
     assert "so there is nothing to measure." in result.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_data_command(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    result = run(sys.executable, "-m", "benchmarks.data", "--quick", "--output", path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["what"] for row in rows].count("patches") == 3
+    assert all(value > 0 for row in rows for value in row.values() if isinstance(value, float))

@@ -15,9 +15,9 @@ from egcnn.data import Dataset, write_volume
 from egcnn.data.case import Case
 from egcnn.errors import InputError
 from egcnn.evaluation import Evaluation, evaluate, write_evaluation
-from egcnn.metrics import COLUMNS, VOXEL_METRICS
+from egcnn.metrics import COLUMNS, LESION_METRICS, VOXEL_METRICS
 from egcnn.regions import Regions
-from egcnn.report import edge_table, evaluation_table
+from egcnn.report import edge_table, evaluation_table, lesion_table
 
 CLASSES = Regions(("background", "front", "back"), ((0,), (1,), (2,)), "softmax")
 
@@ -184,6 +184,22 @@ def test_predictions_that_cannot_be_compared(dataset: Dataset, tmp_path: Path) -
     write_volume(labels, affine, folder / "a.nii.gz")
     with pytest.raises(InputError, match=r"a\.nii\.gz: label value 7"):
         evaluate(folder, dataset)
+
+
+def test_lesions_are_scored_on_request(dataset: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("panoptica")
+    folder = predicted(dataset, tmp_path / "p")
+    assert "lesion_f1" not in evaluate(folder, dataset).columns
+    found = evaluate(folder, dataset, lesions=True, workers=2)
+    assert found.columns == (*COLUMNS, *LESION_METRICS)
+    assert found.cases["a"]["front"]["lesion_dice"] == 1
+    assert found.cases["b"]["front"]["lesion_dice"] == pytest.approx(2 / 3)
+    table, _ = write_evaluation(found, tmp_path / "e")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert float(rows[2]["lesion_dice"]) == pytest.approx(2 / 3)
+    console = Console(width=200, record=True)
+    console.print(lesion_table(found))
+    assert "0.833 ± 0.236" in console.export_text()
 
 
 def test_one_case_has_no_deviation() -> None:

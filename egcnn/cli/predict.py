@@ -177,6 +177,12 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json."),
     ] = None,
+    lesions: Annotated[
+        bool,
+        typer.Option(
+            "--lesions", help="Score every lesion by itself too (pip install 'egcnn[lesions]')."
+        ),
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(help="Number of processes, one for each core by default; 0 uses none."),
@@ -189,12 +195,13 @@ def evaluate(
     from egcnn import evaluation
     from egcnn.data import open_dataset
     from egcnn.machine import usable_cores
-    from egcnn.report import edge_table, evaluation_table
+    from egcnn.report import edge_table, evaluation_table, lesion_table
     from egcnn.terminal import say, show
 
     scored = evaluation.evaluate(
         predictions,
         open_dataset(data),
+        lesions=lesions,
         workers=usable_cores() if workers is None else workers,
         quiet=False,
     )
@@ -202,6 +209,8 @@ def evaluate(
     written = evaluation.write_evaluation(scored, predictions if output is None else output)
     show(evaluation_table(scored))
     show(edge_table(scored))
+    if lesions:
+        show(lesion_table(scored))
     if scored.missing:
         count, all_ = len(scored.missing), len(scored.missing) + len(scored.cases)
         shown = ", ".join(scored.missing[:3]) + (", ..." if count > 3 else "")

@@ -2,7 +2,7 @@
 
 from egcnn.report.inspection import grid_table, inspection_title, label_table
 from egcnn.report.pictures import View, write_picture
-from egcnn.report.tables import edge_table, evaluation_table, training_table
+from egcnn.report.tables import edge_table, evaluation_table, lesion_table, training_table
 
 __all__ = [
     "View",
@@ -11,6 +11,7 @@ __all__ = [
     "grid_table",
     "inspection_title",
     "label_table",
+    "lesion_table",
     "training_table",
     "write_picture",
 ]

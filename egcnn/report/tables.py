@@ -8,20 +8,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.table import Table
 
 from egcnn.evaluation import MEAN, Evaluation
-from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES, METRICS, VOXEL_METRICS
+from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES, LESION_METRICS, METRICS, VOXEL_METRICS
 from egcnn.terminal import duration, plain
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Table of the segmentation scores, mean ± standard deviation over cases, a row per region."""
-    table = Table(title=_title("Segmentation", evaluation))
+    return _by_region("Segmentation", evaluation, VOXEL_METRICS)
+
+
+def lesion_table(evaluation: Evaluation) -> Table:
+    """Table of the lesion-wise scores, likewise; see ``egcnn.lesions.lesion_scores``."""
+    return _by_region("Lesions", evaluation, LESION_METRICS)
+
+
+def _by_region(title: str, evaluation: Evaluation, metrics: Sequence[str]) -> Table:
+    table = Table(title=_title(title, evaluation))
     table.add_column("Region")
-    for metric in VOXEL_METRICS:
+    for metric in metrics:
         table.add_column(METRICS[metric].title, justify="right")
     for region, row in evaluation.summary().items():
         if region == MEAN:
             table.add_section()
-        table.add_row(plain(region), *(_cell(row[metric], metric) for metric in VOXEL_METRICS))
+        table.add_row(plain(region), *(_cell(row[metric], metric) for metric in metrics))
     return table
 
 
