@@ -10,7 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import egcnn
 from egcnn import legacy
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError
-from egcnn.files import atomic_write
+from egcnn.files import atomic_write, digest
 from egcnn.machine import versions
 from egcnn.nn.network import NetworkSettings, build_network
 from egcnn.regions import Regions
@@ -46,7 +46,8 @@ class Trained:
         preprocessing: how its input volumes are prepared.
         regions: what its output channels mean.
         modalities: the input channels' names, in order.
-        provenance: where it comes from (date, versions); any plain data.
+        provenance: where it comes from (date, versions, configuration, hashes of the data); any
+            plain data. :func:`load` adds the SHA-256 of the file as ``"checkpoint"``.
     """
 
     network: nn.Module
@@ -206,7 +207,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
     try:
         if entry["format"] == 3:
             entry = legacy.checkpoint(entry)
-        return _restore(entry, data["state_dict"], device)
+        trained = _restore(entry, data["state_dict"], device)
+        provenance = {**trained.provenance, "checkpoint": digest([path])}
+        return replace(trained, provenance=provenance)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(

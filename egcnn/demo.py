@@ -10,7 +10,7 @@ from egcnn import checkpoint
 from egcnn.data import LAYOUTS, Dataset, open_dataset, read_image, read_label
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
-from egcnn.evaluation import Evaluation, score, write_evaluation
+from egcnn.evaluation import Evaluation, score, source, write_evaluation
 from egcnn.inference import predict_cases
 from egcnn.report import View, edge_table, evaluation_table, write_picture
 from egcnn.terminal import Terminal, duration, show
@@ -100,9 +100,10 @@ def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list
     """Predict, score and prepare for drawing the cases that the run has not seen."""
     # The last epoch, since the best one was chosen on these very cases.
     trained = checkpoint.load(run.last)
-    scores, views = {}, []
-    for case, prediction, _ in predict_cases(trained, run.validation, folder, edges=True):
+    scores, sources, views = {}, {}, []
+    for case, prediction, path in predict_cases(trained, run.validation, folder, edges=True):
         scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
+        sources[case.name] = source(case, path)
         views.append(
             View(
                 case.name,
@@ -113,4 +114,4 @@ def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list
                 (1.0, 1.0, 1.0),
             )
         )
-    return Evaluation(scores), views
+    return Evaluation(scores, sources=sources), views

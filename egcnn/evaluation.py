@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike
 
 from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, Dataset, read_edges, read_label
-from egcnn.data.nifti import stem, volumes
+from egcnn.data.nifti import read_note, stem, volumes
 from egcnn.errors import InputError
-from egcnn.files import without_nan, write_csv, write_json
+from egcnn.files import digest, without_nan, write_csv, write_json
 from egcnn.inference import EDGES, predict_cases
 from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
@@ -32,10 +33,13 @@ class Evaluation:
     Args:
         cases: per case name and region, the metrics of ``egcnn.metrics.case_metrics``.
         missing: names of the labelled cases that have no prediction.
+        sources: per case name, what was compared: hashes of the prediction and of the truth, and
+            what the prediction says of its origin.
     """
 
     cases: Mapping[str, Scores]
     missing: tuple[str, ...] = ()
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
         """Each metric's mean and standard deviation, per region and for :data:`MEAN`.
@@ -94,14 +98,21 @@ def evaluate(predictions: str | Path, dataset: Dataset) -> Evaluation:
         raise InputError(
             f"predictions: {folder} holds no label map; expected files such as {example}.nii.gz"
         )
-    scores = {}
+    scores, sources = {}, {}
     for name, path in files.items():
         case, regions = labelled[name], dataset.regions
         labels = read_label(case, regions, path).as_tensor()[0]
         edge_path = edges.get(name + EDGES)
         probabilities = None if edge_path is None else read_edges(case, edge_path, regions)
         scores[name] = score(case, labels, dataset, probabilities)
-    return Evaluation(scores, tuple(name for name in labelled if name not in files))
+        sources[name] = source(case, path)
+    return Evaluation(scores, tuple(name for name in labelled if name not in files), sources)
+
+
+def source(case: Case, prediction: Path) -> dict[str, Any]:
+    """Hashes of a case's prediction and truth, and the prediction's own :func:`read_note`."""
+    truth = None if case.label is None else digest([case.label])
+    return {"prediction": digest([prediction]), "truth": truth, "origin": read_note(prediction)}
 
 
 def score(
@@ -124,12 +135,11 @@ def predict_and_evaluate(
     trained: Trained, cases: Iterable[Case], dataset: Dataset, folder: str | Path
 ) -> Evaluation:
     """Segment cases, write the label maps and their scores to a folder, and return the scores."""
-    evaluation = Evaluation(
-        {
-            case.name: score(case, prediction.labels, dataset, prediction.edges)
-            for case, prediction, _ in predict_cases(trained, cases, folder)
-        }
-    )
+    scores, sources = {}, {}
+    for case, prediction, path in predict_cases(trained, cases, folder):
+        scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
+        sources[case.name] = source(case, path)
+    evaluation = Evaluation(scores, sources=sources)
     write_evaluation(evaluation, folder)
     return evaluation
 
@@ -138,7 +148,8 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
     """Write :data:`TABLE` (a row per case and region) and :data:`SUMMARY` (the same and their
     means).
 
-    NaN is an empty field in the table and null in the summary.
+    NaN is an empty field in the table and null in the summary. The summary also says what was
+    compared (``"sources"``) and, by the hash of the checkpoint, what made it (``"networks"``).
 
     Returns:
         the paths of the two files.
@@ -151,10 +162,20 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
         for region, metrics in regions.items()
     )
     write_csv(table, ["case", "region", *COLUMNS], rows)
+    sources = {case: dict(source) for case, source in evaluation.sources.items()}
+    networks: dict[str, Any] = {}
+    for compared in sources.values():
+        origin = dict(compared.pop("origin"))
+        compared.update(
+            inputs=origin.pop("inputs", None), checkpoint=origin.pop("checkpoint", None)
+        )
+        networks.setdefault(str(compared["checkpoint"]), origin)
     data = {
         "summary": evaluation.summary(),
         "cases": evaluation.cases,
         "missing": list(evaluation.missing),
+        "sources": sources,
+        "networks": networks,
         "versions": versions(),
     }
     written = output / SUMMARY

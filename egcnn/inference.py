@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from egcnn.data.case import Case, read_image
 from egcnn.data.nifti import Header, write_volume
 from egcnn.data.transforms import RAS, preprocessing, resampling_bytes
 from egcnn.errors import InputError
-from egcnn.machine import prepare_cpu
+from egcnn.files import digest
+from egcnn.machine import prepare_cpu, versions
 from egcnn.regions import Regions
 
 #: Suffix of the names of edge probability files, before ``.nii.gz``.
@@ -258,7 +259,24 @@ def predict_cases(
                 )
     for case in cases:
         prediction = predict_case(trained, case, overlap=overlap, precision=precision)
-        yield case, prediction, write_prediction(prediction, folder, case.name, edges=edges)
+        made = {"overlap": overlap, "precision": precision or "chosen for the device"}
+        note = {**_origin(trained), "inputs": digest(case.images), **made}
+        path = write_prediction(prediction, folder, case.name, edges=edges, note=note)
+        yield case, prediction, path
+
+
+def _origin(trained: Trained) -> dict[str, Any]:
+    """What a prediction says of the network that made it."""
+    provenance = trained.provenance
+    run = provenance.get("run", {})
+    return {
+        "checkpoint": provenance.get("checkpoint"),
+        "steps": provenance.get("steps"),
+        "data": run.get("data", {}).get("sha256"),
+        "config": run.get("config"),
+        "trained": provenance.get("versions"),
+        "versions": versions(),
+    }
 
 
 def _place(path: Path) -> Path:
@@ -272,7 +290,12 @@ def _output_paths(folder: str | Path, name: str) -> tuple[Path, Path]:
 
 
 def write_prediction(
-    prediction: Prediction, folder: str | Path, name: str, *, edges: bool = False
+    prediction: Prediction,
+    folder: str | Path,
+    name: str,
+    *,
+    edges: bool = False,
+    note: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``NAME.nii.gz``, the label map, on the input's own grid.
 
@@ -282,16 +305,17 @@ def write_prediction(
         name: name of the case.
         edges: write ``NAME_edges.nii.gz`` too, the edge probabilities ``(D, H, W, F)``, or
             ``(D, H, W)`` where there is one channel.
+        note: where the prediction comes from; see :func:`egcnn.data.nifti.write_volume`.
 
     Returns:
         the label map's path.
     """
     path, edges_path = _output_paths(folder, name)
-    write_volume(prediction.labels, prediction.affine, path, prediction.header)
+    write_volume(prediction.labels, prediction.affine, path, prediction.header, note)
     if edges and prediction.edges is not None:
         volumes = prediction.edges
         channels = volumes[0] if len(volumes) == 1 else np.moveaxis(volumes, 0, 3)
-        write_volume(channels, prediction.affine, edges_path, prediction.header)
+        write_volume(channels, prediction.affine, edges_path, prediction.header, note)
     else:
         # An earlier prediction's edges would be mistaken for this one's.
         edges_path.unlink(missing_ok=True)

@@ -103,14 +103,14 @@ def _train(dataset: Dataset, config: TrainingConfig, run: Path, device: str) -> 
 
 def _result(dataset: Dataset, config: TrainingConfig, run: Path, arm: Arm) -> Result:
     """Read a finished run's folder."""
-    summary = json.loads((run / EVALUATION).read_text(encoding="utf-8"))["summary"]
+    evaluated = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
     regions = {
         region: {
             metric: nan if values["mean"] is None else values["mean"]
             for metric, values in row.items()
         }
-        for region, row in summary.items()
+        for region, row in evaluated["summary"].items()
     }
     steps = [row["step_seconds"] for row in read_history(run)]
     size = parameters(config.network, len(dataset.modalities), len(dataset.regions))
-    return Result(arm, config.seed, size, median(steps), regions)
+    return Result(arm, config.seed, size, median(steps), regions, evaluated.get("networks", {}))

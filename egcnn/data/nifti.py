@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -222,6 +224,7 @@ def write_volume(
     affine: NDArray[Any] | Tensor,
     path: Path,
     header: Header | None = None,
+    note: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a volume as NIfTI atomically.
 
@@ -232,6 +235,8 @@ def write_volume(
         path: ends in ``.nii`` or ``.nii.gz``; its folder is created, an existing file replaced.
         header: header of a file on the same grid; its qform and sform, their codes and units are
             copied instead of the affine, since readers differ in which they prefer.
+        note: plain data that is kept in the file as JSON, in a header extension of the kind
+            "comment"; :func:`read_note` returns it.
 
     Raises:
         InputError: another suffix or rank, or the file cannot be written, for example because the
@@ -258,8 +263,23 @@ def write_volume(
             image.header[name] = header[name]
         image.header["pixdim"][:4] = header["pixdim"][:4]
 
+    if note is not None:
+        text = json.dumps(note).encode("ascii")
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", text))
+
     with atomic_write(path) as temporary:
         nib.save(image, temporary)
+
+
+def read_note(path: str | Path) -> dict[str, Any]:
+    """The note of a file of :func:`write_volume`; empty if there is none that reads."""
+    with suppress(Exception):  # of many types, depending on the damage
+        for extension in nib.load(path).header.extensions:
+            with suppress(ValueError):
+                note = json.loads(extension.get_content().rstrip(b"\0"))
+                if isinstance(note, dict):
+                    return note
+    return {}
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich import get_console
 
 from egcnn.data.case import Case, Dataset
+from egcnn.data.hashes import data_digest
 from egcnn.data.layouts import split
 from egcnn.errors import InputError
 from egcnn.files import owned
@@ -101,7 +102,12 @@ def fit(
             f"{dataset.root}: {len(train) + len(validation)} labelled case; expected at least two, "
             "one to train on and one to validate on"
         )
+    # Every device has a process of its own; the first one owns the folder.
+    first = first_process()
+    check_folder(output, existing)
     described = _described(config, dataset, train, validation)
+    if first:
+        described["data"] = data_digest([*train, *validation])
     task = SegmentationTask(
         config,
         dataset,
@@ -109,9 +115,6 @@ def fit(
     )
     data = CaseData(config, dataset, train, validation)
     history = History(output, dataset.regions.reported_names, quiet)
-    check_folder(output, existing)
-    # Every device has a process of its own; the first one owns the folder.
-    first = first_process()
     with owned(output) if first else nullcontext(), _silence_lightning():
         if first:
             prepare_folder(output, config, described, existing)
