@@ -203,6 +203,8 @@ def _silence_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         # Lightning uses a class that torch has renamed.
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
+        # Weights of 1x1x1 convolutions have the same order in memory by several strides.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")
         # A resumed run's folder is not empty.
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
         # A run of an earlier version has the state of Lightning's own ModelCheckpoint.
