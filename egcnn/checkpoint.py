@@ -10,7 +10,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import egcnn
 from egcnn import legacy
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError, shown
-from egcnn.files import atomic_write, save_tensors
+from egcnn.files import atomic_write, digest, save_tensors
 from egcnn.machine import versions
 from egcnn.nn.network import NetworkSettings, build_network
 from egcnn.regions import Regions
@@ -47,7 +47,8 @@ class Trained:
         preprocessing: how its input volumes are prepared.
         regions: what its output channels mean.
         modalities: the input channels' names, in order.
-        provenance: where it comes from (date, versions); any plain data.
+        provenance: where it comes from (date, versions, configuration, hashes of the data); any
+            plain data. :func:`load` adds the SHA-256 of the file as ``"checkpoint"``.
     """
 
     network: nn.Module
@@ -204,7 +205,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
     try:
         if number == 3:
             described = legacy.checkpoint(described)
-        return _restore(described, data["state_dict"], device)
+        trained = _restore(described, data["state_dict"], device)
+        provenance = {**trained.provenance, "checkpoint": digest([path])}
+        return replace(trained, provenance=provenance)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         if not isinstance(error, InputError):

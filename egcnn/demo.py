@@ -11,7 +11,7 @@ from egcnn import checkpoint
 from egcnn.data import LAYOUTS, Dataset, open_dataset, read_image, read_label
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
-from egcnn.evaluation import Evaluation, score, write_evaluation
+from egcnn.evaluation import Evaluation, score, source, write_evaluation
 from egcnn.files import read_json, write_json
 from egcnn.inference import predict_cases
 from egcnn.report import View, edge_table, evaluation_table, write_picture
@@ -141,9 +141,10 @@ def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list
     """Predict, score and prepare for drawing the cases that the run has not seen."""
     # The last epoch, since the best one was chosen on these very cases.
     trained = checkpoint.load(run.last)
-    scores, views = {}, []
-    for case, prediction, _ in predict_cases(trained, run.validation, folder, edges=True):
+    scores, sources, views = {}, {}, []
+    for case, prediction, path in predict_cases(trained, run.validation, folder, edges=True):
         scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
+        sources[case.name] = source(case, path)
         views.append(
             View(
                 case.name,
@@ -154,4 +155,4 @@ def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list
                 (1.0, 1.0, 1.0),
             )
         )
-    return Evaluation(scores), views
+    return Evaluation(scores, sources=sources), views

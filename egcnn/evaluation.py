@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import nan
 from pathlib import Path
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, Dataset, read_edges, read_label
-from egcnn.data.nifti import stem, volumes
+from egcnn.data.nifti import read_note, stem, volumes
 from egcnn.errors import InputError
-from egcnn.files import read_json, without_nan, write_csv, write_json
+from egcnn.files import digest, read_json, without_nan, write_csv, write_json
 from egcnn.inference import EDGES, PROBABILITIES, predict_cases
 from egcnn.lesions import check_installed, lesion_scores
 from egcnn.machine import versions
@@ -42,10 +42,13 @@ class Evaluation:
         cases: per case name and region, the metrics of ``egcnn.metrics.case_metrics``, and those of
             ``egcnn.lesions.lesion_scores`` if they were asked for.
         missing: names of the labelled cases that have no prediction.
+        sources: per case name, what was compared: hashes of the prediction and of the truth, and
+            what the prediction says of its origin.
     """
 
     cases: Mapping[str, Scores]
     missing: tuple[str, ...] = ()
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -126,19 +129,28 @@ def evaluate(
         )
     jobs = [(labelled[name], path, beside.get(name + EDGES)) for name, path in files.items()]
     done = in_processes(partial(_score_files, dataset, lesions), jobs, workers)
-    scores = done if quiet else tracked(done, len(jobs), "scoring cases")
+    scored = list(done if quiet else tracked(done, len(jobs), "scoring cases"))
     return Evaluation(
-        dict(zip(files, scores, strict=True)),
+        {name: scores for name, (scores, _) in zip(files, scored, strict=True)},
         tuple(name for name in labelled if name not in files),
+        {name: compared for name, (_, compared) in zip(files, scored, strict=True)},
     )
 
 
-def _score_files(dataset: Dataset, lesions: bool, files: tuple[Case, Path, Path | None]) -> Scores:
+def _score_files(
+    dataset: Dataset, lesions: bool, files: tuple[Case, Path, Path | None]
+) -> tuple[Scores, dict[str, Any]]:
     """Score a case's label map, and its edge probabilities if there is a file of them."""
     case, path, edge_path = files
     labels = read_label(case, dataset.regions, path).as_tensor()[0]
     edges = None if edge_path is None else read_edges(case, edge_path, dataset.regions)
-    return score(case, labels, dataset, edges, lesions=lesions)
+    return score(case, labels, dataset, edges, lesions=lesions), source(case, path)
+
+
+def source(case: Case, prediction: Path) -> dict[str, Any]:
+    """Hashes of a case's prediction and truth, and the prediction's own :func:`read_note`."""
+    truth = None if case.label is None else digest([case.label])
+    return {"prediction": digest([prediction]), "truth": truth, "origin": read_note(prediction)}
 
 
 def score(
@@ -179,12 +191,11 @@ def predict_and_evaluate(
     trained: Trained, cases: Iterable[Case], dataset: Dataset, folder: str | Path
 ) -> Evaluation:
     """Segment cases, write the label maps and their scores to a folder, and return the scores."""
-    evaluation = Evaluation(
-        {
-            case.name: score(case, prediction.labels, dataset, prediction.edges)
-            for case, prediction, _ in predict_cases(trained, cases, folder)
-        }
-    )
+    scores, sources = {}, {}
+    for case, prediction, path in predict_cases(trained, cases, folder):
+        scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
+        sources[case.name] = source(case, path)
+    evaluation = Evaluation(scores, sources=sources)
     write_evaluation(evaluation, folder)
     return evaluation
 
@@ -193,7 +204,8 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
     """Write :data:`TABLE` (a row per case and region) and :data:`SUMMARY` (the same and their
     means).
 
-    NaN is an empty field in the table and null in the summary.
+    NaN is an empty field in the table and null in the summary. The summary also says what was
+    compared (``"sources"``) and, by the hash of the checkpoint, what made it (``"networks"``).
 
     Returns:
         the paths of the two files.
@@ -206,10 +218,21 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
         for region, metrics in regions.items()
     )
     write_csv(table, ["case", "region", *evaluation.columns], rows)
+    sources = {case: dict(source) for case, source in evaluation.sources.items()}
+    networks: dict[str, Any] = {}
+    for compared in sources.values():
+        origin = dict(compared.pop("origin"))
+        compared.update(
+            inputs=origin.pop("inputs", None), checkpoint=origin.pop("checkpoint", None)
+        )
+        if compared["checkpoint"] is not None:
+            networks.setdefault(compared["checkpoint"], origin)
     data = {
         "summary": evaluation.summary(),
         "cases": evaluation.cases,
         "missing": list(evaluation.missing),
+        "sources": sources,
+        "networks": networks,
         "versions": versions(),
     }
     written = output / SUMMARY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -189,6 +190,23 @@ def save_tensors(data: Mapping[str, Any], path: Path, target: Path) -> None:
         raise InputError(
             f"{target}: writing stopped half-way; is there room left on the disk?"
         ) from error
+
+
+def digest(paths: Iterable[str | Path]) -> str:
+    """SHA-256 of the contents of files, one after the other, as of ``cat FILES | sha256sum``.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    contents = hashlib.sha256()
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    contents.update(block)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return contents.hexdigest()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ from egcnn.data.nifti import Header, write_probabilities, write_volume
 from egcnn.data.resampling import resample, resampled, resampling_bytes
 from egcnn.data.transforms import preprocessing
 from egcnn.errors import InputError
-from egcnn.machine import prepare_cpu
+from egcnn.files import digest
+from egcnn.machine import prepare_cpu, versions
+from egcnn.typed import entry
 from egcnn.windows import Progress, segment
 
 #: Suffixes of the names of probability files, before ``.nii.gz``: of edges, and of regions.
 EDGES = "_edges"
 PROBABILITIES = "_probabilities"
+# Options of a prediction that its file notes.
+_NOTED = ("overlap", "flips", "precision")
 
 
 @dataclass(frozen=True)
@@ -252,11 +256,33 @@ def predict_cases(
                 )
     for case in cases:
         prediction = predict_case(trained, case, probabilities=probabilities, **options)
+        made = {name: options[name] for name in _NOTED if name in options}
+        note = {**_origin(trained), "inputs": digest(case.images), **made}
         path = write_prediction(
-            prediction, folder, case.name, edges=edges, probabilities=probabilities
+            prediction, folder, case.name, edges=edges, probabilities=probabilities, note=note
         )
         yield case, prediction, path
         del prediction  # not to be in memory beside the next
+
+
+def _origin(trained: Trained | Sequence[Trained]) -> dict[str, Any]:
+    """What a prediction says of the network that made it, or of several as its ``members``."""
+    if not isinstance(trained, Trained):
+        members = [_origin(member) for member in trained]
+        if len(members) == 1:
+            return members[0]
+        names = " ".join(str(member["checkpoint"]) for member in members)
+        return {"checkpoint": names, "members": members, "versions": versions()}
+    provenance = trained.provenance
+    run = entry(provenance, "run", dict[str, Any] | None) or {}
+    return {
+        "checkpoint": provenance.get("checkpoint"),
+        "steps": provenance.get("steps"),
+        "data": (entry(run, "data", dict[str, Any] | None) or {}).get("sha256"),
+        "config": run.get("config"),
+        "trained": provenance.get("versions"),
+        "versions": versions(),
+    }
 
 
 def _place(path: Path) -> Path:
@@ -279,6 +305,7 @@ def write_prediction(
     *,
     edges: bool = False,
     probabilities: bool = False,
+    note: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``NAME.nii.gz``, the label map, on the input's own grid.
 
@@ -290,16 +317,17 @@ def write_prediction(
             ``(D, H, W)`` where there is one channel; see
             :func:`egcnn.data.nifti.write_probabilities`.
         probabilities: write ``NAME_probabilities.nii.gz`` too, those of all regions, likewise.
+        note: where the prediction comes from; see :func:`egcnn.data.nifti.write_volume`.
 
     Returns:
         the label map's path.
     """
     path, *others = _output_paths(folder, name)
-    write_volume(prediction.labels, prediction.affine, path, prediction.header)
+    write_volume(prediction.labels, prediction.affine, path, prediction.header, note=note)
     kinds = ((edges, prediction.edges), (probabilities, prediction.probabilities))
     for other, (wanted, channels) in zip(others, kinds, strict=True):
         if wanted and channels is not None:
-            write_probabilities(channels, prediction.affine, other, prediction.header)
+            write_probabilities(channels, prediction.affine, other, prediction.header, note)
         else:
             # An earlier prediction's would be mistaken for this one's.
             other.unlink(missing_ok=True)

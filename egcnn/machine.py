@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import platform
 import resource
+import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -130,11 +134,53 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, egcnn and the libraries that affect results, without importing them."""
+    """Versions of Python, egcnn and the libraries that affect results, without importing them.
+
+    Of egcnn also the :func:`revision`.
+    """
     numbers = {"python": platform.python_version(), "egcnn": egcnn.__version__}
+    numbers["revision"] = revision()
     for name in ("torch", "monai", "lightning", "nibabel", "numpy"):
         try:
             numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             numbers[name] = "not installed"
     return numbers
+
+
+@cache
+def revision() -> str:
+    """Which code runs: the commit, if it is known and nothing was changed since, or a hash of it.
+
+    The commit is that of the checkout that the package stands in, or the one that pip installed it
+    from; the hash is of the package's Python files.
+    """
+    package = Path(egcnn.__file__).parent
+    commit = None
+    if (package.parent / ".git").exists():
+        commit = _git(package.parent, "rev-parse", "HEAD")
+        if _git(package.parent, "status", "--porcelain", "--untracked-files=no") != "":
+            commit = None
+    else:
+        try:
+            origin = metadata.distribution("egcnn").read_text("direct_url.json")
+            commit = json.loads(origin or "{}").get("vcs_info", {}).get("commit_id")
+        except (metadata.PackageNotFoundError, ValueError):
+            pass
+    if commit:
+        return str(commit)
+    code = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        code.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    return f"sha256:{code.hexdigest()}"
+
+
+def _git(folder: Path, *command: str) -> str | None:
+    """Output of a git command in a checkout, or None if it fails."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean, stdev
+from typing import Any
 
 from scipy.stats import t as student
 
@@ -26,6 +27,7 @@ class Result:
         step_seconds: median time of a training step.
         regions: per region, and for :data:`egcnn.evaluation.MEAN`, the mean of each metric over
             held-out cases.
+        networks: what made the predictions; see :func:`egcnn.evaluation.write_evaluation`.
     """
 
     arm: Arm
@@ -33,6 +35,7 @@ class Result:
     parameters: int
     step_seconds: float
     regions: dict[str, dict[str, float]]
+    networks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

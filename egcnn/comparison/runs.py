@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from egcnn.comparison.sizes import parameters
 from egcnn.data.case import Dataset
 from egcnn.errors import InputError
 from egcnn.evaluation import SUMMARY, predict_and_evaluate, read_means
+from egcnn.files import read_json
 from egcnn.terminal import duration
 from egcnn.training import (
     HISTORY,
@@ -29,6 +31,7 @@ from egcnn.training import (
     read_config,
     read_history,
 )
+from egcnn.typed import entry
 
 #: Written last: a run with this file is finished.
 EVALUATION = Path("predictions", SUMMARY)
@@ -108,8 +111,9 @@ def _train(
 def _result(dataset: Dataset, config: TrainingConfig, run: Path, arm: Arm) -> Result:
     """Read a finished run's folder."""
     regions = read_means(run / EVALUATION, dataset.regions.reported_names)
+    networks = entry(read_json(run / EVALUATION), "networks", dict[str, Any] | None) or {}
     steps = [row["step_seconds"] for row in read_history(run) if "step_seconds" in row]
     if not steps:
         raise InputError(f"{run / HISTORY}: no row with 'step_seconds'; expected one per epoch")
     size = parameters(config.network, len(dataset.modalities), len(dataset.regions))
-    return Result(arm, config.seed, size, median(steps), regions)
+    return Result(arm, config.seed, size, median(steps), regions, networks)

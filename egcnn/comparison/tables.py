@@ -144,6 +144,7 @@ def write_comparison(comparison: Comparison, output: str | Path) -> tuple[Path, 
                 "parameters": result.parameters,
                 "step_seconds": result.step_seconds,
                 "regions": result.regions,
+                "networks": result.networks,
             }
             for result in comparison.results
         ],

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from egcnn.data.case import Case, Dataset
+from egcnn.data.hashes import case_digest
 from egcnn.data.transforms import PreprocessingSettings, ReadCase, prepared_shape, preprocessing
 from egcnn.errors import InputError
 from egcnn.files import atomic_write, save_tensors, turn
@@ -152,10 +153,9 @@ class MappedCases(TorchDataset[dict[str, Tensor]]):
     def _path(self, index: int) -> Path:
         """Where a case lies: under a hash of what its preprocessing depends on."""
         case = self.cases[index]
-        key = hashlib.blake2b(self._settings, digest_size=16)
-        for file in (*case.images, *([case.label] if case.label else [])):
-            key.update(_digest(file))
-        return self._folder / f"{case.name}-{key.hexdigest()}.pt"
+        content = case_digest(case).encode()
+        key = hashlib.blake2b(self._settings + content, digest_size=16).hexdigest()
+        return self._folder / f"{case.name}-{key}.pt"
 
     def _make(self, index: int) -> None:
         path = self.paths[index]
@@ -165,18 +165,6 @@ class MappedCases(TorchDataset[dict[str, Tensor]]):
             item: Any = self._prepare(self.cases[index])
             with atomic_write(path) as temporary:
                 save_tensors({key: item[key] for key in ("image", "label")}, temporary, path)
-
-
-def _digest(path: Path) -> bytes:
-    """A hash of a file's bytes."""
-    key = hashlib.blake2b(digest_size=16)
-    try:
-        with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                key.update(part)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return key.digest()
 
 
 def _mapped(path: Path) -> dict[str, Tensor] | None:

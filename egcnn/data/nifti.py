@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -257,6 +259,7 @@ def write_volume(
     path: Path,
     header: Header | None = None,
     scale: float = 1.0,
+    note: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a volume as NIfTI atomically.
 
@@ -268,6 +271,8 @@ def write_volume(
         header: header of a file on the same grid; its qform and sform, their codes and units are
             copied instead of the affine, since readers differ in which they prefer.
         scale: factor that readers apply to the values.
+        note: plain data that is kept in the file as JSON, in a header extension of the kind
+            "comment"; :func:`read_note` returns it.
 
     Raises:
         InputError: another suffix or rank, or the file cannot be written, for example because the
@@ -296,12 +301,20 @@ def write_volume(
 
     if scale != 1:
         image.header.set_slope_inter(scale, 0)
+    if note is not None:
+        text = json.dumps(note).encode("ascii")
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", text))
+
     with atomic_write(path) as temporary:
         nib.save(image, temporary)
 
 
 def write_probabilities(
-    channels: NDArray[np.floating], affine: NDArray[Any], path: Path, header: Header | None = None
+    channels: NDArray[np.floating],
+    affine: NDArray[Any],
+    path: Path,
+    header: Header | None = None,
+    note: Mapping[str, Any] | None = None,
 ) -> None:
     """Write probabilities as uint8, an eighth of float32's time and size, with their scale.
 
@@ -313,6 +326,7 @@ def write_probabilities(
         affine: see :func:`write_volume`.
         path: see :func:`write_volume`.
         header: see :func:`write_volume`.
+        note: see :func:`write_volume`.
     """
     levels = np.empty(channels.shape, np.uint8)
     for channel, values in zip(levels, channels, strict=True):
@@ -320,7 +334,18 @@ def write_probabilities(
     data = levels[0] if len(levels) == 1 else np.moveaxis(levels, 0, 3)
     # The float32 below 1/255: 255 times the one above is more than 1.
     scale = float(np.nextafter(np.float32(1 / 255), np.float32(0)))
-    write_volume(data, affine, path, header, scale)
+    write_volume(data, affine, path, header, scale, note)
+
+
+def read_note(path: str | Path) -> dict[str, Any]:
+    """The note of a file of :func:`write_volume`; empty if there is none that reads."""
+    with suppress(Exception):  # of many types, depending on the damage
+        for extension in nib.load(path).header.extensions:
+            with suppress(ValueError):
+                note = json.loads(extension.get_content().rstrip(b"\0"))
+                if isinstance(note, dict):
+                    return note
+    return {}
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

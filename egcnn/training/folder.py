@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,11 +33,14 @@ class RunConfig:
         config: the hyperparameters.
         split: names of the ``"train"`` and ``"validation"`` cases.
         versions: versions of the libraries used.
+        data: hash of each case, see :func:`egcnn.data.hashes.case_digest`; empty for runs of
+            earlier versions.
     """
 
     config: TrainingConfig
     split: dict[str, list[str]]
     versions: dict[str, str]
+    data: dict[str, str] = field(default_factory=dict)
 
 
 def read_config(run: str | Path) -> RunConfig:
@@ -69,10 +72,12 @@ def _run_config(described: Any) -> RunConfig:
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"config: {brief(repr(error))}; expected all of its entries") from error
     split = entry(described, "split", dict[str, list[str]])
+    data = entry(described, "data", dict[str, Any] | None) or {}
     return RunConfig(
         TrainingConfig.from_dict(config),
         {part: entry(split, part, list[str]) for part in ("train", "validation")},
         entry(described, "versions", dict[str, str]),
+        entry(data, "cases", dict[str, str] | None) or {},
     )
 
 
@@ -156,6 +161,7 @@ def prepare_folder(
         before, written = _read_run(output)
         _check_settings(output, before.config, config)
         _check_split(output, before.split, described["split"])
+        _check_data(output, before.data, described["data"]["cases"])
         if _by_a_run(output / CONFIG) is None:
             write_json(output / CONFIG, written)
         return
@@ -242,4 +248,13 @@ def _check_split(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]
         if before.get(part) != now[part]:
             raise InputError(
                 f"output: {output} was trained with other {part} cases than the dataset has now"
+            )
+
+
+def _check_data(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    for name, value in before.items():
+        if now.get(name, value) != value:
+            raise InputError(
+                f"output: {output} was trained with other files of the case {name!r} than the "
+                "dataset has now; expected the same until the run ends"
             )

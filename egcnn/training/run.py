@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich import get_console
 
 from egcnn.data.case import Case, Dataset
+from egcnn.data.hashes import data_digest
 from egcnn.data.inspection import check_headers
 from egcnn.data.splits import split
 from egcnn.errors import InputError, brief
@@ -105,7 +106,12 @@ def fit(
             "one to train on and one to validate on"
         )
     check_headers(dataset, train + validation)
+    # Every device has a process of its own; the first one owns the folder.
+    first = first_process()
+    check_folder(output, existing)
     described = _described(config, dataset, train, validation)
+    if first:
+        described["data"] = data_digest([*train, *validation])
     task = SegmentationTask(
         config,
         dataset,
@@ -115,9 +121,6 @@ def fit(
         config, dataset, train, validation, None if cache is None else Path(cache), quiet
     )
     history = History(output, dataset.regions.reported_names, quiet)
-    check_folder(output, existing)
-    # Every device has a process of its own; the first one owns the folder.
-    first = first_process()
     with owned(output) if first else nullcontext(), _silence_lightning():
         if first:
             prepare_folder(output, config, described, existing)
@@ -215,6 +218,8 @@ def _silence_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         # Lightning uses a class that torch has renamed.
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
+        # Weights of 1x1x1 convolutions have the same order in memory by several strides.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")
         # A resumed run's folder is not empty.
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
         # A run of an earlier version has the state of Lightning's own ModelCheckpoint.

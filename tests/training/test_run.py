@@ -155,11 +155,11 @@ def test_validation_scores_are_those_of_the_prediction(finished: Path, brats: Da
 class _Stop(Callback):
     """Send SIGINT in the middle of an epoch."""
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, epoch: int, batch: int = 0) -> None:
+        self.moment = (epoch, batch)
 
     def on_train_batch_end(self, trainer, *args: object) -> None:  # type: ignore[no-untyped-def]
-        if trainer.current_epoch == self.epoch:
+        if (trainer.current_epoch, args[-1]) == self.moment:
             raise KeyboardInterrupt
 
 
@@ -347,3 +347,77 @@ def test_one_seed_gives_one_network(brats: Dataset, tiny: TrainingConfig) -> Non
     name = "backbone.stem.0.weight"
     assert torch.equal(one[name], two[name])
     assert not torch.equal(one[name], other[name])
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_run_continues_within_an_epoch(
+    brats: Dataset,
+    tiny: TrainingConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import lightning
+
+    config = tiny.change({"epochs": 2, "edge": False, "checkpoint_minutes": 1e-9})
+    fit(config, brats, tmp_path / "whole", quiet=True)
+    whole = lightning.Trainer
+
+    def interrupted(**options: object) -> lightning.Trainer:
+        return whole(**{**options, "callbacks": [*options["callbacks"], _Stop(1, 1)]})  # type: ignore
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning, "Trainer", interrupted)
+        with pytest.raises(SystemExit):
+            fit(config, brats, output)
+    said = capsys.readouterr().out
+    steps = torch.load(output / LAST, weights_only=True)["global_step"]
+    assert f"last.ckpt holds step {steps}; continue" in " ".join(said.split())
+    assert [row["epoch"] for row in read_history(output)] == [1]
+    with pytest.raises(InputError, match="accumulate: 2, but the run was interrupted within"):
+        fit(replace(config, accumulate=2), brats, output, existing="resume", quiet=True)
+    fit(config, brats, output, existing="resume", quiet=True)
+    rows, expected = read_history(output), read_history(tmp_path / "whole")
+    for row in (*rows, *expected):
+        del row["seconds"], row["step_seconds"]
+    torch.testing.assert_close(rows, expected, rtol=0, atol=0, equal_nan=True)
+    for name in ("state_dict", "optimizer_states"):
+        files = (torch.load(run / LAST, weights_only=True) for run in (output, tmp_path / "whole"))
+        found, wanted = (data[name] for data in files)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_gradients_are_clipped(brats: Dataset, tiny: TrainingConfig, tmp_path: Path) -> None:
+    options = {"batch_size": 4, "epochs": 1, "accumulate": 2, "clip_gradients": 1e-3}
+    run = fit(tiny.change(options), brats, tmp_path / "run", quiet=True)
+    data = torch.load(run.last, weights_only=True)
+    assert data["global_step"] == 1
+    # Adam's first moment after a step is a tenth of the gradient.
+    moments = [10 * state["exp_avg"] for state in data["optimizer_states"][0]["state"].values()]
+    norm = torch.cat([moment.flatten() for moment in moments]).norm().item()
+    assert norm == pytest.approx(1e-3, rel=REORDERED)
+
+
+def test_scaled_gradients_can_be_clipped(brats: Dataset, tiny: TrainingConfig) -> None:
+    # The fused Adam unscales after the clipping; Lightning refuses it with an error of its own.
+    for clip, precision, fused in ((1.0, "16-mixed", False), (None, "16-mixed", True)):
+        config = replace(tiny, clip_gradients=clip, precision=precision)
+        optimizer = SegmentationTask(config, brats).configure_optimizers()["optimizer"]
+        assert getattr(optimizer, "_step_supports_amp_scaling", False) is fused
+
+
+@pytest.mark.slow
+def test_compiled_and_recomputed_training_is_the_same(
+    brats: Dataset, tiny: TrainingConfig, tmp_path: Path
+) -> None:
+    options = {"epochs": 1, "filters": 2, "blocks_down": (1, 1), "blocks_up": (1,)}
+    config = tiny.change(options)
+    plain = fit(config, brats, tmp_path / "plain", quiet=True)
+    changed = config.change({"compile": True, "activation_checkpointing": True})
+    compiled = fit(changed, brats, tmp_path / "compiled", quiet=True)
+    torch.testing.assert_close(
+        weights(compiled.last), weights(plain.last), rtol=0, atol=10 * REORDERED
+    )
+    assert compiled.history[0]["loss"] == pytest.approx(plain.history[0]["loss"], rel=REORDERED)
+    assert checkpoint.load(compiled.last).settings == config.network

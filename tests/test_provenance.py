@@ -1,0 +1,151 @@
+"""What a result says of the data, the code and the settings that it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import egcnn
+from egcnn import checkpoint, machine
+from egcnn.data import Dataset, open_dataset
+from egcnn.data.hashes import case_digest, data_digest
+from egcnn.data.nifti import read_note, write_volume
+from egcnn.data.phantom import write_brats
+from egcnn.errors import InputError
+from egcnn.evaluation import SUMMARY, evaluate, write_evaluation
+from egcnn.files import digest
+from egcnn.inference import predict_cases
+from egcnn.training import CONFIG, LAST, TrainingConfig, fit, plan, read_config
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("data")
+    write_brats(root, 3, shape=(16, 18, 17), seed=1)
+    return open_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def config(dataset: Dataset) -> TrainingConfig:
+    options = {"epochs": 1, "filters": 2, "patch": (16, 16, 16), "precision": "32-true"}
+    return plan(dataset, torch.device("cpu")).change(options)
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Dataset, config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "run"
+    fit(config, dataset, output, quiet=True)
+    return output
+
+
+def test_hashes_are_those_of_sha256sum(dataset: Dataset) -> None:
+    case = dataset.cases[0]
+    contents = b"".join(path.read_bytes() for path in [*case.images, case.label] if path)
+    assert case_digest(case) == hashlib.sha256(contents).hexdigest()
+    found = data_digest(reversed(dataset.cases))
+    assert list(found["cases"]) == [case.name for case in dataset.cases]
+    lines = "".join(f"{value}  {name}\n" for name, value in found["cases"].items())
+    assert found["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+    with pytest.raises(InputError, match=r"missing\.nii: cannot be read: No such file"):
+        digest([Path("missing.nii")])
+
+
+def test_every_result_says_where_it_comes_from(
+    run: Path, dataset: Dataset, config: TrainingConfig, tmp_path: Path
+) -> None:
+    data = data_digest(dataset.cases)
+    assert read_config(run).data == data["cases"]
+    trained = checkpoint.load(run / LAST)
+    provenance = trained.provenance
+    assert provenance["checkpoint"] == hashlib.sha256((run / LAST).read_bytes()).hexdigest()
+    assert provenance["run"]["data"] == data
+    assert provenance["versions"]["revision"] == machine.revision()
+    assert (provenance["epochs"], provenance["steps"]) == (1, 1)
+
+    case = dataset.cases[0]
+    ((_, _, path),) = predict_cases(trained, [case], tmp_path, edges=True)
+    for file in (path, tmp_path / f"{case.name}_edges.nii.gz"):
+        note = read_note(file)
+        assert note["checkpoint"] == provenance["checkpoint"]
+        assert note["data"] == data["sha256"]
+        assert note["inputs"] == digest(case.images)
+        assert TrainingConfig.from_dict(note["config"]) == config
+        assert note["versions"] == machine.versions()
+
+    write_evaluation(evaluate(tmp_path, dataset), tmp_path)
+    table = json.loads((tmp_path / SUMMARY).read_text())
+    assert table["sources"] == {
+        case.name: {
+            "prediction": digest([path]),
+            "truth": digest([case.label or ""]),
+            "inputs": note["inputs"],
+            "checkpoint": note["checkpoint"],
+        }
+    }
+    assert table["networks"][note["checkpoint"]]["config"] == note["config"]
+    assert table["versions"] == machine.versions()
+
+
+def test_a_note_keeps_the_volume_as_it_is(tmp_path: Path) -> None:
+    volume = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    note = {"checkpoint": "0123", "config": {"name": "Æ\n", "lr": [1e-4, None]}}
+    for name in ("a.nii.gz", "b.nii"):
+        write_volume(volume, np.diag([1, 2, 3, 1]), tmp_path / name, note=note)
+        image = nib.load(tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(image.dataobj), volume)
+        assert read_note(tmp_path / name) == note
+    write_volume(volume, np.eye(4), tmp_path / "none.nii")
+    (tmp_path / "broken.nii").write_bytes(b"0" * 400)
+    assert read_note(tmp_path / "none.nii") == read_note(tmp_path / "broken.nii") == {}
+
+
+def test_a_run_is_not_resumed_with_other_files(
+    run: Path, dataset: Dataset, config: TrainingConfig
+) -> None:
+    described = json.loads((run / CONFIG).read_text())
+    name = dataset.cases[0].name
+    changed = {**described, "data": {"cases": {name: "0" * 64}}}
+    (run / CONFIG).write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=rf"with other files of the case '{name}'"):
+        fit(config, dataset, run, existing="resume", quiet=True)
+    # Runs of earlier versions have no hashes.
+    (run / CONFIG).write_text(json.dumps({k: v for k, v in described.items() if k != "data"}))
+    fit(replace(config, keep=3), dataset, run, existing="resume", quiet=True)
+    (run / CONFIG).write_text(json.dumps(described))
+
+
+def test_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "egcnn"
+    package.mkdir()
+    (package / "__init__.py").write_text("one = 1\n")
+    monkeypatch.setattr(egcnn, "__file__", str(package / "__init__.py"))
+
+    def revision() -> str:
+        machine.revision.cache_clear()
+        return machine.revision()
+
+    def git(*command: str) -> None:
+        name = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *name, *command], check=True)
+
+    try:
+        bare = revision()
+        assert bare.startswith("sha256:")
+        git("init", "-q")
+        git("add", ".")
+        git("commit", "-q", "-m", "one")
+        commit = revision()
+        assert len(commit) == 40
+        (package / "__init__.py").write_text("one = 2\n")
+        assert revision().startswith("sha256:")
+        assert revision() != bare
+    finally:
+        machine.revision.cache_clear()
