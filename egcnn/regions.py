@@ -129,8 +129,8 @@ class Regions:
         return tuple(self.names[channel] for channel in self.foreground)
 
     def reported(self, channels: Tensor) -> Tensor:
-        """Select the reported channels of ``(B, R, D, H, W)``; a single channel is kept."""
-        return channels if channels.shape[1] == 1 else channels[:, list(self.foreground)]
+        """The reported channels of ``(B, R, D, H, W)``, not copied; a single channel is kept."""
+        return channels if channels.shape[1] == 1 else channels[:, self.foreground[0] :]
 
     def masks(self, labels: Tensor) -> Tensor:
         """Convert a label map ``(B, 1, D, H, W)`` to binary regions ``(B, R, D, H, W)``, uint8."""
