@@ -1,4 +1,4 @@
-"""The same command lines take every layout from its folder to the scores."""
+"""The same command lines take every layout from its folder to the paper's table."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ REGIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", VALUES)
-def test_from_folder_to_scores(tmp_path: Path, layout: str) -> None:
+def test_from_folder_to_table(tmp_path: Path, layout: str) -> None:
     data, folder, predictions = (tmp_path / part for part in ("data", "run", "predictions"))
     assert run("phantom", data, "--layout", layout, "--cases", "5", "--shape", "16,20,18") == 0
     assert run("inspect", data, "--images") == 0
@@ -43,3 +44,14 @@ def test_from_folder_to_scores(tmp_path: Path, layout: str) -> None:
     assert run("evaluate", predictions, data) == 0
     summary = json.loads((predictions / "metrics.json").read_text())["summary"]
     assert list(summary) == [*REGIONS[layout], "mean"]
+
+    table = tmp_path / "table"
+    small = [f"--set={entry}" for entry in ("filters=4", "batch_size=1", "patch=16,16,16")]
+    arms = ("--backbones", "segnet", "--arms", "none,egcnn", "--seeds", "1", "--epochs", "1")
+    assert run("compare", data, "-o", table, *arms, *small, "--set=spacing=null") == 0
+    header, _, *rows = (table / "comparison.md").read_text().split("\n\n")[0].splitlines()
+    assert all(f"{region} Dice" in header for region in REGIONS[layout])
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| Seg-Net", "none"],
+        ["| Seg-Net", "EG-CNN"],
+    ]
