@@ -146,6 +146,7 @@ def test_validation_scores_are_those_of_the_prediction(finished: Path, brats: Da
     for name in ("WT", "TC", "ET"):
         assert summary[name]["dice"]["mean"] == pytest.approx(row[f"dice_{name}"], abs=WRITTEN)
         for metric in ("edge_f1", "edge_average_precision", "sobel_f1"):
+            # Files hold probabilities in steps of 1/255, scores of thresholds those of 1/1000.
             assert summary[name][metric]["mean"] == pytest.approx(
                 row[f"{metric}_{name}"],
                 abs=RANKED if metric == "edge_average_precision" else WRITTEN,
