@@ -225,6 +225,38 @@ def test_seeds() -> None:
     assert torch.equal(drawn, ops.gumbel_consistency(logits, target))
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_seed_of_each_sample_gives_its_noise_anywhere(activation: str) -> None:
+    size = (5, 6, 7)
+    logits, target = torch.randn(3, 2, *size), blobs(activation, 3, 2, size)
+    seeds = torch.tensor([5, 2**40 + 3, 5])
+    logits.requires_grad_()
+    ignored = torch.zeros(3, 1, *size, dtype=torch.bool)
+    ignored[1, :, :2] = True
+
+    def loss(samples: list[int], ignored: Tensor | None) -> Tensor:
+        return ops.gumbel_consistency(
+            logits[samples],
+            target[samples],
+            activation=activation,
+            seed=seeds[samples],
+            ignored=None if ignored is None else ignored[samples],
+        )
+
+    for mask in (None, ignored):
+        one, turned, alone = (
+            loss([0, 1, 2], mask),
+            loss([2, 1, 0], mask),
+            torch.stack([loss([i], mask) for i in range(3)]).mean(),
+        )
+        gradients = [torch.autograd.grad(value, logits)[0] for value in (one, turned, alone)]
+        for value, gradient in zip((turned, alone), gradients[1:], strict=True):
+            assert_near(value, one.double(), torch.float32)
+            assert_near(gradient, gradients[0].double(), torch.float32)
+    with pytest.raises(InputError, match=r"shape \(2,\) on .*; expected one int64 element, or 3,"):
+        ops.gumbel_consistency(logits, target, activation=activation, seed=seeds[:2])
+
+
 def test_same_bits_with_any_number_of_threads() -> None:
     logits = torch.randn(2, 3, 11, 12, 13)
     target = blobs("softmax", 2, 3, (11, 12, 13))

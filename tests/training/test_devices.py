@@ -19,7 +19,8 @@ from egcnn.training.batches import CaseData
 
 from ..tolerances import WRITTEN
 
-OPTIONS = {"filters": 2, "patch": (16, 16, 16), "lr": 1e-4, "precision": "32-true"}
+LR = 1e-5
+OPTIONS = {"filters": 2, "patch": (16, 16, 16), "lr": LR, "precision": "32-true"}
 DIFFERENCE = 1e-5
 
 
@@ -138,11 +139,8 @@ def test_two_devices_find_the_numbers_of_one(dataset: Dataset, tmp_path: Path) -
     )
     torch.testing.assert_close(step2, step, rtol=0, atol=DIFFERENCE)
     assert last["global_step"] == last2["global_step"] >= 10
-    # On average: where a gradient is rounding alone, Adam goes either way, up to 1e-3 in ten steps.
-    weights, weights2 = (
-        torch.cat([w.flatten() for w in d["state_dict"].values()]) for d in (last, last2)
-    )
-    assert (weights2 - weights).abs().mean() <= 3 * DIFFERENCE
+    # In float32 Adam goes either way where a gradient is rounding alone; above it is float64.
+    torch.testing.assert_close(last2["state_dict"], last["state_dict"], rtol=0, atol=2 * LR)
     for row, row2 in zip(*map(read_history, runs), strict=True):
         for name in ("seconds", "step_seconds"):
             del row[name], row2[name]

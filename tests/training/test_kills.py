@@ -1,6 +1,6 @@
 """Runs that are killed at random moments and resumed end as unbroken ones, to the bit.
 
-``EGCNN_KILLS=25`` sets the number of kills of each test; it is 2 by default.
+``EGCNN_KILLS=25`` sets the number of kills of each test; it is 1 by default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from egcnn.data import Dataset, open_dataset
 from egcnn.data.phantom import write_brats
 from egcnn.training import BEST, LAST, TrainingConfig, checkpoints, plan, read_history
 
-KILLS = int(os.environ.get("EGCNN_KILLS", "2"))
+KILLS = int(os.environ.get("EGCNN_KILLS", "1"))
 LIMIT = 120
 # The server imports once; the processes that it forks train at once.
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -410,8 +410,13 @@ def test_scaled_gradients_can_be_clipped(brats: Dataset, tiny: TrainingConfig) -
 
 @pytest.mark.slow
 def test_compiled_and_recomputed_training_is_the_same(
-    brats: Dataset, tiny: TrainingConfig, tmp_path: Path
+    brats: Dataset, tiny: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    compile_ = torch.nn.Module.compile
+    # Traced and differentiated as always, but no minutes in a C++ compiler.
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda network: compile_(network, backend="aot_eager")
+    )
     options = {"epochs": 1, "filters": 2, "blocks_down": (1, 1), "blocks_up": (1,)}
     config = tiny.change(options)
     plain = fit(config, brats, tmp_path / "plain", quiet=True)
