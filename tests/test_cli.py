@@ -334,6 +334,11 @@ def test_an_error_from_a_worker_process_is_unpacked() -> None:
         "The above exception was the direct cause of the following exception:\nRuntimeError: x"
     )
     assert _message(RuntimeError(text)) == "a.nii.gz: no good"
+    text = (
+        "Caught InputError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+        'call last):\n  File "x.py", line 1\negcnn.errors.InputError: a.pt: no room'
+    )
+    assert _message(InputError(text)) == "a.pt: no room"
     assert _message(RuntimeError("a defect of ours")) is None
     with pytest.raises(OSError, match="No such file") as caught:
         Path("/nowhere/at/all").read_text()

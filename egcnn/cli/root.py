@@ -68,7 +68,7 @@ def _about_memory(error: BaseException) -> str | None:
     if re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", text):
         return (
             f"a worker process was killed ({text.splitlines()[0].rstrip('. ')}), which the system "
-            "does when memory runs out; try --set workers=0"
+            "does when memory runs out; try --set workers=0 (evaluate: --workers 0)"
         )
     out = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if out or isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
@@ -77,8 +77,11 @@ def _about_memory(error: BaseException) -> str | None:
 
 
 def _from_worker(text: str) -> str | None:
-    # Errors from a worker process arrive as a traceback in text.
+    # Errors from a worker process arrive as a traceback in text; in an InputError, whose message is
+    # one line, in a text that the error itself ends.
     messages = re.findall(r"^egcnn\.errors\.InputError: (.*)$", text, re.MULTILINE)
+    if not messages and re.match("Caught InputError in DataLoader worker", text):
+        messages = text.split("egcnn.errors.InputError: ", 1)[1:]
     return messages[-1] if messages else None
 
 
