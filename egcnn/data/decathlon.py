@@ -128,15 +128,17 @@ def described_modalities(path: Path, described: dict[str, Any]) -> tuple[str, ..
     Raises:
         InputError: the entry is missing or something else.
     """
-    names = described.get("modality", described.get("channel_names"))
+    nnunet = "channel_names" in described and "modality" not in described
+    key = "channel_names" if nnunet else "modality"
+    names = described.get(key)
     if not isinstance(names, dict) or not names or not all(map(_is_number, names)):
         raise InputError(
-            f"{path}: 'modality' is {shown(names)}; expected an object such as {{'0': 'MRI'}}"
+            f"{path}: {key!r} is {shown(names)}; expected an object such as {{'0': 'MRI'}}"
         )
     try:
-        return tuple(typed("name", names[key], str) for key in sorted(names, key=int))
+        return tuple(typed("name", names[number], str) for number in sorted(names, key=int))
     except InputError as error:
-        raise InputError(f"{path}: 'modality' is {shown(names)}; {error}") from None
+        raise InputError(f"{path}: {key!r} is {shown(names)}; {error}") from None
 
 
 def described_regions(path: Path, described: dict[str, Any]) -> Regions:
@@ -155,7 +157,10 @@ def described_regions(path: Path, described: dict[str, Any]) -> Regions:
             named = [(typed("name", name, str), (int(key),)) for key, name in labels.items()]
         else:
             named = [
-                (name, tuple(map(_label, value if isinstance(value, list) else [value])))
+                (
+                    typed("name", name, str),
+                    tuple(map(_label, value if isinstance(value, list) else [value])),
+                )
                 for name, value in labels.items()
             ]
     except ValueError:

@@ -11,7 +11,8 @@ from typing import Any
 from egcnn.data.case import Case, Dataset, Layout, collect
 from egcnn.data.decathlon import described_modalities, described_regions, read_description
 from egcnn.data.nifti import SUFFIXES
-from egcnn.errors import InputError
+from egcnn.errors import InputError, brief, shown
+from egcnn.typed import typed
 
 _FILE = "dataset.json"
 
@@ -36,7 +37,7 @@ def find_nnunet(root: Path) -> Dataset:
     ending = described.get("file_ending", SUFFIXES[0])
     if ending not in SUFFIXES:
         raise InputError(
-            f"{path}: 'file_ending' is {ending!r}; expected one of {', '.join(SUFFIXES)}"
+            f"{path}: 'file_ending' is {shown(ending)}; expected one of {', '.join(SUFFIXES)}"
         )
     listed = described.get("dataset")
     if listed is None:
@@ -98,6 +99,12 @@ def _listed_reader(path: Path, listed: Any, modalities: tuple[str, ...]) -> Call
     if not isinstance(listed, Mapping):
         raise InputError(f"{path}: 'dataset' is a {type(listed).__name__}; expected an object")
 
+    for name in listed:
+        # Predictions and cached cases are files of this name in another folder.
+        typed(f"{path}: 'dataset'", name, str)
+        if not name or "/" in name or "\0" in name:
+            raise InputError(f"{path}: 'dataset' has {shown(name)}; expected the name of a case")
+
     def read(name: str) -> Case:
         entry = listed[name]
         files = entry.get("images") if isinstance(entry, Mapping) else None
@@ -108,7 +115,7 @@ def _listed_reader(path: Path, listed: Any, modalities: tuple[str, ...]) -> Call
             or not all(isinstance(file, str) for file in [*files, label])
         ):
             raise InputError(
-                f"{path}: 'dataset' describes {name} otherwise than by 'label' and "
+                f"{path}: 'dataset' describes {brief(name)} otherwise than by 'label' and "
                 f"{len(modalities)} 'images', one per channel"
             )
         images = tuple(path.parent / file for file in files)

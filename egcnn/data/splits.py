@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from egcnn.data.case import Case, Dataset
-from egcnn.errors import InputError
+from egcnn.errors import InputError, brief
+from egcnn.files import read_json
+from egcnn.typed import entry, typed
 
 #: Number of folds where no file lists them.
 FOLDS = 5
@@ -52,7 +53,7 @@ def split(dataset: Dataset, fraction: float = 0.2, seed: int = 0, fold: int | No
         train, held_out = _listed_fold(file, fold) if file.exists() else _fold(position, fold)
         if absent := sorted((train | held_out) - set(position)):
             raise InputError(
-                f"{file}: lists {absent[0]}{_more(absent)}; expected labelled cases of "
+                f"{file}: lists {brief(absent[0])}{_more(absent)}; expected labelled cases of "
                 f"{dataset.root}"
             )
     else:
@@ -83,30 +84,27 @@ def _fold(position: dict[str, float], fold: int) -> tuple[set[str], set[str]]:
 
 
 def _listed_fold(file: Path, fold: int) -> tuple[set[str], set[str]]:
-    folds: Any = None
     try:
-        folds = json.loads(file.read_text(encoding="utf-8-sig"))
-        sides = [(_names(entry["train"]), _names(entry["val"])) for entry in folds]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        folds = typed("folds", read_json(file), list[Any])
+        sides = [[set(entry(f, part, list[str])) for part in ("train", "val")] for f in folds]
+    except InputError as error:
+        said = str(error).removeprefix(f"{file}: ")
         raise InputError(
-            f"{file}: no list of folds ({type(error).__name__}: {error}); expected "
+            f"{file}: no list of folds ({said}); expected "
             "[{'train': [NAME, ...], 'val': [NAME, ...]}, ...]"
         ) from error
     if not 0 <= fold < len(sides):
         raise InputError(f"fold: {fold}; expected one of the {len(sides)} in {file}, from 0")
     train, held_out = sides[fold]
+    if not (train and held_out):
+        empty = "val" if train else "train"
+        raise InputError(f"{file}: fold {fold} has no case as {empty!r}; expected at least one")
     if both := sorted(train & held_out):
         raise InputError(
-            f"{file}: fold {fold} lists {both[0]}{_more(both)} as 'train' and as 'val'; "
+            f"{file}: fold {fold} lists {brief(both[0])}{_more(both)} as 'train' and as 'val'; "
             "expected either"
         )
     return train, held_out
-
-
-def _names(names: Any) -> set[str]:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError("names that are no list of texts")
-    return set(names)
 
 
 def _more(names: list[str]) -> str:

@@ -90,6 +90,13 @@ def test_files_listed_by_the_description(tmp_path: Path) -> None:
     assert "'dataset' describes bad otherwise" in dataset.problems["bad"]
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "x\0y", "\ud800"])
+def test_a_case_has_the_name_of_a_file(tmp_path: Path, name: str) -> None:
+    entry = {"images": ["imagesTr/x_2_0000.nii.gz"] * 2, "label": "labelsTr/x_2.nii.gz"}
+    with pytest.raises(InputError, match=r"dataset\.json: 'dataset'.*; expected"):
+        find_dataset(make(tmp_path, dataset={name: entry}))
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "x\0y"])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     entry = {"images": [name, "imagesTs/t_0001.nii.gz"], "label": "labelsTr/x_2.nii.gz"}
@@ -117,7 +124,9 @@ def test_missing_files_are_named(tmp_path: Path, file: str, message: str) -> Non
     [
         ({"file_ending": ".png"}, "'file_ending' is '.png'; expected one of .nii.gz, .nii"),
         ({"file_ending": 3}, "'file_ending' is 3; expected"),
-        ({"channel_names": None}, "'modality' is None"),
+        ({"channel_names": None}, "'channel_names' is None"),
+        ({"labels": {"background": 0, "\ud800": 1}}, "'labels' is {'background': 0, "),
+        ({"file_ending": "x" * 9999}, "...; expected one of"),
         ({**REGIONS, "regions_class_order": [1, 2]}, "class_order is (1, 2) for 3 regions"),
         ({**REGIONS, "regions_class_order": [1, 2, 9]}, "class_order is (1, 2, 9) for 3 regions"),
         ({**REGIONS, "regions_class_order": "123"}, "regions_class_order: '123'; expected"),
@@ -131,6 +140,7 @@ def test_bad_entries(tmp_path: Path, changes: dict[str, Any], message: str) -> N
         open_dataset(tmp_path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_no_case(tmp_path: Path) -> None:

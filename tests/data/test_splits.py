@@ -127,6 +127,8 @@ def test_the_datasets_own_folds(tmp_path: Path) -> None:
         ("[3]", "no list of folds"),
         ('[{"train": []}]', "no list of folds"),
         ('[{"train": [], "val": "case_00000"}]', "no list of folds"),
+        ('[{"train": ["case_00000"], "val": ["\\ud800"]}]', "no list of folds"),
+        ('[{"train": ["case_00000"], "val": []}]', "fold 0 has no case as 'val'; expected at"),
         ('[{"train": ["case_00001"], "val": ["y", "z"]}]', "lists y and 1 more; expected labelled"),
         (
             '[{"train": ["case_00001"], "val": ["case_00001"]}]',
