@@ -6,6 +6,7 @@ that entry and the weights are read back, which does not need Lightning.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 import zipfile
@@ -235,6 +236,8 @@ def _restore(described: dict[str, Any], state: Any, device: str | torch.device) 
         f"{settings.backbone.name} with {len(modalities)} modalities and {len(regions)} regions",
     )
     network.to_empty(device=device).load_state_dict(weights)
+    provenance = entry(described, "provenance", dict[str, Any] | None) or {}
+    json.dumps(provenance)  # predictions note it as JSON
     return Trained(
         network=network.eval().requires_grad_(False),
         settings=settings,
@@ -243,7 +246,7 @@ def _restore(described: dict[str, Any], state: Any, device: str | torch.device) 
         ),
         regions=regions,
         modalities=modalities,
-        provenance=entry(described, "provenance", dict[str, Any] | None) or {},
+        provenance=provenance,
     )
 
 

@@ -228,7 +228,8 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
         compared.update(
             inputs=origin.pop("inputs", None), checkpoint=origin.pop("checkpoint", None)
         )
-        if compared["checkpoint"] is not None:
+        # Another program's note may have anything there.
+        if isinstance(compared["checkpoint"], str):
             networks.setdefault(compared["checkpoint"], origin)
     data = {
         "summary": evaluation.summary(),

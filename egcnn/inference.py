@@ -22,7 +22,7 @@ from egcnn.data.transforms import preprocessing
 from egcnn.errors import InputError
 from egcnn.files import digest
 from egcnn.machine import prepare_cpu, versions
-from egcnn.typed import entry
+from egcnn.typed import entry, typed
 from egcnn.windows import Progress, segment
 
 #: Suffixes of the names of probability files, before ``.nii.gz``: of edges, and of regions.
@@ -96,12 +96,12 @@ def training_flips(trained: Trained) -> tuple[int, ...]:
     """
     try:
         axes = trained.provenance["run"]["config"]["augmentation"]["flip_axes"]
-    except (KeyError, TypeError):
+        return tuple(sorted(set(typed("flip_axes", axes, tuple[int, ...]))))
+    except (KeyError, TypeError, InputError):
         raise InputError(
             "flips: the checkpoint does not say along which axes its training patches were "
             "mirrored; expected one that 'egcnn train' wrote"
         ) from None
-    return tuple(int(axis) for axis in axes)
 
 
 def _members(trained: Trained | Sequence[Trained]) -> list[Trained]:

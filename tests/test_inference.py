@@ -196,6 +196,14 @@ def test_flips_of_the_training() -> None:
     assert training_flips(replace(threshold(), provenance=config)) == (0, 2)
     with pytest.raises(InputError, match="flips: the checkpoint does not say"):
         training_flips(threshold())
+    for axes, flips in (([2, 0, 2], (0, 2)), ("abc", None), (3.5, None)):
+        config["run"]["config"]["augmentation"]["flip_axes"] = axes  # type: ignore[assignment]
+        changed = replace(threshold(), provenance=config)
+        if flips is not None:
+            assert training_flips(changed) == flips
+            continue
+        with pytest.raises(InputError, match="flips: the checkpoint does not say"):
+            training_flips(changed)
 
 
 @pytest.mark.parametrize("shape", [(40, 33, 35), (16, 16, 16), (5, 90, 17)])

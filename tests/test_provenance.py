@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -105,6 +107,28 @@ def test_a_note_keeps_the_volume_as_it_is(tmp_path: Path) -> None:
     write_volume(volume, np.eye(4), tmp_path / "none.nii")
     (tmp_path / "broken.nii").write_bytes(b"0" * 400)
     assert read_note(tmp_path / "none.nii") == read_note(tmp_path / "broken.nii") == {}
+
+
+def test_notes_of_others(dataset: Dataset, tmp_path: Path) -> None:
+    case = dataset.cases[0]
+    assert case.label is not None
+    label = nib.load(case.label)
+    deep: dict[str, Any] = {}
+    for _ in range(480):
+        deep = {"deep": deep}
+    for note in (deep, {"checkpoint": {"a": 1}}, {"checkpoint": ["a"]}):
+        write_volume(
+            np.asarray(label.dataobj), label.affine, tmp_path / f"{case.name}.nii.gz", note=note
+        )
+        write_evaluation(evaluate(tmp_path, dataset), tmp_path)
+        assert json.loads((tmp_path / SUMMARY).read_text())["networks"] == {}
+    # An extension that claims two gigabytes.
+    data = bytearray(gzip.decompress((tmp_path / f"{case.name}.nii.gz").read_bytes()))
+    (tmp_path / "whole.nii").write_bytes(data)
+    assert read_note(tmp_path / "whole.nii") == {"checkpoint": ["a"]}
+    data[352:356] = (2**31 - 16).to_bytes(4, "little")
+    (tmp_path / "long.nii").write_bytes(data)
+    assert read_note(tmp_path / "long.nii") == {}
 
 
 def test_a_run_is_not_resumed_with_other_files(

@@ -168,11 +168,17 @@ class MappedCases(TorchDataset[dict[str, Tensor]]):
 
 
 def _mapped(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file; None if it is missing or was cut short (its index is at the end)."""
+    """The tensors of a file; None if it is missing or was cut short (its index is at the end).
+
+    Also None if it holds anything but a case.
+    """
     if not path.is_file():
         return None
     try:
-        return torch.load(str(path), mmap=True, weights_only=True)
+        item = torch.load(str(path), mmap=True, weights_only=True)
+        image, label = item["image"], item["label"]
+        whole = image.dtype == torch.float32 and image.ndim == 4 and len(label) == 1
+        return item if whole and image.shape[1:] == label.shape[1:] else None
     except Exception:  # of many types, depending on the damage
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import re
@@ -17,9 +18,10 @@ import nibabel as nib
 import numpy as np
 import torch
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti1 import Nifti1Extensions, Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.orientations import io_orientation
+from nibabel.volumeutils import native_code
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,6 +41,8 @@ _LARGEST_SHEAR = 1e-3
 _MAX_EXTRA_BYTES = 16 << 20
 # DEFLATE expands one byte to at most 1032.
 _LARGEST_RATIO = 1032
+# A note holds a configuration; one that is much deeper could not be written elsewhere.
+_DEEPEST_NOTE = 50
 # Peak memory per voxel while reading: the stored value, its float32, and a copy for the checks.
 _BYTES_PER_VOXEL = 12
 # Millimetres by the header's code of the unit: metres and microns; all else is taken for mm.
@@ -339,13 +343,27 @@ def write_probabilities(
 
 def read_note(path: str | Path) -> dict[str, Any]:
     """The note of a file of :func:`write_volume`; empty if there is none that reads."""
+    path = Path(path)
     with suppress(Exception):  # of many types, depending on the damage
-        for extension in nib.load(path).header.extensions:
+        # Not by nibabel.load, see open_volume.
+        header = _read_header(path)
+        _check_claims(path, header)
+        with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
+            block = stream.read(int(header["vox_offset"]))[header.sizeof_hdr + 4 :]
+        swapped = header.endianness != native_code
+        for extension in Nifti1Extensions.from_fileobj(io.BytesIO(block), len(block), swapped):
             with suppress(ValueError):
                 note = json.loads(extension.get_content().rstrip(b"\0"))
-                if isinstance(note, dict):
+                if isinstance(note, dict) and _depth(note) <= _DEEPEST_NOTE:
                     return note
     return {}
+
+
+def _depth(data: Any) -> int:
+    """How many mappings and lists of plain data are inside each other."""
+    if not isinstance(data, (dict, list)):
+        return 0
+    return 1 + max(map(_depth, data.values() if isinstance(data, dict) else data), default=0)
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

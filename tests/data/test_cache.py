@@ -80,6 +80,16 @@ def test_a_file_cut_short_is_made_anew(brats: Dataset, tmp_path: Path, part: flo
         assert torch.equal(again()[0]["image"], image)
 
 
+@pytest.mark.parametrize("other", [[1], {"image": torch.ones(4, 2, 2, 2)}, {}])
+def test_a_file_of_something_else_is_made_anew(
+    brats: Dataset, tmp_path: Path, other: object
+) -> None:
+    whole = mapped(brats, tmp_path / "c")
+    image = whole[0]["image"].clone()
+    torch.save(other, whole.paths[0])
+    assert torch.equal(mapped(brats, tmp_path / "c")[0]["image"], image)
+
+
 def test_what_a_killed_process_left_is_removed(brats: Dataset, tmp_path: Path) -> None:
     path = mapped(brats, tmp_path / "c").paths[0]
     path.unlink()
