@@ -44,7 +44,7 @@ class Checkpoints(Checkpoint):
         if Path(trainer.ckpt_path) != self.output / LAST:
             write(self.output / LAST, read(Path(trainer.ckpt_path)))
         best = self.output / BEST
-        if best.is_file():
+        if best.is_file() or not self.history.rows:  # before the first epoch's end there is none
             return
         for path in checkpoints(self.output):
             with suppress(InputError):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ from egcnn.training import (
     read_history,
 )
 from egcnn.training.history import History
+from egcnn.training.saving import Checkpoints
 
 from ..tolerances import REORDERED
 
@@ -278,3 +281,15 @@ def test_region_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixtur
     numbers = {"loss": 1.0, "dice": 0.5, "dice_[/x]": 0.5, "lr": 0.1, "seconds": 1.0, "epoch": 1.0}
     History(tmp_path, ["[/x]"], quiet=False)._print(numbers, 1)
     assert "[/x] 0.500" in capsys.readouterr().out
+
+
+def test_no_best_is_missed_within_the_first_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = History(tmp_path, (), quiet=False)
+    trainer: Any = SimpleNamespace(ckpt_path=str(tmp_path / LAST), is_global_zero=True)
+    Checkpoints(tmp_path, history, None).on_fit_start(trainer, None)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == ""
+    history.rows = [{"epoch": 1, "dice": 0.5}]
+    Checkpoints(tmp_path, history, None).on_fit_start(trainer, None)  # type: ignore[arg-type]
+    assert "no other checkpoint is of epoch 1" in capsys.readouterr().out
