@@ -19,6 +19,7 @@ from egcnn.data.case import Dataset
 from egcnn.errors import InputError
 from egcnn.evaluation import SUMMARY, predict_and_evaluate, read_means
 from egcnn.files import read_json
+from egcnn.inference import choose_device
 from egcnn.terminal import duration
 from egcnn.training import (
     HISTORY,
@@ -105,7 +106,8 @@ def _train(
     """Train and evaluate a run, continuing it if it was interrupted."""
     existing: IfExists = "resume" if checkpoints(run) else "overwrite"
     done = fit(config, dataset, run, existing=existing, device=device, cache=cache, quiet=True)
-    predict_and_evaluate(load(run / LAST), done.validation, dataset, (run / EVALUATION).parent)
+    trained = load(run / LAST, choose_device(device))
+    predict_and_evaluate(trained, done.validation, dataset, (run / EVALUATION).parent)
 
 
 def _result(dataset: Dataset, config: TrainingConfig, run: Path, arm: Arm) -> Result:
