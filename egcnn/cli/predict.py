@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import exists  # False for joined names that are too long for one
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,7 +75,7 @@ def predict(
 
     where = choose_device(device)
     # A name may hold a comma itself.
-    parts = [checkpoint] if Path(checkpoint).exists() else checkpoint.split(",")
+    parts = [checkpoint] if exists(checkpoint) else checkpoint.split(",")
     files = [Path(part.strip()) for part in parts]
     members = [load(file, where) for file in files]
     for file, member in zip(files, members, strict=True):
@@ -121,7 +122,7 @@ def _input_cases(
     cases: list[Case] = []
     for text in inputs:
         # A name may hold a comma itself.
-        parts = [text] if Path(text).exists() else text.split(",")
+        parts = [text] if exists(text) else text.split(",")
         files = [Path(part.strip()) for part in parts if part.strip()]
         if len(files) == 1 and files[0].is_dir():
             cases.extend(_folder_cases(files[0], split, checkpoints[0], len(trained.modalities)))

@@ -74,7 +74,7 @@ class _Patient:
 
 
 def write_kits_case(root: Path, index: int, shape: Shape | None, seed: int) -> Case:
-    """Write one of the cases of :func:`egcnn.data.phantom.write_kits`."""
+    """Write one of the cases of :func:`egcnn.data.phantom.write_phantoms`."""
     image, labels, affine = kits_volumes(index, shape, seed)
     folder = root / "data" / f"case_{index:05d}"
     write_volume(image, affine, folder / "imaging.nii.gz")
