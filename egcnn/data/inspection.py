@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -155,8 +156,12 @@ def _headers(case: Case, modalities: int) -> tuple[Grid | None, tuple[str, ...]]
         except InputError as error:
             problems.append(str(error))
             continue
+        rest = volume.shape[3:]
+        if len(rest) > 1 or (path is case.label and rest not in ((), (1,))):
+            axes = "three axes" + ("" if path is case.label else ", or channels as a fourth")
+            problems.append(f"{path}: shape {volume.shape}; expected {axes}")
         if path is not case.label:
-            channels += volume.shape[3] if len(volume.shape) == 4 else 1
+            channels += math.prod(rest)
     if not problems and channels != modalities:
         files = ", ".join(map(str, case.images))
         problems.append(f"{files}: {channels} channels; expected {modalities}, one per modality")

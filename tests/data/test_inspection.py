@@ -63,6 +63,10 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "sheared": ("t1", shear_all, "sheared, two axes meet at 84.3"),
     "truncated": ("flair", lambda path: path.write_bytes(b""), "the file is empty"),
     "label shape": ("seg", lambda path: rewrite(path, np.ones((4, 4, 4))), "shape (4, 4, 4); exp"),
+    "label channels": (
+        *("seg", lambda path: rewrite(path, np.ones((*SHAPE, 2)))),
+        "shape (16, 18, 17, 2); expected three axes",
+    ),
     "label values": ("seg", foreign_label, "label value 3 in 5 voxels; expected only 0, 1, 2, 4"),
 }
 
