@@ -270,6 +270,10 @@ def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[obje
         "backbone": (["train", brats, *out, "--backbone", "resnet"], "backbone: 'resnet'"),
         "gate": (["train", brats, *out, "--set", "gate=pixel"], "'pixel'; expected one of channel"),
         "no checkpoint": (["predict", tmp / "none.ckpt", brats, *out], "none.ckpt does not exist"),
+        "long list": (
+            ["predict", ",".join(f"{number:0100}.ckpt" for number in range(9)), brats, *out],
+            "0.ckpt does not exist",
+        ),
         "foreign": (["predict", foreign, brats, *out], "was not written by egcnn"),
         "no edges": (["predict", plain, brats, *out, "--edges"], "no edge stream"),
         "empty": ([*predict, empty, *out], "empty.nii.gz: the file is empty"),
