@@ -108,6 +108,7 @@ def fit(
     check_headers(dataset, train + validation)
     # Every device has a process of its own; the first one owns the folder.
     first = first_process()
+    quiet = quiet or not first
     check_folder(output, existing)
     described = _described(config, dataset, train, validation)
     if first:
