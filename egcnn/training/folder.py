@@ -134,10 +134,10 @@ def newest_checkpoint(run: Path) -> tuple[Path, str | None]:
 
 
 def check_folder(output: Path, existing: IfExists) -> None:
-    """Check that a run's folder can be one.
+    """Check that a run's folder can be one, before anything that takes long.
 
     Raises:
-        InputError: it is a file, or holds no run to resume.
+        InputError: it is a file, holds no run to resume, or holds what a new run may not replace.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"output: {output} is a file; expected the name of a folder")
@@ -145,6 +145,8 @@ def check_folder(output: Path, existing: IfExists) -> None:
         raise InputError(
             f"output: {output} holds no run to resume (no {LAST}); start one without resuming"
         )
+    if existing != "resume":
+        _check_ownership(output, existing)
 
 
 def prepare_folder(

@@ -293,3 +293,12 @@ def test_no_best_is_missed_within_the_first_epoch(
     history.rows = [{"epoch": 1, "dice": 0.5}]
     Checkpoints(tmp_path, history, None).on_fit_start(trainer, None)  # type: ignore[arg-type]
     assert "no other checkpoint is of epoch 1" in capsys.readouterr().out
+
+
+def test_the_folder_is_checked_before_the_data_are_read(
+    brats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("egcnn.training.run.data_digest", lambda cases: pytest.fail("hashed"))
+    (tmp_path / CONFIG).write_text("{}")
+    with pytest.raises(InputError, match="was not written by a training run"):
+        fit(plan(brats), brats, tmp_path, quiet=True)
