@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from egcnn.data import brats, decathlon, kits, nnunet
@@ -43,9 +44,22 @@ def find_dataset(root: Path) -> Dataset:
         raise InputError(f"{root}: {came}; expected the folder of a dataset")
     for layout in LAYOUTS.values():
         if layout.matches(root):
-            return layout.find(root)
+            return _with_texts_as_names(layout.find(root))
     *others, last = (layout.looks_for for layout in LAYOUTS.values())
     raise InputError(f"{root}: no known dataset; looked for {', '.join(others)} and {last}")
+
+
+def _with_texts_as_names(dataset: Dataset) -> Dataset:
+    """The dataset, in which cases whose names no table or JSON file can hold are problems."""
+    bad = {
+        case.name: f"{case.images[0]}: the name of its case is not UTF-8; expected another name"
+        for case in dataset.cases
+        if case.name.encode(errors="replace").decode() != case.name
+    }
+    if not bad:
+        return dataset
+    cases = tuple(case for case in dataset.cases if case.name not in bad)
+    return replace(dataset, cases=cases, problems={**dataset.problems, **bad})
 
 
 def read_cases(folder: Path, modalities: int = 1) -> tuple[Case, ...]:
