@@ -372,6 +372,22 @@ def test_cases_without_label_are_named_first(
     assert "no label" not in capfd.readouterr().out
 
 
+def test_only_the_first_process_of_a_comparison_prints_and_writes(
+    brats: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def compared(*_: object, console: Any, **__: object) -> None:
+        console.print("run 1 of 1")
+
+    monkeypatch.setattr("egcnn.comparison.compare", compared)
+    monkeypatch.setenv("RANK", "1")
+    assert run("compare", brats, "-o", tmp_path / "run") == 0
+    assert capfd.readouterr().out == ""
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [

@@ -81,6 +81,9 @@ def test_runs_what_is_missing(
     read = json.loads(plain.read_text(), parse_constant=pytest.fail)
     assert len(read["runs"]) == 4
 
+    # On another machine.
+    moved = compare(dataset, replace(config, workers=1), tmp_path, arms=ARMS, seeds=1)
+    assert moved.results == found.results
     with pytest.raises(InputError, match=r"unet-seed0: finished with lr 0\.001, now 0\.01"):
         compare(dataset, replace(config, lr=0.01), tmp_path, arms=ARMS, seeds=1)
 

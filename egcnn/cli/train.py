@@ -221,6 +221,7 @@ def compare(
     from egcnn import comparison
     from egcnn.data import open_dataset
     from egcnn.inference import choose_device
+    from egcnn.machine import first_process
     from egcnn.nn import BACKBONES
     from egcnn.terminal import Terminal, say, show
     from egcnn.training import plan
@@ -243,8 +244,11 @@ def compare(
                 "--seeds are for that"
             )
         compared += [comparison.Arm(b, "egcnn", setting) for b in chosen]
-    _say_unlabelled(dataset)
-    console = Terminal(soft_wrap=True)
+    # Every device runs this command, and evaluates each run as the first one does.
+    first = first_process()
+    if first:
+        _say_unlabelled(dataset)
+    console = Terminal(soft_wrap=True, quiet=not first)
     runs = comparison.compare(
         dataset,
         config,
@@ -255,6 +259,8 @@ def compare(
         cache=cache,
         console=console,
     )
+    if not first:
+        return
     # Files first: nothing that is wrong with the terminal loses them.
     written = comparison.write_comparison(runs, output)
     show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(runs)))

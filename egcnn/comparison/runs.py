@@ -32,6 +32,7 @@ from egcnn.training import (
     read_config,
     read_history,
 )
+from egcnn.training.config import MACHINE
 from egcnn.typed import entry
 
 #: Written last: a run with this file is finished.
@@ -94,10 +95,11 @@ def compare(
 
 def _check_same(run: Path, config: TrainingConfig) -> None:
     for name, before, now in changed_settings(read_config(run).config, config):
-        raise InputError(
-            f"{run}: finished with {name} {before}, now {now}; expected the same settings or "
-            "another folder"
-        )
+        if name not in MACHINE:
+            raise InputError(
+                f"{run}: finished with {name} {before}, now {now}; expected the same settings or "
+                "another folder"
+            )
 
 
 def _train(
