@@ -131,8 +131,8 @@ def _patches_a_second(cases: Any, setting: Setting) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _forever(sampler: Callable[..., Any], length: int) -> Iterator[tuple[int, int]]:
-    epochs = sampler(length, seed=0)
+def _forever(sampler: Callable[..., Any], length: int) -> Iterator[Any]:
+    epochs = sampler(length, seed=0, batch_size=1)
     while True:
         yield from epochs
         epochs.set_epoch(epochs.epoch + 1)

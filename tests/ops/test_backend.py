@@ -72,7 +72,7 @@ WEIGHTS = torch.ones(1, 1), torch.ones(1, 1), torch.ones(1)
         (lambda: ops.sobel_edges(MASK), 35),
         (lambda: ops.sobel_magnitude(VOXEL), 40),
         (lambda: ops.edge_gate(VOXEL, VOXEL, *WEIGHTS), 65),
-        (lambda: ops.gumbel_consistency(VOXEL, MASK, seed=WEIGHTS[2][0].long()), 60),
+        (lambda: ops.gumbel_consistency(VOXEL, MASK, seed=WEIGHTS[2][0].long()), 62),
     ],
     ids=["edges", "magnitude", "gate", "consistency"],
 )

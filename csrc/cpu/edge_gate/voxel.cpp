@@ -28,7 +28,9 @@ static void voxel_gate_in(const EdgeGate& p) {
   pack_weights(p, weights);
   const Output out(p.out, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
-  const bool channels_last = channels_in_vectors<Acc>(p.e, ce) && channels_in_vectors<Acc>(p.m, cm);
+  const bool channels_last = channels_in_vectors<Acc>(p.e, ce) &&
+                             channels_in_vectors<Acc>(p.m, cm) &&
+                             channels_in_vectors<Acc>(p.out, ce);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
@@ -85,7 +87,9 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p) {
   const auto low = lowest<Acc>(p.relu);
   const bool channels_last = channels_in_vectors<Acc>(p.e, ce) &&
                              channels_in_vectors<Acc>(p.m, cm) &&
-                             channels_in_vectors<Acc>(p.grad, ce) && p.grad.dtype == p.e.dtype;
+                             channels_in_vectors<Acc>(p.grad, ce) &&
+                             channels_in_vectors<Acc>(p.grad_e, ce) &&
+                             channels_in_vectors<Acc>(p.grad_m, cm) && p.grad.dtype == p.e.dtype;
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
