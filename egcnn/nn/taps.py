@@ -282,7 +282,7 @@ def _find(calls: list[_Call]) -> Taps:
     if decoder is None or len(encoder) < 2:
         raise InputError(
             "EGCNN: the backbone's features do not become coarser and then finer; expected "
-            f"taps={{'encoder': [fine, ..., coarse], 'decoder': name}} of\n{_listing(volumes)}"
+            f"taps={{'encoder': [fine, ..., coarse], 'decoder': name}} of {_listing(volumes)}"
         )
     return Taps(tuple(_outermost(call, calls) for call in encoder), _outermost(decoder, calls))
 
@@ -298,20 +298,20 @@ def _check(taps: Taps, calls: list[_Call]) -> dict[str, tuple[int, ...]]:
         if name not in shapes:
             raise InputError(
                 f"EGCNN: the backbone has no module {name!r} that is called once and returns a "
-                f"volume; expected one of\n{_listing(calls)}"
+                f"volume; expected one of {_listing(calls)}"
             )
     voxels = [torch.Size(shapes[name][1:]).numel() for name in taps.encoder]
     if not voxels or any(a <= b for a, b in pairwise(voxels)):
         found = ", ".join(f"{name} {shapes[name]}" for name in taps.encoder)
         raise InputError(
             f"EGCNN: the encoder taps are {found or 'none'}; expected one per resolution, fine to "
-            f"coarse, of\n{_listing(calls)}"
+            f"coarse, of {_listing(calls)}"
         )
     return shapes
 
 
 def _listing(calls: list[_Call]) -> str:
-    """List the candidates, one per line; modules with the same output once, by shortest name."""
+    """List the candidates; modules with the same output once, by shortest name."""
     names = dict.fromkeys(_outermost(call, calls) for call in calls)
     shapes = {call.name: call.shape for call in calls}
-    return "\n".join(f"  {name} {shapes[name]}" for name in names)
+    return ", ".join(f"{name} {shapes[name]}" for name in names)

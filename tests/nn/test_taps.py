@@ -396,8 +396,8 @@ class Wrong(nn.Module):
     ("network", "options", "message"),
     [
         (Plain(), {"taps": Taps(("norm", "nowhere"), "merge")}, "no module 'nowhere' that is"),
-        (Plain(), {"taps": Taps(("norm", "twice"), "merge")}, r"(?s)'twice'.*  bottom \(8, 32"),
-        (Plain(), {"taps": Taps(("bottom", "norm"), "merge")}, "fine to coarse, of\n  first"),
+        (Plain(), {"taps": Taps(("norm", "twice"), "merge")}, r"(?s)'twice'.* bottom \(8, 32"),
+        (Plain(), {"taps": Taps(("bottom", "norm"), "merge")}, "fine to coarse, of first"),
         (Plain(), {"taps": Taps((), "merge")}, "encoder taps are none"),
         (Plain(), {"example": (1, 3, 4, 4, 4)}, r"failed on the probing input of shape \(1, 3,"),
         (Plain(), {"example": (4, 4, 4)}, r"example is \(4, 4, 4\); expected \(B, C, D, H, W\)"),
