@@ -254,10 +254,11 @@ def predict_cases(
                     f"{path}: is an input, and the prediction of {case.name} would replace it; "
                     "expected another output folder"
                 )
+    origin = _origin(trained)
     for case in cases:
         prediction = predict_case(trained, case, probabilities=probabilities, **options)
         made = {name: options[name] for name in _NOTED if name in options}
-        note = {**_origin(trained), "inputs": digest(case.images), **made}
+        note = {**origin, "inputs": digest(case.images), **made}
         path = write_prediction(
             prediction, folder, case.name, edges=edges, probabilities=probabilities, note=note
         )

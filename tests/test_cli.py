@@ -340,7 +340,10 @@ def test_an_error_from_a_worker_process_is_unpacked() -> None:
     assert _message(RuntimeError(text)) == "a.nii.gz: no good"
     text = (
         "Caught InputError in DataLoader worker process 0.\nOriginal Traceback (most recent "
-        'call last):\n  File "x.py", line 1\negcnn.errors.InputError: a.pt: no room'
+        'call last):\n  File "x.py", line 1\negcnn.errors.InputError: its cause\n\n'
+        "The above exception was the direct cause of the following exception:\n\n"
+        'Traceback (most recent call last):\n  File "x.py", line 2\n'
+        "egcnn.errors.InputError: a.pt: no room"
     )
     assert _message(InputError(text)) == "a.pt: no room"
     assert _message(RuntimeError("a defect of ours")) is None

@@ -17,7 +17,7 @@ import torch
 
 from egcnn.checkpoint import KEY, PREFIX, load
 from egcnn.data import open_dataset
-from egcnn.data.splits import split
+from egcnn.data.splits import FOLD_FILE, split
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.evaluation import Evaluation, read_means, write_evaluation
 from egcnn.files import write_csv
@@ -33,8 +33,7 @@ from .training.test_config import FLAT
 _NNUNET = {
     "channel_names": {"0": "CT"},
     "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
-    "training": [{"image": ["imagesTr/a.nii.gz"], "label": "labelsTr/a.nii.gz"}],
-    "test": ["imagesTs/t.nii.gz", {"image": "imagesTs/a.nii.gz"}],
+    "dataset": {"a": {"images": ["imagesTr/a.nii.gz"], "label": "labelsTr/a.nii.gz"}},
     "file_ending": ".nii.gz",
 }
 _RUN = {
@@ -56,6 +55,8 @@ def as_json(data: Any) -> bytes:
 @pytest.mark.parametrize("base", [BASE, _NNUNET], ids=["decathlon", "nnunet"])
 def test_mutated_dataset_json(tmp_path: Path, base: dict[str, Any]) -> None:
     path = make(tmp_path) / "dataset.json"
+    path.write_bytes(as_json(base))
+    assert "a" in {case.name for case in open_dataset(tmp_path).cases}
     copies = [*map(as_json, mutated_data(base, 35)), *mutated_bytes(as_json(base), 15)]
     for copy in copies:
         path.write_bytes(copy)
@@ -64,6 +65,21 @@ def test_mutated_dataset_json(tmp_path: Path, base: dict[str, Any]) -> None:
             assert all(file.is_file() for case in dataset.cases for file in case.images)
             assert dataset.normalization in ("ct", "zscore")
             split(dataset)
+
+
+def test_mutated_folds(tmp_path: Path) -> None:
+    (make(tmp_path) / "dataset.json").write_bytes(as_json(BASE))
+    dataset = open_dataset(tmp_path)
+    names = [case.name for case in dataset.cases if case.label is not None]
+    folds = [{"train": names[:1], "val": names[1:]}, {"train": names[1:], "val": names[:1]}]
+    values = ("\ud800", names[0], [names[0]], "x" * 10**5)
+    copies = [*map(as_json, mutated_data(folds, 35, values)), *mutated_bytes(as_json(folds), 15)]
+    for copy in (as_json(folds), *copies):
+        (tmp_path / FOLD_FILE).write_bytes(copy)
+        with refusable(tmp_path):
+            train, held_out = split(dataset, fold=1)
+            assert train
+            assert held_out
 
 
 def mutated_checkpoints(data: dict[str, Any]) -> Iterator[bytes]:

@@ -81,7 +81,7 @@ def _from_worker(text: str) -> str | None:
     # one line, in a text that the error itself ends.
     messages = re.findall(r"^egcnn\.errors\.InputError: (.*)$", text, re.MULTILINE)
     if not messages and re.match("Caught InputError in DataLoader worker", text):
-        messages = text.split("egcnn.errors.InputError: ", 1)[1:]
+        messages = text.rsplit("egcnn.errors.InputError: ", 1)[1:]
     return messages[-1] if messages else None
 
 

@@ -168,9 +168,8 @@ class MappedCases(TorchDataset[dict[str, Tensor]]):
 
 
 def _mapped(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file; None if it is missing or was cut short (its index is at the end).
-
-    Also None if it holds anything but a case.
+    """The tensors of a file; None if it is missing, was cut short (its index is at the end) or
+    holds anything but a case.
     """
     if not path.is_file():
         return None
