@@ -85,11 +85,10 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p) {
   const Output out_e(p.grad_e, p.size.batch);
   const Output out_m(p.grad_m, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
-  const bool channels_last = channels_in_vectors<Acc>(p.e, ce) &&
-                             channels_in_vectors<Acc>(p.m, cm) &&
-                             channels_in_vectors<Acc>(p.grad, ce) &&
-                             channels_in_vectors<Acc>(p.grad_e, ce) &&
-                             channels_in_vectors<Acc>(p.grad_m, cm) && p.grad.dtype == p.e.dtype;
+  const bool channels_last =
+      channels_in_vectors<Acc>(p.e, ce) && channels_in_vectors<Acc>(p.m, cm) &&
+      channels_in_vectors<Acc>(p.grad, ce) && channels_in_vectors<Acc>(p.grad_e, ce) &&
+      channels_in_vectors<Acc>(p.grad_m, cm) && p.grad.dtype == p.e.dtype;
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
