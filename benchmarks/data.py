@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,8 @@ def _patches_a_second(cases: Any, setting: Setting) -> float:
     from egcnn.training.batches import SeededSampler, _Patches
 
     patches = _Patches(cases, augmentation(setting.patch))
-    order = [
-        key
-        for key, _ in zip(
-            _forever(SeededSampler, len(cases)), range(setting.patches + 2), strict=False
-        )
-    ]
+    draws = _forever(SeededSampler(len(cases), seed=0, batch_size=1))
+    order = list(islice(draws, setting.patches + 2))
     loader = iter(DataLoader(patches, batch_size=None, sampler=order, num_workers=setting.workers))
     next(loader), next(loader)  # the workers have started
     start = time.perf_counter()
@@ -131,8 +128,7 @@ def _patches_a_second(cases: Any, setting: Setting) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _forever(sampler: Callable[..., Any], length: int) -> Iterator[Any]:
-    epochs = sampler(length, seed=0, batch_size=1)
+def _forever(epochs: Any) -> Iterator[Any]:
     while True:
         yield from epochs
         epochs.set_epoch(epochs.epoch + 1)

@@ -11,6 +11,9 @@ from typing import IO
 import pytest
 import torch
 
+from egcnn.data import Dataset, open_dataset
+from egcnn.data.phantom import write_brats
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -19,6 +22,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real cases are not here (no {folder.parent.name}/{folder.name})")
     return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Three tiny synthetic cases, anew for each module, whose tests may change them."""
+    root = tmp_path_factory.mktemp("data")
+    write_brats(root, 3, shape=(16, 18, 17), seed=1)
+    return open_dataset(root)
 
 
 @pytest.fixture(params=["ascii", "closed pipe", "full"])

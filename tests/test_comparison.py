@@ -26,8 +26,7 @@ from egcnn.comparison import (
     runs,
 )
 from egcnn.comparison.sizes import alone
-from egcnn.data import Dataset, open_dataset
-from egcnn.data.phantom import write_brats
+from egcnn.data import Dataset
 from egcnn.errors import InputError
 from egcnn.evaluation import Evaluation, write_evaluation
 from egcnn.files import write_json, write_text
@@ -36,13 +35,6 @@ from egcnn.nn import BACKBONES, BackboneSettings, NetworkSettings
 from egcnn.training import TrainingConfig, plan
 
 ARMS = [Arm("unet", "none"), Arm("unet", "egcnn")]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    root = tmp_path_factory.mktemp("data")
-    write_brats(root, 3, shape=(16, 18, 17), seed=1)
-    return open_dataset(root)
 
 
 @pytest.fixture(scope="module")

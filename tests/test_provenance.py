@@ -17,22 +17,14 @@ import torch
 
 import egcnn
 from egcnn import checkpoint, machine
-from egcnn.data import Dataset, open_dataset
+from egcnn.data import Dataset
 from egcnn.data.hashes import case_digest, data_digest
 from egcnn.data.nifti import read_note, write_volume
-from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
 from egcnn.evaluation import SUMMARY, evaluate, write_evaluation
 from egcnn.files import digest
 from egcnn.inference import predict_cases
 from egcnn.training import CONFIG, LAST, TrainingConfig, fit, plan, read_config
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    root = tmp_path_factory.mktemp("data")
-    write_brats(root, 3, shape=(16, 18, 17), seed=1)
-    return open_dataset(root)
 
 
 @pytest.fixture(scope="module")
