@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterator
 from typing import Any
 
 _SHORT = reprlib.Repr()
@@ -36,8 +37,13 @@ def brief(text: object) -> str:
     return line if len(line) <= 80 else f"{line[:77]}..."
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and, from the latest to the earliest, those that it follows from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def input_error(error: BaseException | None) -> InputError | None:
     """The ``InputError`` among an exception and its causes, if any."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error
+    return next((link for link in causes(error) if isinstance(link, InputError)), None)

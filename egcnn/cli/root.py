@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import egcnn
-from egcnn.errors import input_error
+from egcnn.errors import causes, input_error
 from egcnn.machine import prepare_cpu
 from egcnn.terminal import tolerate, visible
 
@@ -42,14 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _message(error: BaseException | None) -> str | None:
     """The one-line message for an error; ``None`` if it needs a traceback."""
-    chain = []
-    link = error
-    while link is not None:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
     if (wrong := input_error(error)) is not None:
         return _from_worker(str(wrong)) or str(wrong)
-    for link in chain:
+    for link in causes(error):
         if (message := _about_memory(link)) is not None:
             return message
     if error is None:
