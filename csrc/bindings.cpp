@@ -222,6 +222,27 @@ void unpack(Arguments& a, ConsistencyBackward& p) {
   a.read("grad_logits", p.grad_logits);
 }
 
+void unpack_inputs(Arguments& a, RegionSums& p) {
+  p.size = read_floats(a, "logits", p.logits);
+  a.read("target", p.target, p.size, DType::u8);
+  a.read("softmax", p.softmax);
+  a.read("entropy", p.entropy);
+  a.expect(!p.softmax || !p.entropy, [] { return "False with softmax"; });
+}
+
+int64_t sums_of(const RegionSums& p) { return p.size.batch * p.size.channels * p.sum_count(); }
+
+void unpack(Arguments& a, RegionSums& p) {
+  unpack_inputs(a, p);
+  a.read("sums", p.sums, accumulated(p.logits.dtype), sums_of(p));
+}
+
+void unpack(Arguments& a, RegionSumsBackward& p) {
+  unpack_inputs(a, p);
+  a.read("grad", p.grad, accumulated(p.logits.dtype), sums_of(p));
+  a.read("grad_logits", p.grad_logits);
+}
+
 // --- Kernels ---
 
 template <class Params>

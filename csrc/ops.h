@@ -113,6 +113,26 @@ struct ConsistencyBackward : Consistency {
   Tensor grad_logits;
 };
 
+// The sums over voxels that Eqs. 4 to 6 are made of: of each sample and channel, with p the
+// probability and y the truth, of p y, p^2 and y; with `entropy` also of -y log p and of
+// -(1 - y) log(1 - p).
+struct RegionSums {
+  Tensor logits;
+  Tensor target;  // u8: 1 inside the region, 0 outside, any other value does not count
+  Size size;      // of logits
+  bool softmax;   // exclusive classes, without `entropy`; else independent regions
+  bool entropy;
+  void* sums;  // (B, C, sum_count()), of the accumulation type
+  Resources resources;
+
+  int64_t sum_count() const { return entropy ? 5 : 3; }
+};
+
+struct RegionSumsBackward : RegionSums {
+  const void* grad;  // like sums
+  Tensor grad_logits;
+};
+
 // A byte holds a class, or marks a voxel without one.
 constexpr int64_t kMaxClasses = 255;
 

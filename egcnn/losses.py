@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from egcnn import ops
 from egcnn.checks import check_temperature
 from egcnn.errors import InputError
 from egcnn.ops.reference import near
-from egcnn.regions import Activation, Regions, check_activation, probabilities
+from egcnn.regions import Activation, Regions, check_activation
 from egcnn.settings import Settings
 
 Reduction = Literal["balanced", "sum", "mean"]
@@ -132,21 +131,9 @@ def _check(name: str, logits: Tensor, target: Tensor) -> None:
         )
 
 
-def _to_float32(logits: Tensor) -> Tensor:
-    # Sums over a volume overflow in float16 and stop growing in bfloat16.
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _dice_loss(
-    probabilities: Tensor, target: Tensor, eps: float, ignored: Tensor | None = None
-) -> Tensor:
-    """Eq. (4) per sample and region, ``(B, R)``."""
-    if ignored is not None:
-        probabilities = probabilities.masked_fill(ignored, 0)
-        target = target.masked_fill(ignored, 0)
-    overlap = (probabilities * target).sum(_VOXELS)
-    sizes = probabilities.square().sum(_VOXELS) + target.square().sum(_VOXELS)
-    return 1 - 2 * overlap / (sizes + eps)
+def _dice_losses(overlap: Tensor, squares: Tensor, truth: Tensor, eps: float) -> Tensor:
+    """Eq. (4) per sample and region, ``(B, R)``, of the sums of :func:`egcnn.ops.region_sums`."""
+    return 1 - 2 * overlap / (squares + truth + eps)
 
 
 class DiceLoss(nn.Module):
@@ -179,9 +166,8 @@ class DiceLoss(nn.Module):
         Voxels of ``ignored``, bool ``(B, 1, D, H, W)``, do not count.
         """
         _check("DiceLoss", logits, target)
-        p = probabilities(_to_float32(logits), self.activation)
-        target = target[:, self.first :].to(p.dtype)
-        return _dice_loss(p[:, self.first :], target, self.eps, ignored).mean()
+        sums = ops.region_sums(logits, target, activation=self.activation, ignored=ignored)
+        return _dice_losses(*sums[:, self.first :].unbind(-1), self.eps).mean()
 
 
 class EdgeLoss(nn.Module):
@@ -209,26 +195,21 @@ class EdgeLoss(nn.Module):
         known, do not count.
         """
         _check("EdgeLoss", edge_logits, edges)
-        z = _to_float32(edge_logits)
-        truth = edges.to(z.dtype)
-        voxels: Tensor | int = truth[0, 0].numel()
+        voxels: Tensor | int = edges[0, 0].numel()
         if ignored is not None:
             ignored = near(ignored)
-            truth = truth.masked_fill(ignored, 0)
-            voxels = (voxels - ignored.sum(_VOXELS, keepdim=True)).clamp(min=1)
-        dice = _dice_loss(z.sigmoid(), truth, self.settings.eps, ignored).mean()
-        positive, negative = self._weights(truth, voxels)
-        weight = torch.where(truth.bool(), positive, negative)
-        if ignored is not None:
-            weight = weight.masked_fill(ignored, 0)
-        entropy = F.binary_cross_entropy_with_logits(z, truth, weight, reduction="sum")
-        entropy = entropy / (z.shape[0] * z.shape[1])
+            voxels = (voxels - ignored.sum(_VOXELS)).clamp(min=1)
+        *sums, inside, outside = ops.region_sums(
+            edge_logits, edges, activation="sigmoid", entropy=True, ignored=ignored
+        ).unbind(-1)
+        dice = _dice_losses(*sums, self.settings.eps).mean()
+        positive, negative = self._weights(sums[2], voxels)
+        entropy = (positive * inside + negative * outside).mean()
         return self.settings.lambda1 * dice + self.settings.lambda2 * entropy
 
-    def _weights(self, truth: Tensor, voxels: Tensor | int) -> tuple[Tensor, Tensor]:
-        """The weights of edge voxels and of the other voxels, each ``(B, R, 1, 1, 1)``."""
+    def _weights(self, edge_voxels: Tensor, voxels: Tensor | int) -> tuple[Tensor, Tensor]:
+        """The weights of edge voxels and of the other voxels, each ``(B, R)``."""
         reduction, weight_negatives = self.settings.reduction, self.settings.weight_negatives
-        edge_voxels = truth.sum(_VOXELS, keepdim=True)
         other_voxels = voxels - edge_voxels
         if reduction == "balanced" and weight_negatives:
             # Eq. (6)'s ratio, written so that an empty set does not change the weight of the other

@@ -15,18 +15,8 @@ __device__ Acc sigmoid(Acc x) {
   return divide(Acc(1), Acc(1) + math::exp(-x));
 }
 
-// -log(u) with a relative error of 4e-7, for u from uniform(). Near 1, where the logarithm's error
-// would be large, a polynomial in 1 - u, which is exact; it is fitted to 4e-8.
-__device__ __forceinline__ float minus_log(float u) {
-  const float w = 1.0f - u;
-  float p = 0.3398001f;
-  p = p * w + 0.14391336f;
-  p = p * w + 0.2577998f;
-  p = p * w + 0.3328566f;
-  p = p * w + 0.5000105f;
-  p = p * w + 0.99999994f;
-  return w < 0.25f ? w * p : -0.69314718f * fast_log2(u);
-}
+// -log(u) for u from uniform().
+__device__ __forceinline__ float minus_log(float u) { return minus_log(u, 1.0f - u); }
 
 // Equals math::uniform, without a conversion: the word becomes the mantissa of a number in [1, 2).
 __device__ __forceinline__ float uniform(uint32_t word) {

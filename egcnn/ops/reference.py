@@ -103,6 +103,28 @@ def edge_gate(
     return (e_ * gate.sigmoid() + e_).to(e.dtype)
 
 
+# --- Sums of the Dice loss and the balanced cross entropy (Eqs. 4 to 6) --------------------------
+
+
+def region_sums(
+    logits: Tensor,
+    target: Tensor,
+    activation: str,
+    entropy: bool = False,
+    ignored: Tensor | None = None,
+) -> Tensor:
+    """Specification of :func:`egcnn.ops.region_sums`."""
+    z = logits.to(accumulate_dtype(logits.dtype))
+    p = z.softmax(1) if activation == "softmax" else z.sigmoid()
+    y = (target if target.is_floating_point() else target != 0).to(z.dtype)
+    terms = [p * y, p * p, y * y]
+    if entropy:
+        terms += [-y * F.logsigmoid(z), (y - 1) * F.logsigmoid(-z)]
+    if ignored is not None:
+        terms = [term.masked_fill(ignored, 0) for term in terms]
+    return torch.stack([term.sum((2, 3, 4)) for term in terms], -1)
+
+
 # --- Gumbel-softmax consistency (Eqs. 7 and 8) ---------------------------------------------------
 
 

@@ -378,6 +378,32 @@ void consistency(DType dtype, DType target_dtype, Size size) {
   }
 }
 
+void region_sums(DType dtype, Size size) {
+  for (const bool softmax : {true, false}) {
+    if (!selected("region_sums")) continue;
+    Volume logits(dtype, size), target(DType::u8, size), grad_logits(dtype, size);
+    logits.fill_with_numbers(size);
+    target.fill_with_classes(size, 3);
+    egcnn::RegionSums p{};
+    p.logits = logits.tensor;
+    p.target = target.tensor;
+    p.size = size;
+    p.softmax = softmax;
+    p.entropy = !softmax && draw() % 2;
+    const int64_t count = size.batch * size.channels * p.sum_count();
+    const Buffer sums = numbers(accumulate(dtype), count), grad = numbers(accumulate(dtype), count);
+    p.sums = sums.data();
+    const std::string options = softmax     ? "; softmax"
+                                : p.entropy ? "; sigmoid, entropy"
+                                            : "; sigmoid";
+    run(text("region_sums", dtype, p.logits, size) + options, egcnn::cuda::kernels().region_sums, p,
+        {&sums});
+    const egcnn::RegionSumsBackward q{p, grad.data(), grad_logits.tensor};
+    run(text("region_sums_backward", dtype, p.logits, size) + options,
+        egcnn::cuda::kernels().region_sums_backward, q, {&grad_logits.buffer});
+  }
+}
+
 template <class Params>
 void check_launched(const char* name, const Kernel<Params>& kernel) {
   if (launched.count(&kernel)) return;
@@ -399,6 +425,7 @@ int main(int count, char** arguments) {
       edge_gate(dtype, size, size.channels);
       edge_gate(dtype, size, size.channels + 1);
       consistency(dtype, kIntegers[draw() % 5], size);
+      region_sums(dtype, size);
     }
     for (const DType dtype : kIntegers) sobel_edges(dtype, size);
   }

@@ -103,3 +103,13 @@ def test_consistency(dtype: torch.dtype) -> None:
     expected = reference.gumbel_consistency(exact, labels, torch.tensor(3))
     loss = ops.gumbel_consistency(logits, labels, seed=3)
     assert_near(loss.detach(), expected.detach(), loss.dtype)
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_region_sums(activation: str) -> None:
+    logits, target = torch.randn(2, 3, 5, 18, 67), torch.rand(2, 3, 5, 18, 67) < 0.4
+    options = (activation, activation == "sigmoid")
+    expected = reference.region_sums(logits.double(), target, *options)
+    sums = ops.region_sums(logits, target, activation=activation, entropy=options[1])
+    assert_near(sums, expected, sums.dtype)

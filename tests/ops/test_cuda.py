@@ -55,12 +55,22 @@ def _consistency(device: str) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, z)]
 
 
+def _sums(device: str, activation: str) -> list[Tensor]:
+    z = torch.linspace(-9, 9, 2 * 3 * 40**3, device=device).view(2, 3, 40, 40, 40).sin() * 5
+    z.requires_grad_()
+    target = torch.cat([_labels(device) == value for value in range(3)], 1)
+    sums = ops.region_sums(z, target, activation=activation, entropy=activation == "sigmoid")
+    return [sums.detach(), *torch.autograd.grad(sums.sum(), z)]
+
+
 CALLS: dict[str, Callable[[str], list[Tensor]]] = {
     "edges": _edges,
     "magnitude": _magnitude,
     "voxel gate": lambda device: _gate(device, 1),
     "channel gate": lambda device: _gate(device, 8),
     "consistency": _consistency,
+    "sigmoid sums": lambda device: _sums(device, "sigmoid"),
+    "softmax sums": lambda device: _sums(device, "softmax"),
 }
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 

@@ -144,3 +144,33 @@ def test_gumbel_consistency(
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(logits.grad, exact.grad, rtol=1e-6, atol=1e-9)
+
+
+@many
+@given(
+    sizes,
+    batches,
+    channels,
+    seeds,
+    formats,
+    st.sampled_from(FLOATS),
+    st.sampled_from(["softmax", "sigmoid"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_region_sums(size, batch, channels, seed, format, dtype, activation, entropy, ignore):
+    entropy = entropy and activation == "sigmoid"
+    logits = (volume((batch, channels, *size), seed, 33) * 3).to(dtype)
+    logits = logits.contiguous(memory_format=format)
+    target = volume((batch, channels, *size), seed + 1, 9) > 0
+    ignored = volume((batch, 1, *size), seed + 2, 9) > 0.5 if ignore else None
+    exact = logits.double().clone().requires_grad_()
+    expected = reference.region_sums(exact, target, activation, entropy, ignored)
+    expected.cos().sum().backward()
+    logits = logits.requires_grad_()
+    sums = ops.region_sums(logits, target, activation=activation, entropy=entropy, ignored=ignored)
+    sums.double().cos().sum().backward()
+    assert_near(sums, expected, sums.dtype)
+    # The cosine's slope depends on the sums' roundings.
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-2 if dtype == torch.bfloat16 else 2e-3
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)

@@ -51,6 +51,12 @@ def changed(arguments: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ..
         ("gumbel_consistency_backward", changed(BACKWARD, 4, EDGES[:, :1]), "edges is int64 of"),
         ("gumbel_consistency_backward", changed(BACKWARD, 5, EDGES), "candidates is int64 of"),
         ("gumbel_consistency_backward", changed(BACKWARD, 0, torch.ones(0)), "grad is float32 of"),
+        ("region_sums", (X, X, False, False), "target is float32 of .*2 channels of uint8"),
+        ("region_sums", (X, LABELS, False, False), "target is uint8 of .*2 channels of uint8"),
+        ("region_sums", (X.byte(), X.byte(), False, False), "logits is uint8 of .*a float type"),
+        ("region_sums", (X, X.byte(), True, True), "entropy is True; expected False with softmax"),
+        ("region_sums_backward", (torch.ones(6), X.double(), X.byte(), False, False), "grad is"),
+        ("region_sums_backward", (torch.ones(6), X, X.byte(), False, True), "grad is float32 of"),
     ],
 )
 def test_operands_that_do_not_fit(operator: str, arguments: tuple[Any, ...], message: str) -> None:

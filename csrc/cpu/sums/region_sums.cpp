@@ -1,0 +1,119 @@
+// Sums over the voxels of a region, of which Eqs. 4 to 6 are made, and their gradient.
+#include <omp.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "../../math/common.h"
+#include "../../ops.h"
+#include "../simd/elements.h"
+#include "../simd/pages.h"
+#include "../simd/stream.h"
+#include "run.h"
+
+namespace egcnn::EGCNN_ISA {
+
+// How a sample is cut: blocks, whose sums are kept in double and added up in order, so that the
+// result does not depend on the number of threads; and runs of a block, whose channels a thread
+// holds at a time.
+struct RegionSumsPlan {
+  static constexpr int64_t kBlock = 1 << 14;
+
+  int64_t batch, channels, voxels, blocks, run, sums, element;
+
+  explicit RegionSumsPlan(const RegionSums& p)
+      : batch(p.size.batch), channels(p.size.channels), voxels(p.size.voxels()),
+        blocks(ceil_div(voxels, kBlock)), sums(p.sum_count()),
+        element(accumulator_bytes(p.logits.dtype)) {
+    // As many voxels as the first-level cache holds of all channels, in whole lines.
+    constexpr int64_t kElements = 4096;
+    run = std::clamp<int64_t>(kElements / std::max<int64_t>(channels, 1) / 64 * 64, 64, 1024);
+  }
+
+  // Two rows of each channel, and three that all share.
+  size_t scratch_bytes() const { return (2 * channels + 3) * run * element + kLine; }
+  size_t partial_bytes() const { return batch * blocks * channels * sums * sizeof(double); }
+};
+
+// Calls body(batch, block, first, last, scratch) for the voxels [first, last) of each block.
+template <class Body>
+static inline void for_blocks(const RegionSumsPlan& t, const Resources& resources, char* memory,
+                              Body&& body) {
+  const int64_t jobs = t.batch * t.blocks;
+#pragma omp parallel num_threads(resources.threads) if (jobs > 1)
+  {
+    char* scratch = align_up<char>(memory + omp_get_thread_num() * t.scratch_bytes());
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t job = 0; job < jobs; ++job) {
+      const int64_t first = job % t.blocks * t.kBlock;
+      body(job / t.blocks, job, first, std::min(first + t.kBlock, t.voxels), scratch);
+    }
+    stream_fence();
+  }
+}
+
+template <class Acc>
+static void region_sums(const RegionSums& p) {
+  const RegionSumsPlan t(p);
+  double* const partials = static_cast<double*>(p.resources.workspace);
+  for_blocks(t, p.resources, static_cast<char*>(p.resources.workspace) + t.partial_bytes(),
+             [&](int64_t batch, int64_t job, int64_t first, int64_t last, char* scratch) {
+               double* const totals = partials + job * t.channels * t.sums;
+               std::fill_n(totals, t.channels * t.sums, 0.0);
+               Run<Acc> run(p, t.run, scratch);
+               for (int64_t voxel = first; voxel < last; voxel += t.run) {
+                 run.read(batch, voxel, std::min(t.run, last - voxel));
+                 for (int64_t c = 0; c < t.channels; ++c) run.add_sums(c, totals + c * t.sums);
+               }
+             });
+  Acc* const out = static_cast<Acc*>(p.sums);
+  const int64_t columns = t.channels * t.sums;
+  for (int64_t batch = 0; batch < t.batch; ++batch) {
+    for (int64_t column = 0; column < columns; ++column) {
+      double sum = 0;
+      for (int64_t block = 0; block < t.blocks; ++block) {
+        sum += partials[(batch * t.blocks + block) * columns + column];
+      }
+      out[batch * columns + column] = Acc(sum);
+    }
+  }
+}
+
+size_t region_sums_workspace(const RegionSums& p) {
+  const RegionSumsPlan t(p);
+  return t.partial_bytes() + p.resources.threads * t.scratch_bytes();
+}
+
+void region_sums_launch(const RegionSums& p) {
+  with_accumulator(p.logits.dtype, [&](auto acc) { region_sums<decltype(acc)>(p); });
+}
+
+template <class Acc>
+static void region_sums_backward(const RegionSumsBackward& p) {
+  const RegionSumsPlan t(p);
+  const Acc* const grads = static_cast<const Acc*>(p.grad);
+  const bool large = t.batch * t.channels * t.voxels * float_bytes(p.logits.dtype) > kStreamed;
+  for_blocks(t, p.resources, static_cast<char*>(p.resources.workspace),
+             [&](int64_t batch, int64_t, int64_t first, int64_t last, char* scratch) {
+               Run<Acc> run(p, t.run, scratch);
+               for (int64_t voxel = first; voxel < last; voxel += t.run) {
+                 run.read(batch, voxel, std::min(t.run, last - voxel));
+                 run.differentiate(grads + batch * t.channels * t.sums);
+                 run.write(p.grad_logits, batch, voxel, large);
+               }
+             });
+}
+
+size_t region_sums_backward_workspace(const RegionSumsBackward& p) {
+  return p.size.empty() ? 0 : p.resources.threads * RegionSumsPlan(p).scratch_bytes();
+}
+
+void region_sums_backward_launch(const RegionSumsBackward& p) {
+  if (p.size.empty()) return;
+  const int64_t bytes = float_bytes(p.logits.dtype) * p.size.batch * p.size.channels;
+  advise_huge(p.grad_logits.data, bytes * p.size.voxels());
+  with_accumulator(p.logits.dtype, [&](auto acc) { region_sums_backward<decltype(acc)>(p); });
+}
+
+}  // namespace egcnn::EGCNN_ISA

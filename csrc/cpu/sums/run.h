@@ -1,0 +1,230 @@
+// A run of voxels, all channels of which lie in scratch, each in a row of its own.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "../../ops.h"
+#include "../simd/elements.h"
+#include "../simd/isa.h"
+#include "../simd/stream.h"
+#include "../simd/vector_math.h"
+#include "../simd/vectors.h"
+
+namespace egcnn::EGCNN_ISA {
+
+// The sigmoid p of z, 1 - p without cancellation, and what log(p) and log(1 - p) have in common.
+template <class Acc>
+struct Logistic {
+  Acc p, complement, softplus;  // softplus of -|z|
+};
+
+template <bool entropy, class Acc>
+static inline Logistic<Acc> logistic(Acc z) {
+  const Acc e = vector::exp(z < 0 ? z : -z), one_more = 1 + e, inverse = 1 / one_more;
+  const Acc small = e * inverse;
+  Acc softplus = 0;
+  // What rounding took from 1 + e is given back, since most terms are tiny.
+  if constexpr (entropy) softplus = vector::log(one_more) + (e - (one_more - 1)) * inverse;
+  return {z < 0 ? small : inverse, z < 0 ? inverse : small, softplus};
+}
+
+template <class Acc>
+class Run {
+ public:
+  Run(const RegionSums& p, int64_t pitch, char* scratch)
+      : p_(p), channels_(p.size.channels), pitch_(pitch),
+        probabilities_(reinterpret_cast<Acc*>(scratch)), truth_(probabilities_ + channels_ * pitch),
+        counted_(truth_ + channels_ * pitch), spare_(counted_ + pitch) {}
+
+  // Reads n voxels, and turns logits into probabilities unless they are independent.
+  void read(int64_t batch, int64_t voxel, int64_t n) {
+    n_ = n;
+    for (int64_t c = 0; c < channels_; ++c) {
+      load(p_.logits.dtype, p_.logits.data, p_.logits.offset(batch, c, voxel),
+           p_.logits.voxel_stride, n, logits(c));
+      read_truth(batch, c, voxel);
+    }
+    if (p_.softmax) softmax();
+  }
+
+  // Adds the sums of a channel over the run.
+  void add_sums(int64_t channel, double* totals) {
+    if (p_.softmax) {
+      add_row<false, true>(channel, totals);
+    } else if (p_.entropy) {
+      add_row<true, false>(channel, totals);
+    } else {
+      add_row<false, false>(channel, totals);
+    }
+  }
+
+  // Replaces the logits by their gradients, given those of the sums of all channels.
+  void differentiate(const Acc* grads) {
+    if (p_.softmax) return differentiate_softmax(grads);
+    for (int64_t c = 0; c < channels_; ++c) {
+      if (p_.entropy) {
+        differentiate_row<true>(c, grads + c * 5);
+      } else {
+        differentiate_row<false>(c, grads + c * 3);
+      }
+    }
+  }
+
+  // Writes the rows that differentiate() made.
+  void write(const Tensor& out, int64_t batch, int64_t voxel, bool stream) {
+    char* const data = static_cast<char*>(out.data);
+    const int64_t element = float_bytes(out.dtype);
+    if (out.voxel_stride == 1) {
+      for (int64_t c = 0; c < channels_; ++c) {
+        ByteStream to(data + out.offset(batch, c, voxel) * element, stream);
+        to.put_as(out.dtype, logits(c), n_);
+      }
+      return;
+    }
+    // The rows of the truth are not needed any more.
+    Acc* const interleaved = truth_;
+    for (int64_t c = 0; c < channels_; ++c) {
+      const Acc* const row = logits(c);
+      for (int64_t i = 0; i < n_; ++i) interleaved[i * channels_ + c] = row[i];
+    }
+    ByteStream to(data + out.offset(batch, 0, voxel) * element, stream);
+    to.put_as(out.dtype, interleaved, n_ * channels_);
+  }
+
+ private:
+  Acc* logits(int64_t channel) const { return probabilities_ + channel * pitch_; }
+  Acc* truth(int64_t channel) const { return truth_ + channel * pitch_; }
+
+  // 1 inside the region, 0 outside, and kUncounted where the voxel does not count.
+  static constexpr Acc kUncounted = -1;
+
+  void read_truth(int64_t batch, int64_t channel, int64_t voxel) {
+    const int64_t stride = p_.target.voxel_stride;
+    const uint8_t* const in =
+        static_cast<const uint8_t*>(p_.target.data) + p_.target.offset(batch, channel, voxel);
+    Acc* const row = truth(channel);
+    if (stride == 1) {
+      for (int64_t i = 0; i < n_; ++i) row[i] = in[i] > 1 ? kUncounted : Acc(in[i]);
+    } else {
+      for (int64_t i = 0; i < n_; ++i)
+        row[i] = in[i * stride] > 1 ? kUncounted : Acc(in[i * stride]);
+    }
+  }
+
+  void softmax() {
+    Acc* const highest = spare_;
+    Acc* const total = spare_ + pitch_;
+    std::copy_n(logits(0), n_, highest);
+    for (int64_t c = 1; c < channels_; ++c) {
+      const Acc* const row = logits(c);
+      for (int64_t i = 0; i < n_; ++i) highest[i] = row[i] > highest[i] ? row[i] : highest[i];
+    }
+    std::fill_n(total, n_, Acc(0));
+    for (int64_t c = 0; c < channels_; ++c) {
+      Acc* const row = logits(c);
+      for (int64_t i = 0; i < n_; ++i) total[i] += row[i] = vector::exp(row[i] - highest[i]);
+    }
+    for (int64_t i = 0; i < n_; ++i) total[i] = 1 / total[i];
+    for (int64_t c = 0; c < channels_; ++c) {
+      Acc* const row = logits(c);
+      for (int64_t i = 0; i < n_; ++i) row[i] *= total[i];
+    }
+  }
+
+  template <bool entropy, bool ready>
+  void add_row(int64_t channel, double* totals) {
+    Acc* const p = logits(channel);
+    const Acc* const truth = this->truth(channel);
+    Acc* const inside = counted_;  // 1 for voxels of the region, 0 for all others
+    Acc* const inside_entropy = spare_;
+    Acc* const outside_entropy = spare_ + pitch_;
+    for (int64_t i = 0; i < n_; ++i) {
+      const Acc z = p[i];
+      const bool is_counted = truth[i] >= 0;
+      inside[i] = truth[i] > 0 ? truth[i] : 0;
+      if constexpr (ready) {
+        p[i] = is_counted ? z : 0;
+      } else {
+        const Logistic<Acc> found = logistic<entropy>(z);
+        p[i] = is_counted ? found.p : 0;
+        if constexpr (entropy) {
+          const Acc positive = z < 0 ? 0 : z;
+          inside_entropy[i] = truth[i] > 0 ? found.softplus + (positive - z) : 0;
+          outside_entropy[i] = truth[i] == 0 ? found.softplus + positive : 0;
+        }
+      }
+    }
+    totals[0] += sum([=](auto at) { return at(p) * at(inside); });
+    totals[1] += sum([=](auto at) { return at(p) * at(p); });
+    totals[2] += sum([=](auto at) { return at(inside); });
+    if constexpr (entropy) {
+      totals[3] += sum([=](auto at) { return at(inside_entropy); });
+      totals[4] += sum([=](auto at) { return at(outside_entropy); });
+    }
+  }
+
+  // The sum of term(at) over the run, where at(row) is a vector, or an element, of a row.
+  template <class Term>
+  double sum(const Term& term) const {
+    constexpr int lanes = kLanes<Acc>;
+    Vector<Acc> sums[2] = {};
+    int64_t i = 0;
+    for (; i + 2 * lanes <= n_; i += 2 * lanes) {
+      sums[0] += term([i](const Acc* row) { return load_vector(row + i); });
+      sums[1] += term([i](const Acc* row) { return load_vector(row + i + lanes); });
+    }
+    sums[0] += sums[1];
+    double total = 0;
+    for (int lane = 0; lane < lanes; ++lane) total += sums[0][lane];
+    for (; i < n_; ++i) total += term([i](const Acc* row) { return row[i]; });
+    return total;
+  }
+
+  template <bool entropy>
+  void differentiate_row(int64_t channel, const Acc* grads) {
+    Acc* const row = logits(channel);
+    const Acc* const truth = this->truth(channel);
+    const Acc overlap = grads[0], squares = 2 * grads[1];
+    const Acc inside = entropy ? grads[3] : 0, outside = entropy ? grads[4] : 0;
+    for (int64_t i = 0; i < n_; ++i) {
+      const Logistic<Acc> found = logistic<false>(row[i]);
+      Acc grad = ((truth[i] > 0 ? overlap : 0) + squares * found.p) * found.p * found.complement;
+      if constexpr (entropy) {
+        grad += truth[i] > 0 ? -inside * found.complement : outside * found.p;
+      }
+      row[i] = truth[i] < 0 ? 0 : grad;
+    }
+  }
+
+  // dz = p (dp - sum over channels of p dp).
+  void differentiate_softmax(const Acc* grads) {
+    Acc* const mean = spare_;
+    std::fill_n(mean, n_, Acc(0));
+    for (int64_t c = 0; c < channels_; ++c) {
+      const Acc* const p = logits(c);
+      Acc* const slope = truth(c);
+      const Acc overlap = grads[3 * c], squares = 2 * grads[3 * c + 1];
+      for (int64_t i = 0; i < n_; ++i) {
+        const Acc grad = (slope[i] > 0 ? overlap : 0) + squares * p[i];
+        slope[i] = slope[i] < 0 ? 0 : grad;
+        mean[i] += slope[i] * p[i];
+      }
+    }
+    for (int64_t c = 0; c < channels_; ++c) {
+      Acc* const p = logits(c);
+      const Acc* const slope = truth(c);
+      for (int64_t i = 0; i < n_; ++i) p[i] *= slope[i] - mean[i];
+    }
+  }
+
+  const RegionSums& p_;
+  int64_t channels_, pitch_, n_ = 0;
+  Acc* probabilities_;  // or logits, or gradients: (channels, pitch)
+  Acc* truth_;          // or slopes: (channels, pitch)
+  Acc* counted_;
+  Acc* spare_;  // two more rows
+};
+
+}  // namespace egcnn::EGCNN_ISA

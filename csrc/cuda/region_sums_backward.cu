@@ -1,0 +1,104 @@
+// The gradient of the sums over voxels that Eqs. 4 to 6 are made of.
+#include "region_sums.cuh"
+
+namespace egcnn::cuda {
+namespace {
+
+// One thread's voxels of one channel.
+template <class T>
+__device__ __forceinline__ void write(const RegionSumsBackward& p, const Voxels<T>& voxels,
+                                      int64_t batch, int64_t channel,
+                                      const Accumulate<T> (&grad)[kVoxels]) {
+  T* to =
+      static_cast<T*>(p.grad_logits.data) + offset(p.grad_logits, batch, channel, voxels.first());
+#pragma unroll
+  for (int i = 0; i < kVoxels; ++i) {
+    if (voxels.has(i)) {
+      to[int64_t(i) * kSumThreads * p.grad_logits.voxel_stride] = narrow<T>(grad[i]);
+    }
+  }
+}
+
+template <class T, bool kEntropy>
+__global__ void __launch_bounds__(kSumThreads)
+    region_sums_backward_kernel(RegionSumsBackward p, int64_t chunks) {
+  using Acc = Accumulate<T>;
+  constexpr int kSums = kEntropy ? 5 : 3;
+  const int64_t batch = blockIdx.x / chunks;
+  const Voxels<T> voxels(p, batch, blockIdx.x % chunks);
+  const Acc* grads = static_cast<const Acc*>(p.grad) + batch * p.size.channels * kSums;
+  for (int64_t c = 0; c < p.size.channels; ++c, grads += kSums) {
+    Acc z[kVoxels];
+    uint8_t truth[kVoxels];
+    voxels.read(p, c, z, truth);
+#pragma unroll
+    for (int i = 0; i < kVoxels; ++i) {
+      const bool inside = truth[i] != 0;
+      const Logistic<Acc> found(z[i]);
+      Acc grad =
+          ((inside ? grads[0] : Acc(0)) + 2 * grads[1] * found.p) * found.p * found.complement;
+      if constexpr (kEntropy) {
+        grad += inside ? -grads[3] * found.complement : grads[4] * found.p;
+      }
+      z[i] = counted(truth[i]) ? grad : Acc(0);
+    }
+    write(p, voxels, batch, c, z);
+  }
+}
+
+// dz = p (dp - sum over channels of p dp), where dp is the gradient with respect to p.
+template <class T>
+__global__ void __launch_bounds__(kSumThreads)
+    region_sums_backward_softmax_kernel(RegionSumsBackward p, int64_t chunks) {
+  using Acc = Accumulate<T>;
+  const int64_t batch = blockIdx.x / chunks;
+  const Voxels<T> voxels(p, batch, blockIdx.x % chunks);
+  const Softmax<T> softmax(p, voxels);
+  const Acc* const grads = static_cast<const Acc*>(p.grad) + batch * p.size.channels * 3;
+  const auto slope = [&](int64_t c, Acc probability, uint8_t truth) {
+    const Acc grad = (truth != 0 ? grads[3 * c] : Acc(0)) + 2 * grads[3 * c + 1] * probability;
+    return counted(truth) ? grad : Acc(0);
+  };
+  Acc mean[kVoxels] = {};
+  for (int64_t c = 0; c < p.size.channels; ++c) {
+    Acc z[kVoxels];
+    uint8_t truth[kVoxels];
+    voxels.read(p, c, z, truth);
+#pragma unroll
+    for (int i = 0; i < kVoxels; ++i) {
+      const Acc probability = softmax(i, z[i]);
+      mean[i] += slope(c, probability, truth[i]) * probability;
+    }
+  }
+  for (int64_t c = 0; c < p.size.channels; ++c) {
+    Acc z[kVoxels];
+    uint8_t truth[kVoxels];
+    voxels.read(p, c, z, truth);
+#pragma unroll
+    for (int i = 0; i < kVoxels; ++i) {
+      const Acc probability = softmax(i, z[i]);
+      z[i] = probability * (slope(c, probability, truth[i]) - mean[i]);
+    }
+    write(p, voxels, batch, c, z);
+  }
+}
+
+}  // namespace
+
+size_t region_sums_backward_workspace(const RegionSumsBackward&) { return 0; }
+
+void region_sums_backward_launch(const RegionSumsBackward& p) {
+  if (p.size.empty()) return;
+  const int64_t chunks = divide_up<int64_t>(p.size.voxels(), kChunk);
+  with_float(p.logits.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    with_kind(p, [&](auto softmax, auto entropy) {
+      auto* kernel = region_sums_backward_kernel<T, entropy>;
+      if constexpr (softmax) kernel = region_sums_backward_softmax_kernel<T>;
+      launch("region_sums_backward", p.resources, p.size.batch * chunks, kSumThreads, 0, kernel, p,
+             chunks);
+    });
+  });
+}
+
+}  // namespace egcnn::cuda
