@@ -342,6 +342,46 @@ def consistency_case(
     )
 
 
+# --- Sums of the Dice and edge losses ------------------------------------------------------------
+
+
+def sums_case(
+    device: torch.device,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = CONTIGUOUS,
+    *,
+    group: str = "main",
+) -> Case:
+    """The sums of the edge loss, cross entropies included, of edges that are 2% of the voxels."""
+    batch, channels, *size = shape
+
+    def plan() -> Plan:
+        edges = ops.sobel_edges(phantom(batch, tuple(size), device), [(1, 2, 3)] * channels)
+        edges = edges.contiguous(memory_format=memory_format)
+
+        def draw() -> Inputs:
+            logits = normal(shape, device, dtype, memory_format).requires_grad_()
+            grad = torch.randn(batch, channels, 5, device=device)
+            return Inputs((logits, edges.clone()), (logits,), grad)
+
+        read = edges.nbytes * (1 + dtype.itemsize)
+        written = edges.nbytes * dtype.itemsize
+        moved = {"forward": read, "backward": read + written, "both": 2 * read + written}
+        return Plan(draw, moved)
+
+    return Case(
+        name=f"sums of the losses{describe_type(dtype, memory_format)} {shape_name(*shape)}",
+        operator="region_sums",
+        ours=partial(ops.region_sums, activation="sigmoid", entropy=True),
+        voxels=batch * math.prod(size),
+        parts=parts_of(group),
+        plan=plan,
+        group=group,
+        peers=peers_of("region_sums", group),
+    )
+
+
 # --- What they share -----------------------------------------------------------------------------
 
 
@@ -379,6 +419,7 @@ class Sizes:
     magnitude: tuple[int, ...]
     gate: tuple[int, ...]
     consistency: tuple[int, ...]
+    sums: tuple[int, ...]
     patch: tuple[int, ...]
     batch: tuple[int, ...]
     sweep: tuple[int, ...]
@@ -392,6 +433,7 @@ QUICK = Sizes(
     magnitude=(1, 2, 9, 11, 13),
     gate=(2, 8, 5, 6, 7),
     consistency=(2, 4, 16, 16, 16),
+    sums=(2, 3, 16, 16, 16),
     patch=(8, 8, 8),
     batch=(2, 9, 8, 7),
     sweep=(1, 8),
@@ -401,6 +443,7 @@ CPU = Sizes(
     magnitude=(1, 4, 160, 192, 128),
     gate=(1, 32, 80, 96, 64),
     consistency=(1, 4, 160, 192, 128),
+    sums=(1, 3, 160, 192, 128),
     patch=(32, 32, 32),
     batch=(4, 96, 96, 96),
     sweep=(1, 8, 16, 32, 64, 128, 160, 256, 384, 512),
@@ -410,6 +453,7 @@ CUDA = Sizes(
     magnitude=(8, 4, 160, 192, 128),
     gate=(8, 32, 160, 192, 128),
     consistency=(8, 4, 160, 192, 128),
+    sums=(8, 3, 160, 192, 128),
     patch=(64, 64, 64),
     batch=(16, 128, 128, 128),
     sweep=(1, 8, 16, 32, 64, 128, 160, 256, 384, 512),

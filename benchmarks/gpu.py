@@ -45,6 +45,7 @@ from benchmarks.cases import (
     gate_case,
     magnitude_case,
     sizes,
+    sums_case,
 )
 from benchmarks.clocks import Clock, CudaClock, WallClock
 from benchmarks.measuring import CaseRun, Row, set_tf32
@@ -70,6 +71,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate("channel", torch.bfloat16),
         consistency_case(device, s.consistency),
         magnitude_case(device, s.magnitude),
+        sums_case(device, s.sums),
         edges("labels"),
         edges("random masks"),
         gate("voxel", torch.float32),
@@ -80,7 +82,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate("voxel", torch.float32, LAST),
         gate("channel", torch.float32, LAST),
     ]
-    return every[:5] if quick else every  # each operator once
+    return every[:6] if quick else every  # each operator once
 
 
 @contextlib.contextmanager

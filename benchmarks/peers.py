@@ -383,6 +383,22 @@ def consistency_sparse(logits: Tensor, target: Tensor, seed: Tensor, tau: float 
     return (total / count.clamp(min=1)).mean()
 
 
+# --- Sums of the Dice and edge losses ------------------------------------------------------------
+
+
+def sums_reference(logits: Tensor, target: Tensor) -> Tensor:
+    """The reference with its cross entropies, as the edge loss takes them."""
+    return reference.region_sums(logits, target, "sigmoid", True)
+
+
+def sums_monai(logits: Tensor, target: Tensor) -> Tensor:
+    """MONAI's Dice loss with squared denominator, and the cross entropy of a softmax."""
+    from monai.losses import DiceCELoss
+
+    loss = DiceCELoss(sigmoid=True, squared_pred=True)(logits, target.to(logits.dtype))
+    return loss.expand(*logits.shape[:2], 5)
+
+
 # --- Calls ---------------------------------------------------------------------------------------
 
 
@@ -506,6 +522,11 @@ PEERS = {
             Peer("compiled reference", reference.gumbel_consistency, compiled=True, groups=MAIN),
             Peer("compiled sparse", consistency_sparse, compiled=True, groups=SWEPT),
             Peer("torch cross_entropy", call_cross_entropy, exact=False, groups=CALL),
+        ],
+        "region_sums": [
+            Peer("eager reference", sums_reference, groups=SWEPT),
+            Peer("compiled reference", sums_reference, compiled=True, groups=SWEPT),
+            Peer("MONAI DiceCELoss", sums_monai, exact=False, groups=MAIN, package="monai"),
         ],
     }.items()
 }

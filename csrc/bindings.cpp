@@ -224,7 +224,9 @@ void unpack(Arguments& a, ConsistencyBackward& p) {
 
 void unpack_inputs(Arguments& a, RegionSums& p) {
   p.size = read_floats(a, "logits", p.logits);
-  a.read("target", p.target, p.size, DType::u8);
+  const int64_t channels = a.read("target", p.target).channels;
+  a.expect(channels == p.size.channels && p.target.dtype == DType::u8,
+           [&] { return std::to_string(p.size.channels) + " channels of bool or uint8"; });
   a.read("softmax", p.softmax);
   a.read("entropy", p.entropy);
   a.expect(!p.softmax || !p.entropy, [] { return "False with softmax"; });

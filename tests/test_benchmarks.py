@@ -22,7 +22,7 @@ sys.path.append(str(BENCHMARKS.parent))
 
 from benchmarks import cases, gpu, report, results  # noqa: E402
 from benchmarks.cases import phantom  # noqa: E402
-from benchmarks.peers import PEERS, Peer  # noqa: E402
+from benchmarks.peers import PEERS, Peer, sums_reference  # noqa: E402
 
 REGIONS = [(1, 2, 4), (1, 4), (4,)]
 SHAPES = [(2, 3, 5, 7, 6), (1, 1, 1, 4, 9), (1, 2, 1, 1, 1)]
@@ -104,6 +104,13 @@ def test_gumbel_consistency(peer: Peer, shape: tuple[int, ...]) -> None:
     logits = torch.randn(shape, requires_grad=True)
     seed = torch.tensor(2**40 + 5)
     compare(peer, (logits, target, seed), (logits,), reference.gumbel_consistency, 1e-4)
+
+
+@peers_of("region_sums")
+def test_region_sums(peer: Peer) -> None:
+    logits = torch.randn(2, 3, 6, 9, 7, requires_grad=True)
+    target = (torch.rand(logits.shape) < 0.2).to(torch.uint8)
+    compare(peer, (logits, target), (logits,), sums_reference, 1e-5)
 
 
 def compare(
