@@ -203,9 +203,24 @@ def run(job: Job, folder: Path, source: Path | None) -> list[dict[str, Any]]:
 
 
 def digest(config: TrainingConfig) -> str:
-    """A hash of all hyperparameters, to recognise rows of another configuration."""
-    text = json.dumps({"form": FORM, **config.to_dict()}, sort_keys=True)
+    """A hash of the hyperparameters that are not their defaults.
+
+    So the rows stay valid when a hyperparameter is added whose default is the old behaviour; a
+    changed default needs another :data:`FORM`.
+    """
+    defaults = TrainingConfig(config.preprocessing).to_dict()
+    chosen = _changed(config.to_dict(), defaults) | {"preprocessing": defaults["preprocessing"]}
+    text = json.dumps({"form": FORM, **chosen}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _changed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The entries that are not their defaults."""
+    return {
+        name: _changed(value, defaults[name]) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if value != defaults[name]
+    }
 
 
 def read(path: Path = RESULTS) -> list[dict[str, str]]:
