@@ -131,8 +131,9 @@ def _check(name: str, logits: Tensor, target: Tensor) -> None:
         )
 
 
-def _dice_losses(overlap: Tensor, squares: Tensor, truth: Tensor, eps: float) -> Tensor:
-    """Eq. (4) per sample and region, ``(B, R)``, of the sums of :func:`egcnn.ops.region_sums`."""
+def _dice_losses(sums: Tensor, eps: float) -> Tensor:
+    """Eq. (4) per sample and region, ``(B, R)``, from :func:`egcnn.ops.region_sums`."""
+    overlap, squares, truth = sums[..., :3].unbind(-1)
     return 1 - 2 * overlap / (squares + truth + eps)
 
 
@@ -167,7 +168,7 @@ class DiceLoss(nn.Module):
         """
         _check("DiceLoss", logits, target)
         sums = ops.region_sums(logits, target, activation=self.activation, ignored=ignored)
-        return _dice_losses(*sums[:, self.first :].unbind(-1), self.eps).mean()
+        return _dice_losses(sums[:, self.first :], self.eps).mean()
 
 
 class EdgeLoss(nn.Module):
@@ -199,11 +200,12 @@ class EdgeLoss(nn.Module):
         if ignored is not None:
             ignored = near(ignored)
             voxels = (voxels - ignored.sum(_VOXELS)).clamp(min=1)
-        *sums, inside, outside = ops.region_sums(
+        sums = ops.region_sums(
             edge_logits, edges, activation="sigmoid", entropy=True, ignored=ignored
-        ).unbind(-1)
-        dice = _dice_losses(*sums, self.settings.eps).mean()
-        positive, negative = self._weights(sums[2], voxels)
+        )
+        dice = _dice_losses(sums, self.settings.eps).mean()
+        edge_voxels, inside, outside = sums[..., 2:].unbind(-1)
+        positive, negative = self._weights(edge_voxels, voxels)
         entropy = (positive * inside + negative * outside).mean()
         return self.settings.lambda1 * dice + self.settings.lambda2 * entropy
 
