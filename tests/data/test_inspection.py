@@ -148,6 +148,20 @@ def test_headers_count_the_others(brats: Path) -> None:
     check_headers(dataset, dataset.cases[1:2])
 
 
+def test_a_plan_counts_the_bad_headers(brats: Path) -> None:
+    for case in (0, 2):
+        break_case(brats, "truncated" if case else "zero", case)
+    with pytest.raises(InputError, match=r"PHANTOM_000_t1\.nii\.gz: .* \(1 more: egcnn inspect"):
+        plan(open_dataset(brats))
+
+
+def test_a_plan_is_for_the_labelled_cases(brats: Path) -> None:
+    expected = plan(open_dataset(brats))
+    (brats / "HGG/PHANTOM_001/PHANTOM_001_seg.nii.gz").unlink()
+    break_case(brats, "zero")
+    assert plan(open_dataset(brats)) == expected
+
+
 def test_damaged_voxels_are_found_by_reading_them(brats: Path) -> None:
     path = brats / "HGG/PHANTOM_000/PHANTOM_000_t2.nii.gz"
     path.write_bytes(path.read_bytes()[:-2000])
