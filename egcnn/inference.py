@@ -246,7 +246,7 @@ def predict_cases(
         InputError: a prediction would be written over a file of a case; before any is made.
     """
     cases = list(cases)
-    inputs = {_place(file) for case in cases for file in (*case.images, case.label) if file}
+    inputs = {_place(file) for case in cases for file in case.files}
     for case in cases:
         for path in _output_paths(folder, case.name):
             if _place(path) in inputs:

@@ -145,7 +145,7 @@ def _headers(case: Case, modalities: int) -> tuple[Grid | None, tuple[str, ...]]
     first: tuple[Path, Grid] | None = None
     channels = 0
     problems = []
-    for path in (*case.images, *(() if case.label is None else (case.label,))):
+    for path in case.files:
         try:
             volume = open_volume(path)
             if first is None:
