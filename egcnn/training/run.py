@@ -24,7 +24,7 @@ from egcnn.data.case import Case, Dataset
 from egcnn.data.hashes import data_digest, data_sizes
 from egcnn.data.inspection import check_headers
 from egcnn.data.splits import split
-from egcnn.errors import InputError, brief
+from egcnn.errors import InputError, brief, input_error
 from egcnn.files import owned
 from egcnn.inference import choose_device
 from egcnn.machine import first_process, prepare_cpu, versions
@@ -148,6 +148,8 @@ def fit(
         except (MemoryError, OSError, InputError):
             raise
         except Exception as error:  # of many types, depending on the damage
+            if (wrong := input_error(error)) is not None:  # MONAI's transforms chain it
+                raise wrong from error
             if start is None or history.started:
                 raise
             raise InputError(
