@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -23,7 +22,7 @@ import egcnn
 from egcnn import legacy
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError, shown
-from egcnn.files import atomic_write, digest, save_tensors
+from egcnn.files import atomic_write, digest, save_tensors, tensor_damage
 from egcnn.machine import versions
 from egcnn.nn.network import NetworkSettings, build_network
 from egcnn.regions import Regions
@@ -90,10 +89,10 @@ def write(path: str | Path, checkpoint: Mapping[str, Any], keep: int = 1) -> Non
     path = Path(path)
     with atomic_write(path) as temporary:
         save_tensors(checkpoint, temporary, path)
-        if (damage := _damage(temporary)) is not None:
+        if (damage := tensor_damage(temporary)) is not None:
             raise InputError(f"{path}: did not reach the disk whole ({damage})")
         # A damaged file is not worth the place of an older one.
-        if keep > 1 and path.is_file() and _damage(path) is None:
+        if keep > 1 and path.is_file() and tensor_damage(path) is None:
             for number in range(keep - 1, 0, -1):
                 newer = former(path, number - 1)
                 if newer.is_file():
@@ -103,21 +102,6 @@ def write(path: str | Path, checkpoint: Mapping[str, Any], keep: int = 1) -> Non
 def former(path: Path, number: int) -> Path:
     """Path of the file written ``number`` times before the one at ``path``: ``last-1.ckpt``."""
     return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
-
-
-def _damage(path: Path) -> str | None:
-    """What is wrong with a file by the checksums in it, which torch does not look at, if any."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            # Neither of torch's files is compressed, or could grow beyond its size on the disk.
-            size = sum(entry.file_size for entry in entries)
-            if any(entry.compress_type for entry in entries) or size > path.stat().st_size:
-                return "not a file that torch wrote"
-            bad = archive.testzip()
-    except Exception:  # of many types, depending on the damage
-        return "truncated, or not a file that torch wrote"
-    return None if bad is None else f"the checksum of {bad} is wrong"
 
 
 def save(path: str | Path, trained: Trained) -> None:
@@ -139,7 +123,7 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(
             f"checkpoint: {path} {what}; expected a .ckpt file written by 'egcnn train'"
         )
-    damage = _damage(path)
+    damage = tensor_damage(path)
     try:
         # Memory-mapped, so that the optimizer's state (two thirds of the file) takes no memory.
         data = None if damage else _mapped(path)
@@ -170,7 +154,7 @@ def _mapped(path: Path) -> Any:
 
 def is_checkpoint(path: Path) -> bool | None:
     """Whether a file is a checkpoint of egcnn; None if it is too damaged to tell."""
-    if _damage(path) is not None:
+    if tensor_damage(path) is not None:
         return None
     try:
         data = _mapped(path)
@@ -237,7 +221,8 @@ def _restore(described: dict[str, Any], state: Any, device: str | torch.device) 
     )
     network.to_empty(device=device).load_state_dict(weights)
     provenance = entry(described, "provenance", dict[str, Any] | None) or {}
-    json.dumps(provenance)  # predictions note it as JSON
+    json.dumps(provenance)  # predictions note it as JSON, and say what data it comes from
+    entry(entry(provenance, "run", dict[str, Any] | None) or {}, "data", dict[str, Any] | None)
     return Trained(
         network=network.eval().requires_grad_(False),
         settings=settings,

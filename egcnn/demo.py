@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from egcnn import checkpoint
-from egcnn.data import LAYOUTS, Dataset, open_dataset, read_image, read_label
+from egcnn.data import LAYOUTS, Case, Dataset, open_dataset, read_image, read_label
 from egcnn.data.phantom import write_brats
-from egcnn.errors import InputError
-from egcnn.evaluation import Evaluation, score, source, write_evaluation
+from egcnn.errors import InputError, named
+from egcnn.evaluation import Evaluation, score_predictions, write_evaluation
 from egcnn.files import read_json, write_json
-from egcnn.inference import predict_cases
+from egcnn.inference import Prediction, predict_cases
 from egcnn.report import View, edge_table, evaluation_table, write_picture
 from egcnn.terminal import Terminal, duration, show
 from egcnn.training import Run, fit, plan
@@ -99,7 +99,8 @@ def _prepare_folder(output: Path, overwrite: bool) -> None:
         InputError: there is one that is not to be overwritten, or a file that no demo wrote.
     """
     record = output / _RECORD
-    made = set(entry(read_json(record), "files", list[str])) if record.exists() else set()
+    with named(record):
+        made = set(entry(read_json(record), "files", list[str])) if record.exists() else set()
     there = _files(output)
     for file in there:
         if str(file.relative_to(output)) not in made:
@@ -141,18 +142,20 @@ def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list
     """Predict, score and prepare for drawing the cases that the run has not seen."""
     # The last epoch, since the best one was chosen on these very cases.
     trained = checkpoint.load(run.last)
-    scores, sources, views = {}, {}, []
-    for case, prediction, path in predict_cases(trained, run.validation, folder, edges=True):
-        scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
-        sources[case.name] = source(case, path)
-        views.append(
-            View(
-                case.name,
-                read_image(case)[dataset.modalities.index("flair")].numpy(),
-                read_label(case, dataset.regions)[0].numpy(),
-                prediction.labels,
-                prediction.edges,
-                (1.0, 1.0, 1.0),
+    views: list[View] = []
+
+    def viewed() -> Iterator[tuple[Case, Prediction, Path]]:
+        for case, prediction, path in predict_cases(trained, run.validation, folder, edges=True):
+            views.append(
+                View(
+                    case.name,
+                    read_image(case)[dataset.modalities.index("flair")].numpy(),
+                    read_label(case, dataset.regions)[0].numpy(),
+                    prediction.labels,
+                    prediction.edges,
+                    (1.0, 1.0, 1.0),
+                )
             )
-        )
-    return Evaluation(scores, sources=sources), views
+            yield case, prediction, path
+
+    return score_predictions(viewed(), dataset), views

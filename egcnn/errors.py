@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _SHORT = reprlib.Repr()
@@ -18,6 +19,16 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__("\\n".join(message.splitlines()))
+
+
+@contextmanager
+def named(what: object) -> Iterator[None]:
+    """Begin the message of an ``InputError`` of this block with a file or argument, once."""
+    try:
+        yield
+    except InputError as error:
+        said = str(error).removeprefix(f"{what}: ")
+        raise InputError(f"{what}: {said}") from error
 
 
 def shown(value: Any) -> str:

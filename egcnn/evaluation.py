@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import nan
@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, Dataset, read_edges, read_label
-from egcnn.data.nifti import read_note, stem, volumes
-from egcnn.errors import InputError
+from egcnn.data.nifti import read_note, volumes_by_stem
+from egcnn.errors import InputError, named
 from egcnn.files import digest, read_json, without_nan, write_csv, write_json
-from egcnn.inference import EDGES, PROBABILITIES, predict_cases
+from egcnn.inference import EDGES, PROBABILITIES, Prediction, predict_cases
 from egcnn.lesions import check_installed, lesion_scores
 from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
@@ -103,7 +104,8 @@ def evaluate(
 
     Raises:
         InputError: no such folder, no prediction in it, a prediction that belongs to no labelled
-            case, is on another grid than its case, or holds values that are not the dataset's.
+            case or to the same as another, is on another grid than its case, or holds values that
+            are not the dataset's.
     """
     if lesions:
         check_installed()
@@ -113,17 +115,16 @@ def evaluate(
     labelled = {case.name: case for case in dataset.cases if case.label is not None}
     if not labelled:
         raise InputError(f"{dataset.root}: no case has a label; expected cases to compare with")
-    files = {stem(path): path for path in volumes(folder)}
+    files = volumes_by_stem(folder)
     beside = {
         name: files.pop(name)
         for name in list(files)
         if name not in labelled and name.endswith((EDGES, PROBABILITIES))
     }
-    unknown = [path for name, path in files.items() if name not in labelled]
-    if unknown:
+    if unknown := [name for name in files if name not in labelled]:
         raise InputError(
-            f"{unknown[0]}: no labelled case of {dataset.root} has the name "
-            f"{stem(unknown[0])!r}; expected predictions named after their cases"
+            f"{files[unknown[0]]}: no labelled case of {dataset.root} has the name "
+            f"{unknown[0]!r}; expected predictions named after their cases"
         )
     if not files:
         example = next(iter(labelled))
@@ -190,16 +191,51 @@ def score(
     return scores
 
 
-def predict_and_evaluate(
-    trained: Trained, cases: Iterable[Case], dataset: Dataset, folder: str | Path
+def score_predictions(
+    predictions: Iterable[tuple[Case, Prediction, Path]], dataset: Dataset
 ) -> Evaluation:
-    """Segment cases, write the label maps and their scores to a folder, and return the scores."""
+    """Score cases as :func:`egcnn.inference.predict_cases` yields them, with their edges."""
     scores, sources = {}, {}
-    for case, prediction, path in predict_cases(trained, cases, folder):
+    for case, prediction, path in predictions:
         scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
         sources[case.name] = source(case, path)
-    evaluation = Evaluation(scores, sources=sources)
-    write_evaluation(evaluation, folder)
+    return Evaluation(scores, sources=sources)
+
+
+def predict_and_evaluate(
+    trained: Trained, cases: Sequence[Case], dataset: Dataset, folder: str | Path
+) -> Evaluation:
+    """Segment cases, write the label maps and their scores to a folder, and return the scores.
+
+    Processes that train together share the cases. The first one writes the scores, and all return
+    them.
+
+    Raises:
+        InputError: as :func:`egcnn.inference.predict_cases`, in any of the processes.
+    """
+    together = dist.is_available() and dist.is_initialized()
+    rank, count = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    part: Evaluation | InputError
+    try:
+        part = score_predictions(predict_cases(trained, cases[rank::count], folder), dataset)
+    except InputError as error:
+        part = error
+    parts: list[Any] = [part] * count
+    if together:
+        dist.all_gather_object(parts, part)
+    for found in parts:
+        if isinstance(found, InputError):
+            raise found
+    shares = [parts[index % count] for index in range(len(cases))]
+    names = [case.name for case in cases]
+    evaluation = Evaluation(
+        {name: share.cases[name] for name, share in zip(names, shares, strict=True)},
+        sources={name: share.sources[name] for name, share in zip(names, shares, strict=True)},
+    )
+    if rank == 0:
+        write_evaluation(evaluation, folder)
+    if together:
+        dist.barrier()
     return evaluation
 
 
@@ -244,28 +280,30 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
     return table, written
 
 
-def read_means(path: Path, regions: Iterable[str]) -> Scores:
-    """Read the means over cases from a :data:`SUMMARY` that :func:`write_evaluation` wrote.
+def read_summary(path: Path, regions: Iterable[str]) -> tuple[Scores, dict[str, Any]]:
+    """Read a :data:`SUMMARY` that :func:`write_evaluation` wrote.
 
     Args:
         path: the file.
         regions: names of the regions that it has.
 
     Returns:
-        per region, and for :data:`MEAN`, each metric's mean; NaN where it was NaN.
+        per region, and for :data:`MEAN`, each metric's mean, NaN where it was NaN; and its
+        ``"networks"``.
 
     Raises:
         InputError: no such file, or not such a file of these regions.
     """
     means: Scores = {}
     try:
-        rows = entry(read_json(path), "summary", dict[str, Any])
-        for region in (*regions, MEAN):
-            row = entry(rows, region, dict[str, Any])
-            for metric in COLUMNS:
-                mean = entry(entry(row, metric, dict[str, Any]), "mean", float | None)
-                means.setdefault(region, {})[metric] = nan if mean is None else mean
-        return means
+        with named(path):
+            data = read_json(path)
+            rows = entry(data, "summary", dict[str, Any])
+            for region in (*regions, MEAN):
+                row = entry(rows, region, dict[str, Any])
+                for metric in COLUMNS:
+                    mean = entry(entry(row, metric, dict[str, Any]), "mean", float | None)
+                    means.setdefault(region, {})[metric] = nan if mean is None else mean
+            return means, entry(data, "networks", dict[str, Any] | None) or {}
     except InputError as error:
-        said = str(error).removeprefix(f"{path}: ")
-        raise InputError(f"{path}: {said}; delete it to have its run evaluated again") from error
+        raise InputError(f"{error}; delete it to have its run evaluated again") from error

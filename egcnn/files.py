@@ -13,6 +13,7 @@ import platform
 import re
 import tempfile
 import threading
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -190,6 +191,33 @@ def save_tensors(data: Mapping[str, Any], path: Path, target: Path) -> None:
         raise InputError(
             f"{target}: writing stopped half-way; is there room left on the disk?"
         ) from error
+
+
+def tensor_damage(path: Path) -> str | None:
+    """What is wrong with a file of :func:`save_tensors` by its checksums, which torch ignores."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            # Neither of torch's files is compressed, or could grow beyond its size on the disk.
+            size = sum(entry.file_size for entry in entries)
+            if any(entry.compress_type for entry in entries) or size > path.stat().st_size:
+                return "not a file that torch wrote"
+            bad = archive.testzip()
+    except Exception:  # of many types, depending on the damage
+        return "truncated, or not a file that torch wrote"
+    return None if bad is None else f"the checksum of {bad} is wrong"
+
+
+def file_size(path: str | Path) -> int:
+    """Size of a file in bytes.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def digest(paths: Iterable[str | Path]) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from egcnn.checkpoint import Trained
 from egcnn.checks import DEFAULT_OVERLAP, check_memory, check_overlap, check_precision
 from egcnn.data.case import Case, read_image
+from egcnn.data.inspection import check_images
 from egcnn.data.nifti import Header, write_probabilities, write_volume
 from egcnn.data.resampling import resample, resampled, resampling_bytes
 from egcnn.data.transforms import preprocessing
@@ -243,10 +244,11 @@ def predict_cases(
         the case, its prediction and the path of its label map.
 
     Raises:
-        InputError: a prediction would be written over a file of a case; before any is made.
+        InputError: as :func:`predict_case`. Before any prediction is made: one would be written
+            over a file of a case, or the header of an image is unusable.
     """
     cases = list(cases)
-    inputs = {_place(file) for case in cases for file in (*case.images, case.label) if file}
+    inputs = {_place(file) for case in cases for file in case.files}
     for case in cases:
         for path in _output_paths(folder, case.name):
             if _place(path) in inputs:
@@ -255,6 +257,7 @@ def predict_cases(
                     "expected another output folder"
                 )
     origin = _origin(trained)
+    check_images(cases, len(_members(trained)[0].modalities))
     for case in cases:
         prediction = predict_case(trained, case, probabilities=probabilities, **options)
         made = {name: options[name] for name in _NOTED if name in options}

@@ -176,6 +176,8 @@ WEIGHT = "network.backbone.head.1.weight"
         ((KEY, "format"), torch.ones(2), "format version tensor"),
         ((KEY, "provenance"), [1], r"provenance: \[1\]; expected an object"),
         ((KEY, "provenance", "run"), torch.ones(2), "Tensor is not JSON"),
+        ((KEY, "provenance", "run"), [1], r"run: \[1\]; expected an object or null"),
+        ((KEY, "provenance", "run"), {"data": 3}, "data: 3; expected an object or null"),
         (("state_dict",), [1], r"state_dict: \[1\]; expected an object"),
         (("state_dict", WEIGHT), None, f"1 weights, such as '{WEIGHT[8:]}', are missing"),
         (("state_dict", WEIGHT), "x", "is a str of None; expected a dense tensor"),

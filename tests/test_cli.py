@@ -205,6 +205,32 @@ def test_every_kind_of_input(brats: Path, model: Path, tmp_path: Path) -> None:
         )
 
 
+def test_flips_are_those_of_every_checkpoint(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for name, axes in (("a", [0]), ("b", [2, 0]), ("c", [0, 2]), ("d", None)):
+        config = {} if axes is None else {"config": {"augmentation": {"flip_axes": axes}}}
+        network = build_network(SMALL, 1, 3)
+        trained = Trained(network, SMALL, PATCH, BRATS, ("MRI",), {"run": config})
+        save(file := tmp_path / f"{name}.ckpt", trained)
+        files.append(file)
+    values = np.random.default_rng(0).normal(size=(8, 9, 8)).astype(np.float32)
+    write_volume(values, np.eye(4), tmp_path / "x.nii.gz")
+
+    def predict(*members: Path) -> int:
+        joined = ",".join(map(str, members))
+        return run("predict", joined, tmp_path / "x.nii.gz", "-o", tmp_path / "p", "--flips")
+
+    a, b, c, d = files
+    assert predict(b, c) == 0
+    assert predict(a, b) == 1
+    said = capfd.readouterr().err
+    assert f"{a} was trained with the axes (0,) mirrored, {b} with (0, 2)" in said
+    assert predict(b, d) == 1
+    assert f"checkpoint: {d}: flips: the checkpoint does not say" in capfd.readouterr().err
+
+
 def test_predict_never_replaces_its_inputs(
     brats: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -445,6 +471,15 @@ def test_a_demo_replaces_nobodys_files(
         assert run("demo", "-o", tmp_path, "--cases", "3", *options) == 1
         assert f"{tmp_path / name} is no file of a demo" in capfd.readouterr().err
     assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}'])
+def test_a_damaged_record_of_a_demo_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "demo.json").write_text(text)
+    assert run("demo", "-o", tmp_path, "--cases", "3", "--overwrite") == 1
+    assert f"{tmp_path / 'demo.json'}: " in capfd.readouterr().err
 
 
 def test_a_demo_that_was_stopped_is_overwritten(

@@ -85,11 +85,12 @@ def test_runs_what_is_missing(
     [
         ("metrics.json", "{", "metrics.json: cannot be read as JSON .*; delete it to have its run"),
         ("metrics.json", '{"summary": {"WT": {}}}', r"metrics.json: dice: None; .*; delete it"),
+        ("metrics.json", {"networks": [1]}, r"metrics.json: networks: \[1\]; expected .*; delete"),
         ("history.csv", "epoch,dice\n", "history.csv: no row with 'step_seconds'"),
     ],
 )
 def test_a_damaged_file_of_a_finished_run(
-    dataset: Dataset, config: TrainingConfig, tmp_path: Path, name: str, text: str, says: str
+    dataset: Dataset, config: TrainingConfig, tmp_path: Path, name: str, text: Any, says: str
 ) -> None:
     run = tmp_path / "unet-seed0"
     settings = ARMS[0].config(config, dataset, 0)
@@ -101,6 +102,8 @@ def test_a_damaged_file_of_a_finished_run(
     found = compare(dataset, config, tmp_path, arms=ARMS[:1], seeds=1).results[0]
     assert (found.step_seconds, found.regions["mean"]["dice"]) == (0.25, 0.5)
     (path,) = run.rglob(name)
+    if isinstance(text, dict):  # other entries
+        text = json.dumps({**json.loads(path.read_text()), **text})
     path.write_text(text)
     with pytest.raises(InputError, match=says):
         compare(dataset, config, tmp_path, arms=ARMS[:1], seeds=1)

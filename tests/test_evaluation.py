@@ -5,16 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import math
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from rich.console import Console
 
-from egcnn.data import Dataset, write_volume
+from egcnn import evaluation
+from egcnn.data import Dataset, read_label, write_volume
 from egcnn.data.case import Case
 from egcnn.errors import InputError
 from egcnn.evaluation import Evaluation, evaluate, write_evaluation
+from egcnn.inference import Prediction
 from egcnn.metrics import COLUMNS, LESION_METRICS, VOXEL_METRICS
 from egcnn.regions import Regions
 from egcnn.report import edge_table, evaluation_table, lesion_table
@@ -152,6 +159,14 @@ def test_edges_that_cannot_be_scored(dataset: Dataset, tmp_path: Path) -> None:
         evaluate(folder, dataset)
 
 
+@pytest.mark.parametrize("name", ["a", "a_edges"])
+def test_two_files_of_one_name(dataset: Dataset, tmp_path: Path, name: str) -> None:
+    folder = predicted(dataset, tmp_path / "p")
+    (folder / f"{name}.nii").touch()
+    with pytest.raises(InputError, match=rf"{name}\.nii\.gz: {name}\.nii has the same name"):
+        evaluate(folder, dataset)
+
+
 def test_distances_are_in_mm(dataset: Dataset, tmp_path: Path) -> None:
     labels = np.zeros((8, 8, 8), np.uint8)
     labels[:4, 1:4, :7], labels[:4, 4:7, :7] = 1, 2
@@ -184,6 +199,59 @@ def test_predictions_that_cannot_be_compared(dataset: Dataset, tmp_path: Path) -
     write_volume(labels, affine, folder / "a.nii.gz")
     with pytest.raises(InputError, match=r"a\.nii\.gz: label value 7"):
         evaluate(folder, dataset)
+
+
+def _predict_together(dataset: Dataset, folder: Path, rank: int, fails: bool) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+
+    def predictions(
+        trained: object, cases: Sequence[Case], folder: Path
+    ) -> Iterator[tuple[Case, Prediction, Path]]:
+        (folder / f"rank{rank}").write_text(" ".join(case.name for case in cases))
+        for case in cases:
+            if fails and case.name == "b":
+                raise InputError("b: no good")
+            labels = read_label(case, dataset.regions).numpy()[0]
+            yield case, Prediction(labels, None, None, np.eye(4)), Path(str(case.label))
+
+    evaluation.predict_cases = predictions  # type: ignore[assignment]
+    with pytest.raises(InputError, match="b: no good") if fails else nullcontext():
+        found = evaluation.predict_and_evaluate(None, dataset.cases, dataset, folder)  # type: ignore[arg-type]
+        assert list(found.cases) == list(found.sources) == ["a", "b", "c"]
+        assert (folder / "metrics.json").is_file()
+    # Past the other process's last message.
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_processes_that_trained_together_share_the_cases(
+    dataset: Dataset, tmp_path: Path, fails: bool
+) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    fork = multiprocessing.get_context("fork")
+    both = [
+        fork.Process(target=_predict_together, args=(dataset, folder, rank, fails))
+        for rank in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(90)
+        assert process.exitcode == 0
+    shares = [(folder / f"rank{rank}").read_text().split() for rank in range(2)]
+    assert shares == [["a", "c"], ["b"]]
+    if not fails:
+        scores = json.loads((folder / "metrics.json").read_text())
+        assert list(scores["cases"]) == list(scores["sources"]) == ["a", "b", "c"]
+        assert scores["summary"]["mean"]["dice"]["mean"] == 1
 
 
 def test_lesions_are_scored_on_request(dataset: Dataset, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from egcnn.checkpoint import KEY, PREFIX, load
 from egcnn.data import open_dataset
 from egcnn.data.splits import FOLD_FILE, split
 from egcnn.data.transforms import PreprocessingSettings
-from egcnn.evaluation import Evaluation, read_means, write_evaluation
+from egcnn.evaluation import Evaluation, read_summary, write_evaluation
 from egcnn.files import write_csv
 from egcnn.metrics import COLUMNS
 from egcnn.training import CONFIG, HISTORY, LAST, TrainingConfig, read_config, read_history
@@ -140,9 +140,9 @@ def test_mutated_metrics_json(tmp_path: Path) -> None:
     scores = dict.fromkeys(COLUMNS, 0.5) | {"hd95": float("nan")}
     scored = Evaluation({name: {"WT": scores, "TC": scores} for name in ("a", "b")})
     _, path = write_evaluation(scored, tmp_path)
-    assert read_means(path, ["WT", "TC"])["mean"]["dice"] == 0.5
+    assert read_summary(path, ["WT", "TC"])[0]["mean"]["dice"] == 0.5
     text = path.read_bytes()
     for copy in [*map(as_json, mutated_data(json.loads(text), 12)), *mutated_bytes(text, 3)]:
         path.write_bytes(copy)
         with refusable(path):
-            assert set(read_means(path, ["WT", "TC"])) == {"WT", "TC", "mean"}
+            assert set(read_summary(path, ["WT", "TC"])[0]) == {"WT", "TC", "mean"}

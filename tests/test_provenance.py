@@ -123,8 +123,15 @@ def test_notes_of_others(dataset: Dataset, tmp_path: Path) -> None:
     assert read_note(tmp_path / "long.nii") == {}
 
 
+def test_a_cache_takes_the_hashes_of_the_run(
+    dataset: Dataset, config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("egcnn.data.cache.case_digest", lambda case: pytest.fail("hashed again"))
+    fit(config, dataset, tmp_path / "run", cache=tmp_path / "cache", quiet=True)
+
+
 def test_a_run_is_not_resumed_with_other_files(
-    run: Path, dataset: Dataset, config: TrainingConfig
+    run: Path, dataset: Dataset, config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     described = json.loads((run / CONFIG).read_text())
     name = dataset.cases[0].name
@@ -132,6 +139,18 @@ def test_a_run_is_not_resumed_with_other_files(
     (run / CONFIG).write_text(json.dumps(changed))
     with pytest.raises(InputError, match=rf"with other files of the case '{name}'"):
         fit(config, dataset, run, existing="resume", quiet=True)
+    changed = {**described, "data": {**described["data"], "sizes": {name: 1}}}
+    (run / CONFIG).write_text(json.dumps(changed))
+    with monkeypatch.context() as patched:
+        # Sizes tell before everything is read.
+        patched.setattr("egcnn.training.run.data_digest", lambda cases: pytest.fail("hashed"))
+        with pytest.raises(InputError, match=rf"with other files of the case '{name}'"):
+            fit(config, dataset, run, existing="resume", quiet=True)
+        with pytest.raises(InputError, match=r"^lr: 0.5, but the run"):
+            fit(replace(config, lr=0.5), dataset, run, existing="resume", quiet=True)
+        fewer = replace(dataset, cases=dataset.cases[1:])
+        with pytest.raises(InputError, match=r"with other .* cases than the dataset has now"):
+            fit(config, fewer, run, existing="resume", quiet=True)
     # Runs of earlier versions have no hashes.
     (run / CONFIG).write_text(json.dumps({k: v for k, v in described.items() if k != "data"}))
     fit(replace(config, keep=3), dataset, run, existing="resume", quiet=True)

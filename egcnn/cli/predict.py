@@ -70,7 +70,7 @@ def predict(
     import time
 
     from egcnn.checkpoint import load
-    from egcnn.inference import choose_device, predict_cases, training_flips
+    from egcnn.inference import choose_device, predict_cases
     from egcnn.terminal import Terminal, progress_bar, say, visible
 
     where = choose_device(device)
@@ -84,6 +84,7 @@ def predict(
                 f"--edges: {file} has no edge stream (it was trained with --no-edge); "
                 "expected a checkpoint that has one"
             )
+    axes = _flips(files, members) if flips else ()
     cases = _input_cases(inputs, members[0], split, files)
     with progress_bar(Terminal(stderr=True)) as bar:
         task = bar.add_task("", total=None)
@@ -94,7 +95,7 @@ def predict(
             edges=edges,
             probabilities=probabilities,
             overlap=overlap,
-            flips=training_flips(members[0]) if flips else (),
+            flips=axes,
             precision=precision,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -104,6 +105,23 @@ def predict(
             bar.reset(task, description=title, total=None)
             path = next(predictions)[2]  # holds no prediction beside the next
             say(f"{path}  {time.perf_counter() - started:.1f} s")
+
+
+def _flips(files: list[Path], members: list[Trained]) -> tuple[int, ...]:
+    """The axes that all checkpoints were trained to take mirrored."""
+    from egcnn.errors import named
+    from egcnn.inference import training_flips
+
+    axes = []
+    for file, member in zip(files, members, strict=True):
+        with named(f"checkpoint: {file}"):
+            axes.append(training_flips(member))
+        if axes[-1] != axes[0]:
+            raise InputError(
+                f"--flips: {files[0]} was trained with the axes {axes[0]} mirrored, {file} with "
+                f"{axes[-1]}; expected the same in all"
+            )
+    return axes[0]
 
 
 def _input_cases(

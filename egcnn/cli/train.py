@@ -244,7 +244,7 @@ def compare(
                 "--seeds are for that"
             )
         compared += [comparison.Arm(b, "egcnn", setting) for b in chosen]
-    # Every device runs this command, and evaluates each run as the first one does.
+    # Every device runs this command.
     first = first_process()
     if first:
         _say_unlabelled(dataset)

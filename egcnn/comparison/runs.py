@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from rich.console import Console
 
@@ -17,8 +16,7 @@ from egcnn.comparison.differences import Comparison, Result
 from egcnn.comparison.sizes import parameters
 from egcnn.data.case import Dataset
 from egcnn.errors import InputError
-from egcnn.evaluation import SUMMARY, predict_and_evaluate, read_means
-from egcnn.files import read_json
+from egcnn.evaluation import SUMMARY, predict_and_evaluate, read_summary
 from egcnn.inference import choose_device
 from egcnn.terminal import duration
 from egcnn.training import (
@@ -33,7 +31,6 @@ from egcnn.training import (
     read_history,
 )
 from egcnn.training.config import MACHINE
-from egcnn.typed import entry
 
 #: Written last: a run with this file is finished.
 EVALUATION = Path("predictions", SUMMARY)
@@ -114,8 +111,7 @@ def _train(
 
 def _result(dataset: Dataset, config: TrainingConfig, run: Path, arm: Arm) -> Result:
     """Read a finished run's folder."""
-    regions = read_means(run / EVALUATION, dataset.regions.reported_names)
-    networks = entry(read_json(run / EVALUATION), "networks", dict[str, Any] | None) or {}
+    regions, networks = read_summary(run / EVALUATION, dataset.regions.reported_names)
     steps = [row["step_seconds"] for row in read_history(run) if "step_seconds" in row]
     if not steps:
         raise InputError(f"{run / HISTORY}: no row with 'step_seconds'; expected one per epoch")

@@ -36,7 +36,10 @@ def find_brats(root: Path) -> Dataset:
     doubles: dict[str, str] = {}
     for folder, name in _case_folders(root):
         if name in folders:
-            doubles[name] = f"{folder}: same name as {folders[name]}; expected every name once"
+            # Under a name of its own: the first case may have a problem too.
+            doubles[str(folder.relative_to(root))] = (
+                f"{folder}: same name as {folders[name]}; expected every name once"
+            )
         folders.setdefault(name, folder)
     if not folders:
         raise InputError(

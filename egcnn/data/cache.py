@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from monai.data.dataset import CacheDataset
 from monai.transforms import EnsureTyped
@@ -17,11 +18,11 @@ from monai.transforms.compose import Compose
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from egcnn.data.case import Case, Dataset
+from egcnn.data.case import Case, Dataset, label_dtype
 from egcnn.data.hashes import case_digest
 from egcnn.data.transforms import PreprocessingSettings, ReadCase, prepared_shape, preprocessing
 from egcnn.errors import InputError
-from egcnn.files import atomic_write, save_tensors, turn
+from egcnn.files import atomic_write, save_tensors, tensor_damage, turn
 from egcnn.processes import in_processes
 from egcnn.terminal import tracked
 
@@ -44,9 +45,10 @@ def _prepare(dataset: Dataset, settings: PreprocessingSettings) -> Compose:
 
 
 def _prepared_bytes(case: Case, dataset: Dataset, settings: PreprocessingSettings) -> float:
-    """Size of a preprocessed case: float32 images and a label of one byte."""
+    """Size of a preprocessed case: float32 images and a label of one or two bytes."""
     voxels = math.prod(map(float, prepared_shape(case, settings.spacing)))
-    return voxels * (4 * len(dataset.modalities) + 1)
+    label = np.dtype(label_dtype(dataset.regions)).itemsize
+    return voxels * (4 * len(dataset.modalities) + label)
 
 
 def cache_cases(
@@ -93,15 +95,17 @@ class MappedCases(TorchDataset[dict[str, Tensor]]):
     """Preprocessed cases in a folder: a patch is read from the disk without the rest of its case.
 
     A file is named after a hash of the case's files and of all settings that affect it. It appears
-    whole or not at all; one that was cut short later is made anew. Several processes may use the
-    folder at once: they wait for each other where they need the same file.
+    whole or not at all. The checksums of all files are verified at the start, and one that was cut
+    short or changed is made anew. Several processes may use the folder at once: they wait for each
+    other where they need the same file.
 
     Args:
         folder: created if missing. Nothing is ever deleted from it.
         cases: labelled cases.
         dataset: defines regions and modalities.
         settings: the preprocessing.
-        workers: number of processes that preprocess; 0 uses this one.
+        hashes: :func:`egcnn.data.hashes.case_digest` by name, as far as it is known.
+        workers: number of processes that verify and preprocess; 0 uses this one.
         quiet: show no progress bar.
 
     Raises:
@@ -116,10 +120,12 @@ class MappedCases(TorchDataset[dict[str, Tensor]]):
         dataset: Dataset,
         settings: PreprocessingSettings,
         *,
+        hashes: Mapping[str, str] | None = None,
         workers: int = 0,
         quiet: bool = True,
     ) -> None:
         self.cases = tuple(cases)
+        self._hashes = hashes or {}
         self._prepare = _prepare(dataset, settings)
         self._folder = folder
         # All but the patch, which is cut out later.
@@ -131,8 +137,9 @@ class MappedCases(TorchDataset[dict[str, Tensor]]):
             done = in_processes(work, indices, workers)
             return list(done if quiet else tracked(done, len(indices), title))
 
-        self.paths: list[Path] = every(self._path, range(len(cases)), "reading cases")
-        missing = [index for index, path in enumerate(self.paths) if _mapped(path) is None]
+        found: list[tuple[Path, bool]] = every(self._find, range(len(cases)), "reading cases")
+        self.paths = [path for path, _ in found]
+        missing = [index for index, (_, whole) in enumerate(found) if not whole]
         needed = sum(_prepared_bytes(cases[index], dataset, settings) for index in missing)
         _check_room(folder, len(missing), needed)
         every(self._make, missing, "preprocessing cases")
@@ -150,21 +157,27 @@ class MappedCases(TorchDataset[dict[str, Tensor]]):
             raise InputError(f"{self.paths[index]}: cannot be read back after it was written")
         return item
 
-    def _path(self, index: int) -> Path:
-        """Where a case lies: under a hash of what its preprocessing depends on."""
+    def _find(self, index: int) -> tuple[Path, bool]:
+        """Where a case lies, by a hash of what its preprocessing depends on, and if it is whole."""
         case = self.cases[index]
-        content = case_digest(case).encode()
+        content = (self._hashes.get(case.name) or case_digest(case)).encode()
         key = hashlib.blake2b(self._settings + content, digest_size=16).hexdigest()
-        return self._folder / f"{case.name}-{key}.pt"
+        path = self._folder / f"{case.name}-{key}.pt"
+        return path, _is_whole(path)
 
     def _make(self, index: int) -> None:
         path = self.paths[index]
         with turn(path):
-            if _mapped(path) is not None:
+            if _is_whole(path):
                 return
             item: Any = self._prepare(self.cases[index])
             with atomic_write(path) as temporary:
                 save_tensors({key: item[key] for key in ("image", "label")}, temporary, path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file holds a case as it was written; the whole of it is read."""
+    return _mapped(path) is not None and tensor_damage(path) is None
 
 
 def _mapped(path: Path) -> dict[str, Tensor] | None:

@@ -38,6 +38,11 @@ class Case:
     images: tuple[Path, ...]
     label: Path | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The images and, if there is one, the label."""
+        return (*self.images, *(() if self.label is None else (self.label,)))
+
     @cached_property
     def grid(self) -> Grid:
         """Shape and affine of the first image, read once from its header.

@@ -115,8 +115,7 @@ def _images(path: Path, entry: Any) -> tuple[Path, ...]:
 
 def _missing_file(path: Path, case: Case) -> str | None:
     """What is wrong with a case of which a file does not exist."""
-    files = (*case.images, *(() if case.label is None else (case.label,)))
-    missing = [file for file in files if not isfile(file)]
+    missing = [file for file in case.files if not isfile(file)]
     if not missing:
         return None
     return f"{path}: names {missing[0]}, which does not exist; expected every file it lists"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from egcnn.data.case import Case
-from egcnn.files import digest
+from egcnn.files import digest, file_size
 from egcnn.machine import usable_cores
 
 
@@ -18,11 +18,20 @@ def case_digest(case: Case) -> str:
     Raises:
         InputError: a file cannot be read.
     """
-    return digest([*case.images, *([case.label] if case.label is not None else [])])
+    return digest(case.files)
+
+
+def data_sizes(cases: Iterable[Case]) -> dict[str, int]:
+    """The size in bytes of each case's files together, by name.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    return {case.name: sum(map(file_size, case.files)) for case in cases}
 
 
 def data_digest(cases: Iterable[Case]) -> dict[str, Any]:
-    """The hash of each case, and one of all: of their names and hashes, in the order of the names.
+    """The hash and size of each case, and a hash of all: of names and hashes, sorted by name.
 
     Reading the files takes no longer than the disk needs, and training reads them anyway.
 
@@ -33,4 +42,5 @@ def data_digest(cases: Iterable[Case]) -> dict[str, Any]:
     with ThreadPoolExecutor(usable_cores()) as pool:
         hashes = dict(zip([c.name for c in cases], pool.map(case_digest, cases), strict=True))
     lines = "".join(f"{value}  {name}\n" for name, value in hashes.items())
-    return {"sha256": hashlib.sha256(lines.encode()).hexdigest(), "cases": hashes}
+    total = hashlib.sha256(lines.encode()).hexdigest()
+    return {"sha256": total, "cases": hashes, "sizes": data_sizes(cases)}

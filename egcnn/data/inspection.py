@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,20 @@ def check_headers(dataset: Dataset, cases: Iterable[Case]) -> None:
     )
 
 
+def check_images(cases: Iterable[Case], modalities: int) -> None:
+    """Check the headers of images that are to be predicted, before the first one is.
+
+    Labels are not looked at, and a sheared affine is no problem.
+
+    Raises:
+        InputError: the first problem, with the number of others.
+    """
+    images = (replace(case, label=None) for case in cases)
+    found = [p for case in images for p in _headers(case, modalities, sheared=True)[1]]
+    if found:
+        raise InputError(found[0] + (f" ({len(found) - 1} more)" if len(found) > 1 else ""))
+
+
 def summarize(dataset: Dataset, reports: Sequence[CaseReport]) -> dict[str, Any]:
     """The dataset and its reports as plain data for JSON.
 
@@ -140,17 +154,23 @@ def _inspect(dataset: Dataset, images: bool, case: Case) -> CaseReport:
     return CaseReport(case.name, labelled, shape, (x, y, z), orientation, labels, tuple(problems))
 
 
-def _headers(case: Case, modalities: int) -> tuple[Grid | None, tuple[str, ...]]:
-    """The grid of a case, and what is wrong with its files as far as headers tell."""
+def _headers(
+    case: Case, modalities: int, *, sheared: bool = False
+) -> tuple[Grid | None, tuple[str, ...]]:
+    """The grid of a case, and what is wrong with its files as far as headers tell.
+
+    With ``sheared``, such an affine is not.
+    """
     first: tuple[Path, Grid] | None = None
     channels = 0
     problems = []
-    for path in (*case.images, *(() if case.label is None else (case.label,))):
+    for path in case.files:
         try:
             volume = open_volume(path)
             if first is None:
                 first = path, grid_of(volume)
-                check_axes(*first)
+                if not sheared:
+                    check_axes(*first)
             else:
                 check_grid(path, volume, *first)
         except InputError as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from egcnn.data import brats, decathlon, kits, nnunet
 from egcnn.data.case import Case, Dataset, Layout, check_problems
-from egcnn.data.nifti import stem, volumes
+from egcnn.data.nifti import stem, volumes_by_stem
 from egcnn.errors import InputError
 
 #: All layouts by name, in the order in which they are tried.
@@ -68,6 +69,7 @@ def read_cases(folder: Path, modalities: int = 1) -> tuple[Case, ...]:
     Args:
         folder: without a known layout, each of its NIfTI files is a case; where there is a file
             per modality, named ``CASE_0000.nii.gz`` and so on as nnU-Net does, each ``CASE`` is.
+            Other numbers, such as years, belong to the names.
         modalities: number of files of a case that has one per modality.
 
     Raises:
@@ -77,16 +79,35 @@ def read_cases(folder: Path, modalities: int = 1) -> tuple[Case, ...]:
         if (case := layout.read_case(folder)) is not None:
             return (case,)
     known = any(layout.matches(folder) for layout in LAYOUTS.values())
-    if not known and folder.is_dir() and (files := volumes(folder)):
+    if not known and folder.is_dir() and (files := volumes_by_stem(folder)):
         return _scans(files, modalities)
     return open_dataset(folder).cases
 
 
-def _scans(files: list[Path], modalities: int) -> tuple[Case, ...]:
-    """Cases of a folder of scans; a file per case, or per modality as nnU-Net names them."""
-    groups: dict[str, list[Path]] = {}
-    for file in files:
-        groups.setdefault(re.sub(r"_\d{4}$", "", stem(file)), []).append(file)
-    if any(len(group) != modalities for group in groups.values()):
-        groups = {stem(file): [file] for file in files}
-    return tuple(Case(name, tuple(group)) for name, group in groups.items())
+def _scans(files: Mapping[str, Path], modalities: int) -> tuple[Case, ...]:
+    """Cases of a folder of scans; a file per case, or per modality as nnU-Net names them.
+
+    Raises:
+        InputError: a modality of a case is missing, and another case has all.
+    """
+    cases: list[Case] = []
+    channels: dict[str, dict[int, Path]] = {}
+    for name, file in files.items():
+        match = re.fullmatch(r"(.+)_(\d{4})", name)
+        if match and int(match[2]) < modalities:
+            channels.setdefault(match[1], {})[int(match[2])] = file
+        else:  # its number is no channel's, such as a year
+            cases.append(Case(name, (file,)))
+    whole = [name for name, found in channels.items() if len(found) == modalities]
+    for name, found in channels.items():
+        if name in whole:
+            cases.append(Case(name, tuple(found[channel] for channel in range(modalities))))
+        elif whole:
+            missing = next(channel for channel in range(modalities) if channel not in found)
+            raise InputError(
+                f"{next(iter(found.values()))}: {name}_{missing:04d} is missing; expected "
+                f"{modalities} files, as {whole[0]} has"
+            )
+        else:
+            cases += [Case(stem(file), (file,)) for file in found.values()]
+    return tuple(sorted(cases, key=lambda case: case.name))

@@ -84,6 +84,19 @@ def volumes(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_volume(path))
 
 
+def volumes_by_stem(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder by :func:`stem`, sorted by name.
+
+    Raises:
+        InputError: two have the same, such as ``x.nii`` and ``x.nii.gz``.
+    """
+    found: dict[str, Path] = {}
+    for path in volumes(folder):
+        if (other := found.setdefault(stem(path), path)) is not path:
+            raise InputError(f"{path}: {other.name} has the same name; expected one of them")
+    return found
+
+
 def find_volume(folder: Path, name: str) -> Path | None:
     """The file ``name.nii.gz`` or ``name.nii`` of a folder, or None; the ending in either case."""
     for suffix in SUFFIXES:

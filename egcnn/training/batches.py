@@ -206,6 +206,8 @@ class CaseData(L.LightningDataModule):
         cache: folder of preprocessed cases, see :class:`egcnn.data.cache.MappedCases`; None keeps
             them in memory.
         quiet: show no progress bar.
+        hashes: those of the cases as far as this process knows them; of several processes the
+            first one's are taken.
     """
 
     def __init__(
@@ -216,6 +218,7 @@ class CaseData(L.LightningDataModule):
         validation: Sequence[Case],
         cache: Path | None = None,
         quiet: bool = True,
+        hashes: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -225,6 +228,7 @@ class CaseData(L.LightningDataModule):
         self.validation_cases = validation
         self.cache = cache
         self.quiet = quiet
+        self.hashes = hashes
         self.cached: Mapping[str, PreparedCases] = {}
 
     def setup(self, stage: str) -> None:
@@ -234,20 +238,24 @@ class CaseData(L.LightningDataModule):
         # Validation first: cases of both are read once per epoch, but validation uses whole
         # volumes.
         groups = {"validation": self.validation_cases, "train": self.train_cases}
+        shares = self.trainer.world_size if self.trainer is not None else 1
         if self.cache is not None:
+            hashes = self.hashes
+            if self.trainer is not None and shares > 1:
+                hashes = self.trainer.strategy.broadcast(hashes)
             self.cached = {
                 name: MappedCases(
                     self.cache,
                     cases,
                     self.dataset,
                     self.config.preprocessing,
+                    hashes=hashes,
                     workers=self.config.workers,
                     quiet=self.quiet,
                 )
                 for name, cases in groups.items()
             }
             return
-        shares = self.trainer.world_size if self.trainer is not None else 1
         self.cached = cache_cases(
             groups,
             self.dataset,

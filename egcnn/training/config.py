@@ -18,6 +18,7 @@ from egcnn.checks import (
     check_temperature,
 )
 from egcnn.data.case import Dataset
+from egcnn.data.inspection import check_headers
 from egcnn.data.layouts import LAYOUTS
 from egcnn.data.transforms import AugmentationSettings, PreprocessingSettings, prepared_shape
 from egcnn.errors import InputError
@@ -162,10 +163,15 @@ def plan(dataset: Dataset, device: torch.device | None = None) -> TrainingConfig
 
     Volumes of more than 64 voxels along an axis get the paper's settings (section 3.2), patches no
     larger than the median volume. Smaller ones are taken whole, by a small network at a higher
-    rate.
+    rate. Of a dataset with labels, only labelled cases count, which are trained on.
+
+    Raises:
+        InputError: as :func:`egcnn.data.inspection.check_headers`.
     """
     device = device or choose_device()
-    shape = np.median([prepared_shape(case, dataset.spacing) for case in dataset.cases], axis=0)
+    cases = [case for case in dataset.cases if case.label is not None] or dataset.cases
+    check_headers(dataset, cases)
+    shape = np.median([prepared_shape(case, dataset.spacing) for case in cases], axis=0)
     network = NetworkSettings()
     patch = [math.ceil(size / network.stride) * network.stride for size in shape]
     small = max(shape) <= _SMALL

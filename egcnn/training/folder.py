@@ -35,12 +35,14 @@ class RunConfig:
         versions: versions of the libraries used.
         data: hash of each case, see :func:`egcnn.data.hashes.case_digest`; empty for runs of
             earlier versions.
+        sizes: size of each case's files in bytes; likewise.
     """
 
     config: TrainingConfig
     split: dict[str, list[str]]
     versions: dict[str, str]
     data: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 def read_config(run: str | Path) -> RunConfig:
@@ -78,6 +80,7 @@ def _run_config(described: Any) -> RunConfig:
         {part: entry(split, part, list[str]) for part in ("train", "validation")},
         entry(described, "versions", dict[str, str]),
         entry(data, "cases", dict[str, str] | None) or {},
+        entry(data, "sizes", dict[str, int] | None) or {},
     )
 
 
@@ -133,11 +136,14 @@ def newest_checkpoint(run: Path) -> tuple[Path, str | None]:
     return path, f"{problem}\nresuming from {path}, {where}"
 
 
-def check_folder(output: Path, existing: IfExists) -> None:
+def check_folder(
+    output: Path, config: TrainingConfig, described: dict[str, Any], existing: IfExists
+) -> None:
     """Check that a run's folder can be one, before anything that takes long.
 
     Raises:
-        InputError: it is a file, holds no run to resume, or holds what a new run may not replace.
+        InputError: it is a file, holds no run to resume or one of other settings, cases or sizes
+            of files, or holds what a new run may not replace.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"output: {output} is a file; expected the name of a folder")
@@ -145,7 +151,9 @@ def check_folder(output: Path, existing: IfExists) -> None:
         raise InputError(
             f"output: {output} holds no run to resume (no {LAST}); start one without resuming"
         )
-    if existing != "resume":
+    if existing == "resume":
+        _check_same(output, read_config(output), config, described)
+    else:
         _check_ownership(output, existing)
 
 
@@ -161,9 +169,7 @@ def prepare_folder(
     """
     if existing == "resume":
         before, written = _read_run(output)
-        _check_settings(output, before.config, config)
-        _check_split(output, before.split, described["split"])
-        _check_data(output, before.data, described["data"]["cases"])
+        _check_same(output, before, config, described)
         if _by_a_run(output / CONFIG) is None:
             write_json(output / CONFIG, written)
         return
@@ -229,6 +235,17 @@ def _by_a_run(path: Path) -> bool | None:
     return isinstance(described, dict) and {"config", "split", "versions"} <= set(described)
 
 
+def _check_same(
+    output: Path, before: RunConfig, config: TrainingConfig, described: dict[str, Any]
+) -> None:
+    """Check that a run was started with the same settings, cases and data, as far as described."""
+    _check_settings(output, before.config, config)
+    _check_split(output, before.split, described["split"])
+    data = described["data"]
+    _check_data(output, before.sizes, data["sizes"])
+    _check_data(output, before.data, data.get("cases", {}))
+
+
 def _check_settings(output: Path, before: TrainingConfig, now: TrainingConfig) -> None:
     # Settings of the machine may change when a run is resumed; hyperparameters may not.
     for name, was, is_now in changed_settings(before, now):
@@ -253,7 +270,7 @@ def _check_split(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]
             )
 
 
-def _check_data(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+def _check_data(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, value in before.items():
         if now.get(name, value) != value:
             raise InputError(

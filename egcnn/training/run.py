@@ -21,10 +21,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich import get_console
 
 from egcnn.data.case import Case, Dataset
-from egcnn.data.hashes import data_digest
+from egcnn.data.hashes import data_digest, data_sizes
 from egcnn.data.inspection import check_headers
 from egcnn.data.splits import split
-from egcnn.errors import InputError, brief
+from egcnn.errors import InputError, brief, input_error
 from egcnn.files import owned
 from egcnn.inference import choose_device
 from egcnn.machine import first_process, prepare_cpu, versions
@@ -109,8 +109,8 @@ def fit(
     # Every device has a process of its own; the first one owns the folder.
     first = first_process()
     quiet = quiet or not first
-    check_folder(output, existing)
     described = _described(config, dataset, train, validation)
+    check_folder(output, config, described, existing)
     if first:
         described["data"] = data_digest([*train, *validation])
     task = SegmentationTask(
@@ -119,7 +119,13 @@ def fit(
         {"layout": dataset.layout, "training_cases": len(train), "run": described},
     )
     data = CaseData(
-        config, dataset, train, validation, None if cache is None else Path(cache), quiet
+        config,
+        dataset,
+        train,
+        validation,
+        None if cache is None else Path(cache),
+        quiet,
+        described["data"].get("cases"),
     )
     history = History(output, dataset.regions.reported_names, quiet)
     with owned(output) if first else nullcontext(), _silence_lightning():
@@ -142,6 +148,8 @@ def fit(
         except (MemoryError, OSError, InputError):
             raise
         except Exception as error:  # of many types, depending on the damage
+            if (wrong := input_error(error)) is not None:  # MONAI's transforms chain it
+                raise wrong from error
             if start is None or history.started:
                 raise
             raise InputError(
@@ -189,7 +197,7 @@ def _trainer(
 def _described(
     config: TrainingConfig, dataset: Dataset, train: Sequence[Case], validation: Sequence[Case]
 ) -> dict[str, Any]:
-    """Contents of ``config.json``; see :class:`RunConfig`."""
+    """Contents of ``config.json``, see :class:`RunConfig`, but for what reading all data takes."""
     return {
         "config": config.to_dict(),
         "dataset": {
@@ -204,6 +212,7 @@ def _described(
             "validation": [case.name for case in validation],
         },
         "versions": versions(),
+        "data": {"sizes": data_sizes([*train, *validation])},
     }
 
 

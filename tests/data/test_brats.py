@@ -90,6 +90,14 @@ def test_one_name_in_both_grades(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+def test_both_cases_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    make(tmp_path / "HGG" / "X", ("t1", "flair"))
+    make(tmp_path / "LGG" / "X")
+    problems = find_dataset(tmp_path).problems
+    assert list(problems) == ["X", "LGG/X"]
+    assert "HGG/X: t1ce, t2 are missing" in problems["X"]
+
+
 def test_every_bad_case_is_found(tmp_path: Path) -> None:
     make(tmp_path / "A", ("t1", "flair"))
     make(tmp_path / "B", ("seg",))

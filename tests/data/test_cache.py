@@ -14,10 +14,12 @@ import torch
 
 from egcnn.data import Dataset, cache, open_dataset
 from egcnn.data.cache import MappedCases, cache_cases
+from egcnn.data.hashes import data_digest
 from egcnn.data.phantom import write_brats
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError
 from egcnn.files import turn
+from egcnn.regions import Regions
 
 SETTINGS = PreprocessingSettings((8, 8, 8), (2.0, 2.0, 2.0))
 
@@ -78,6 +80,15 @@ def test_a_file_cut_short_is_made_anew(brats: Dataset, tmp_path: Path, part: flo
             file.truncate(int(path.stat().st_size * part))
         # While it is in use, and by the next run.
         assert torch.equal(again()[0]["image"], image)
+
+
+def test_a_flipped_byte_is_noticed_by_the_next_run(brats: Dataset, tmp_path: Path) -> None:
+    whole = mapped(brats, tmp_path / "c")
+    path, image = whole.paths[0], whole[0]["image"].clone()
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(image.untyped_storage()[:64])) + 3] ^= 0x40
+    path.write_bytes(data)
+    assert torch.equal(mapped(brats, tmp_path / "c")[0]["image"], image)
 
 
 @pytest.mark.parametrize("other", [[1], {"image": torch.ones(4, 2, 2, 2)}, {}])
@@ -176,6 +187,22 @@ def test_a_full_disk(brats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyP
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in (tmp_path / "c").iterdir()] == [".turns"]
+
+
+def test_hashes_that_are_known_are_not_computed_again(
+    brats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = mapped(brats, tmp_path / "c").paths
+    hashes = data_digest(brats.cases)["cases"]
+    monkeypatch.setattr(cache, "case_digest", lambda case: pytest.fail("hashed"))
+    found = MappedCases(tmp_path / "c", brats.cases, brats, SETTINGS, hashes=hashes)
+    assert found.paths == expected
+
+
+def test_labels_of_two_bytes_are_counted(brats: Dataset) -> None:
+    many = replace(brats, regions=Regions(("organ",), ((1, 300),), "sigmoid"))
+    one, two = (cache._prepared_bytes(data.cases[0], data, SETTINGS) for data in (brats, many))
+    assert two - one == 8 * 10 * 9
 
 
 def test_a_folder_that_cannot_be(brats: Dataset, tmp_path: Path) -> None:

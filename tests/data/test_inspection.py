@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from egcnn.checkpoint import Trained
 from egcnn.data import BRATS, find_dataset, inspect_cases, open_dataset, write_volume
 from egcnn.data.inspection import check_headers, summarize
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
+from egcnn.inference import predict_cases
+from egcnn.nn import build_network
 from egcnn.training import fit, plan
 
-from ..test_cli import run
+from ..test_cli import PATCH, SMALL, run
 
 SHAPE = (16, 18, 17)
 SHEARED = np.array([[-1.0, 0.1, 0, 0], [0, -1, 0, 17], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -124,6 +128,33 @@ def test_training_names_a_bad_case_at_its_start(brats: Path, tmp_path: Path, fau
     assert not (tmp_path / "run").exists()
 
 
+def test_label_values_are_found_before_the_first_step(brats: Path, tmp_path: Path) -> None:
+    message = break_case(brats, "label values")
+    dataset = open_dataset(brats)
+    config = plan(dataset).change({"epochs": 1})
+    for cache in (None, tmp_path / "cache"):
+        output = tmp_path / f"run{cache is None}"
+        with pytest.raises(InputError, match=rf"PHANTOM_001_seg\.nii\.gz: {message}"):
+            fit(config, dataset, output, cache=cache, quiet=True)
+        assert not list(output.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "fault", ["missing", "shape", "affine", "zero", "truncated", "label shape", "sheared"]
+)
+def test_prediction_names_a_bad_case_at_its_start(brats: Path, tmp_path: Path, fault: str) -> None:
+    regions = find_dataset(brats).regions
+    network = build_network(SMALL, 4, len(regions), exclusive=False)
+    trained = Trained(network, SMALL, PATCH, regions, ("t1", "t1ce", "t2", "flair"))
+    message = break_case(brats, fault)
+    fine = fault in ("label shape", "sheared")  # of no account here
+    with nullcontext() if fine else pytest.raises(InputError) as caught:
+        for _ in predict_cases(trained, open_dataset(brats).cases, tmp_path / "p"):
+            pass
+    assert fine or message in str(caught.value)
+    assert len(list((tmp_path / "p").glob("*"))) == (3 if fine else 0)
+
+
 def test_all_bad_cases_are_found_at_once(brats: Path, capfd: pytest.CaptureFixture[str]) -> None:
     expected = [break_case(brats, fault, case) for case, fault in enumerate(list(FAULTS)[:3])]
     assert run("inspect", brats) == 1
@@ -146,6 +177,20 @@ def test_headers_count_the_others(brats: Path) -> None:
     with pytest.raises(InputError, match=r"PHANTOM_000_t2\.nii\.gz: shape .* \(1 more: egcnn insp"):
         check_headers(dataset, dataset.cases)
     check_headers(dataset, dataset.cases[1:2])
+
+
+def test_a_plan_counts_the_bad_headers(brats: Path) -> None:
+    for case in (0, 2):
+        break_case(brats, "truncated" if case else "zero", case)
+    with pytest.raises(InputError, match=r"PHANTOM_000_t1\.nii\.gz: .* \(1 more: egcnn inspect"):
+        plan(open_dataset(brats))
+
+
+def test_a_plan_is_for_the_labelled_cases(brats: Path) -> None:
+    expected = plan(open_dataset(brats))
+    (brats / "HGG/PHANTOM_001/PHANTOM_001_seg.nii.gz").unlink()
+    break_case(brats, "zero")
+    assert plan(open_dataset(brats)) == expected
 
 
 def test_damaged_voxels_are_found_by_reading_them(brats: Path) -> None:
