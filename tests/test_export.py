@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from egcnn.checkpoint import KEY, Trained, load
+from egcnn.checkpoint import KEY, Trained, description, load
 from egcnn.data import BRATS, read_cases, write_volume
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError
-from egcnn.export import export, export_program, trained_program
+from egcnn.export import export, export_program, trained_program, write_onnx
 from egcnn.inference import predict_case
 from egcnn.nn import EGCNN, NetworkSettings, Segmentation, SegNet, build_network
 from egcnn.regions import Regions
@@ -29,11 +30,11 @@ from .tolerances import BY_SUM, HEADER, REORDERED
 CLASSES = Regions(("background", "organ", "tumour"), ((0,), (1,), (3,)), "softmax")
 TURNED = np.array([[0, 0, 1.6, -30], [-0.9, 0, 0, 11], [0, 1.3, 0, 5], [0, 0, 0, 1]])
 SMALL = {"filters": 4, "blocks_down": (1, 1), "blocks_up": (1,)}
-#: Backbone, gate, head, edges: each value of each at least once.
+#: Backbones with variants of the edge stream, and regions: each value at least once.
 VARIANTS = {
-    "segnet": ({"gate": "channel", "head": "sobel", "edges": "region"}, BRATS),
-    "unet": ({"gate": "voxel", "head": "linear", "edges": "union"}, BRATS),
-    "vnet": ({"gate": "voxel", "head": "sobel", "edges": "union"}, CLASSES),
+    "segnet": ({"gate": "channel", "head": "sobel", "edges": "region", "residual": "none"}, BRATS),
+    "unet": ({"gate": "voxel", "head": "linear", "edges": "union", "residual": "block"}, BRATS),
+    "vnet": ({"gate": "voxel", "head": "sobel", "edges": "union", "residual": "conv"}, CLASSES),
 }
 
 
@@ -74,10 +75,16 @@ def assert_same(found: Any, expected: tuple[Tensor, ...], tolerance: float = BY_
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backbone", VARIANTS)
-def test_a_program_computes_the_same(backbone: str) -> None:
-    whole = trained(backbone)
-    program = trained_program(whole, edges=True)
+@pytest.fixture(scope="module", params=VARIANTS)
+def exported(request: pytest.FixtureRequest) -> tuple[Trained, ExportedProgram]:
+    """A network and its program, which takes seconds to make."""
+    torch.manual_seed(0)
+    whole = trained(request.param)
+    return whole, trained_program(whole, edges=True)
+
+
+def test_a_program_computes_the_same(exported: tuple[Trained, ExportedProgram]) -> None:
+    whole, program = exported
     targets = {str(node.target) for node in program.graph.nodes}
     assert any("conv3d" in target for target in targets)
     assert not any("egcnn" in target for target in targets)
@@ -116,7 +123,7 @@ def test_a_program_of_a_foreign_network() -> None:
 
 @pytest.mark.slow
 def test_a_program_runs_without_this_package(tmp_path: Path) -> None:
-    whole = trained()
+    whole = trained("unet")
     export(whole, tmp_path / "a.pt2", edges=True)
     (image,) = images((1, 2, 24, 16, 32))
     torch.save((image, *outputs(whole.network, image)), tmp_path / "expected.pt")
@@ -141,12 +148,11 @@ print(extra["{KEY}"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", VARIANTS)
-def test_onnx(tmp_path: Path, backbone: str) -> None:
+def test_onnx(exported: tuple[Trained, ExportedProgram], tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    whole = trained(backbone)
-    export(whole, tmp_path / "a.onnx", edges=True)
+    whole, program = exported
+    write_onnx(program, tmp_path / "a.onnx", description(whole))
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
     session = runtime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
@@ -168,8 +174,9 @@ def test_onnx_is_not_installed(
     for name in ("onnx", "onnxscript"):
         monkeypatch.setitem(sys.modules, name, torch)
     monkeypatch.setitem(sys.modules, package, None)
+    program = torch.export.export(nn.ReLU(), (torch.zeros(2),))
     with pytest.raises(InputError, match=rf"{package} is not installed; expected pip install"):
-        export(trained(), tmp_path / "a.onnx")
+        write_onnx(program, tmp_path / "a.onnx")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from egcnn.checkpoint import Trained, save
+from egcnn.checkpoint import Trained, description, save
 from egcnn.errors import InputError
 from egcnn.export.bundle import Decoded, WindowInferer, Written, write_bundle
 from egcnn.export.network import InferenceNetwork
@@ -24,6 +24,8 @@ __all__ = [
     "write_onnx",
     "write_program",
 ]
+
+_PROGRAMS = {".pt2": write_program, ".onnx": write_onnx}
 
 
 def export(trained: Trained, path: str | Path, *, edges: bool = False) -> None:
@@ -45,12 +47,10 @@ def export(trained: Trained, path: str | Path, *, edges: bool = False) -> None:
     suffix = Path(path).suffix
     if edges and not trained.settings.edge:
         raise InputError("edges: the network has no edge stream; expected one that has")
-    if edges and suffix in (SUFFIX, ""):
+    if edges and suffix not in _PROGRAMS:
         raise InputError(f"edges: {path} holds the whole network anyway; expected .pt2 or .onnx")
-    if suffix == ".pt2":
-        write_program(trained, path, edges=edges)
-    elif suffix == ".onnx":
-        write_onnx(trained, path, edges=edges)
+    if suffix in _PROGRAMS:
+        _PROGRAMS[suffix](trained_program(trained, edges=edges), path, description(trained))
     elif suffix == SUFFIX:
         save(path, trained)
     elif suffix == "":

@@ -1,9 +1,10 @@
-"""Networks as ONNX models."""
+"""Programs as ONNX models."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,31 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
-from egcnn.checkpoint import KEY, Trained, description
+from egcnn.checkpoint import KEY
 from egcnn.errors import InputError
-from egcnn.export.program import OUTPUTS, multiple, trained_program
 from egcnn.files import write_bytes
 
 #: A file of Protocol Buffers cannot be larger.
 _LARGEST = 2**31 - 1
+_OUTPUTS = ["logits", "edge_logits"]
+_AXES = ("batch", "modalities", "depth", "height", "width")
+_SYMBOL = re.compile(r"[a-z]\w*")
 
 
-def write_onnx(trained: Trained, path: str | Path, *, edges: bool = False) -> None:
-    """Write a network as an ONNX model, in one file.
+def write_onnx(program: ExportedProgram, path: str | Path, description: str = "") -> None:
+    """Write a program as an ONNX model, in one file.
 
-    Its input is ``image (B, M, D, H, W)``, its outputs are ``logits`` and, with ``edges``,
-    ``edge_logits``; sizes as in :func:`egcnn.export.trained_program`. Its metadata has the
-    description as JSON under ``egcnn``.
+    Its input is ``image``, its outputs are ``logits`` and, if the program has them,
+    ``edge_logits``.
 
     Args:
-        trained: the network.
+        program: of :func:`egcnn.export.export_program`.
         path: the ``.onnx`` file.
-        edges: return edge logits too.
+        description: text of the metadata's entry ``egcnn``, such as
+            :func:`egcnn.checkpoint.description`.
 
     Raises:
-        InputError: ``edges`` of a network without edge stream, a package is missing, the weights
-            are too large, or the file cannot be written.
+        InputError: a package is missing, the weights are too large, or the file cannot be written.
     """
     for package in ("onnx", "onnxscript"):
         try:
@@ -44,24 +47,20 @@ def write_onnx(trained: Trained, path: str | Path, *, edges: bool = False) -> No
             raise InputError(
                 f"export: {package} is not installed; expected pip install 'egcnn[export]'"
             ) from None
-    size = sum(value.nbytes for value in trained.network.state_dict().values())
+    size = sum(value.nbytes for value in program.state_dict.values())
     if size > _LARGEST:
         raise InputError(
             f"{path}: {size / 1e9:.1f} GB of weights; expected at most {_LARGEST / 1e9:.1f} GB in "
             "an ONNX file"
         )
-    program = trained_program(trained, edges=edges)
+    names = _OUTPUTS[: len(program.graph_signature.user_outputs)]
     with _quiet():
         model = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=["image"],
-            output_names=list(OUTPUTS[: 1 + edges]),
-            verbose=False,
+            program, dynamo=True, input_names=["image"], output_names=names, verbose=False
         )
     assert model is not None
-    _name_axes(model.model.graph, multiple(trained))
-    model.model.metadata_props[KEY] = description(trained)
+    _name_axes(model.model.graph)
+    model.model.metadata_props[KEY] = description
     write_bytes(path, model.model_proto.SerializeToString())
 
 
@@ -79,11 +78,12 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _name_axes(graph: Any, step: int) -> None:
-    """Name the free axes of inputs and outputs, which torch numbers."""
-    free = {0: "batch"} | {
-        axis: f"{step}*{name}" for axis, name in enumerate(("depth", "height", "width"), 2)
-    }
+def _name_axes(graph: Any) -> None:
+    """Name the free sizes of inputs and outputs, as ``8*depth``; torch numbers them."""
+    names = {}
+    for name, size in zip(_AXES, graph.inputs[0].shape, strict=True):
+        names.update(dict.fromkeys(_SYMBOL.findall(str(size)), name))
     for value in (*graph.inputs, *graph.outputs):
-        for axis, name in free.items():
-            value.shape[axis] = name
+        for axis, size in enumerate(value.shape):
+            if not isinstance(size, int):
+                value.shape[axis] = _SYMBOL.sub(lambda found: names[found[0]], str(size))

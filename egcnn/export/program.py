@@ -12,13 +12,10 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from egcnn.checkpoint import KEY, Trained, description
+from egcnn.checkpoint import KEY, Trained
 from egcnn.export.network import InferenceNetwork
 from egcnn.files import write_bytes
 from egcnn.ops import use_reference
-
-#: Names of the program's outputs, the second only with ``edges``.
-OUTPUTS = ("logits", "edge_logits")
 
 
 def export_program(
@@ -80,19 +77,16 @@ def multiple(trained: Trained) -> int:
     return int(max(settings.stride, 2 ** (len(settings.backbone.blocks_down) - 1)))
 
 
-def write_program(trained: Trained, path: str | Path, *, edges: bool = False) -> None:
-    """Write :func:`trained_program` with its description as the extra file ``egcnn``.
-
-    Read it by ``torch.export.load(path, extra_files=...)``.
+def write_program(program: ExportedProgram, path: str | Path, description: str = "") -> None:
+    """Write a program, which ``torch.export.load(path, extra_files={"egcnn": ""})`` reads.
 
     Args:
-        trained: the network.
+        program: the program.
         path: the ``.pt2`` file.
-        edges: return edge logits too.
+        description: text of the extra file ``egcnn``, such as :func:`egcnn.checkpoint.description`.
 
     Raises:
-        InputError: ``edges`` of a network without edge stream, or the file cannot be written.
+        InputError: the file cannot be written.
     """
-    program = trained_program(trained, edges=edges)
-    torch.export.save(program, stream := io.BytesIO(), extra_files={KEY: description(trained)})
+    torch.export.save(program, stream := io.BytesIO(), extra_files={KEY: description})
     write_bytes(path, stream.getvalue())
