@@ -1,7 +1,8 @@
 """A trained network as one file: weights, configuration, provenance.
 
 Training writes Lightning's checkpoint with an additional entry, ``"egcnn"``, of plain data. Only
-that entry and the weights are read back, which does not need Lightning.
+that entry and the weights are read back, which does not need Lightning. A ``.safetensors`` file
+holds the same two, the entry as JSON.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import egcnn
-from egcnn import legacy
+from egcnn import legacy, safetensors
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.errors import InputError, shown
-from egcnn.files import atomic_write, digest, save_tensors, tensor_damage
+from egcnn.files import atomic_write, digest, save_tensors, tensor_damage, without_nan
 from egcnn.machine import versions
 from egcnn.nn.network import NetworkSettings, build_network
 from egcnn.regions import Regions
@@ -105,9 +106,26 @@ def former(path: Path, number: int) -> Path:
 
 
 def save(path: str | Path, trained: Trained) -> None:
-    """Write a network in the format that training writes, without a Trainer."""
-    weights = {PREFIX + name: value for name, value in trained.network.state_dict().items()}
-    write(path, {KEY: trained.entry(), "state_dict": weights})
+    """Write a network in the format that training writes, without a Trainer.
+
+    Args:
+        path: a ``.safetensors`` file is written as such, any other as a checkpoint.
+        trained: the network.
+
+    Raises:
+        InputError: the file cannot be written, or the package safetensors is missing.
+    """
+    weights = trained.network.state_dict()
+    if Path(path).suffix == safetensors.SUFFIX:
+        safetensors.write(path, weights, description(trained))
+    else:
+        prefixed = {PREFIX + name: value for name, value in weights.items()}
+        write(path, {KEY: trained.entry(), "state_dict": prefixed})
+
+
+def description(trained: Trained) -> str:
+    """:meth:`Trained.entry` as JSON, which exported files hold under the name ``"egcnn"``."""
+    return json.dumps(without_nan(trained.entry()))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -118,11 +136,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, not a checkpoint, damaged, or not written by egcnn.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(
-            f"checkpoint: {path} {what}; expected a .ckpt file written by 'egcnn train'"
-        )
+    _check_file(path)
     damage = tensor_damage(path)
     try:
         # Memory-mapped, so that the optimizer's state (two thirds of the file) takes no memory.
@@ -146,6 +160,34 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Read a ``.safetensors`` file as :func:`read` does a checkpoint."""
+    _check_file(path)
+    text, weights = safetensors.read(path)
+    try:
+        described = json.loads(text or "")
+    except (ValueError, RecursionError):
+        described = None
+    if not isinstance(described, dict):
+        raise InputError(
+            f"checkpoint: {path} was not written by egcnn (its metadata has no {KEY!r} entry); "
+            "expected a .safetensors file written by 'egcnn export'"
+        )
+    return {
+        KEY: described,
+        "state_dict": {PREFIX + name: value for name, value in weights.items()},
+    }
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(
+            f"checkpoint: {path} {what}; expected a .ckpt file written by 'egcnn train', or a "
+            ".safetensors file by 'egcnn export'"
+        )
+
+
 def _mapped(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a damaged pickle has a strange version
@@ -164,10 +206,11 @@ def is_checkpoint(path: Path) -> bool | None:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
-    """Read a checkpoint of :func:`save` or of training.
+    """Read a file of :func:`save` or a checkpoint of training.
 
     Args:
-        path: the ``.ckpt`` file. Only tensors and plain data are unpickled from it.
+        path: the ``.ckpt`` file, from which only tensors and plain data are unpickled, or the
+            ``.safetensors`` file.
         device: where the network is placed.
 
     Returns:
@@ -179,7 +222,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
             weights that are not finite.
     """
     path = Path(path)
-    data = read(path)
+    data = _read_safetensors(path) if path.suffix == safetensors.SUFFIX else read(path)
     described = data[KEY]
     number = described.get("format")
     if not isinstance(number, int) or number not in READABLE:

@@ -243,6 +243,12 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write bytes through :func:`atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows by column name as CSV through :func:`atomic_write`."""
     text = io.StringIO()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from egcnn import safetensors
 from egcnn.checkpoint import FORMAT, KEY, Trained, load, save
 from egcnn.data import BRATS
 from egcnn.data.transforms import PreprocessingSettings
@@ -131,6 +134,70 @@ def test_what_is_no_checkpoint_of_ours(tmp_path: Path, how: str, says: str) -> N
         load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_safetensors_hold_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    before = trained()
+    save(tmp_path / "a.safetensors", before)
+    after = load(tmp_path / "a.safetensors")
+    assert (after.settings, after.regions) == (before.settings, before.regions)
+    assert (after.modalities, after.preprocessing) == (before.modalities, before.preprocessing)
+    assert after.provenance["layout"] == "brats"
+    assert len(after.provenance["checkpoint"]) == 64
+    weights = after.network.state_dict()
+    for name, value in before.network.state_dict().items():
+        assert torch.equal(weights[name], value)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("text", "cannot be read as a safetensors file"),
+        ("truncated", "cannot be read as a safetensors file"),
+        ("flipped", "its checksum is wrong"),
+        ("foreign", "was not written by egcnn"),
+        ("list", "was not written by egcnn"),
+        ("format", f"format version {FORMAT + 1}"),
+        ("regions", "is damaged: .* expected every name once"),
+        ("weight", "weights, such as 'fusion.bias', are missing"),
+        ("missing", "does not exist"),
+    ],
+)
+def test_what_is_no_safetensors_of_ours(tmp_path: Path, how: str, says: str) -> None:
+    torch_files = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "bad.safetensors"
+    whole = trained()
+    described, weights = whole.entry(), dict(whole.network.state_dict())
+    if how == "format":
+        described["format"] = FORMAT + 1
+    elif how == "regions":
+        described["regions"]["names"] = ["WT", "TC", "TC"]
+    elif how == "weight":
+        del weights["fusion.bias"]
+    if how == "foreign":
+        torch_files.save_file({"weight": torch.zeros(3)}, path)
+    elif how == "text":
+        path.write_text("no weights")
+    elif how != "missing":
+        safetensors.write(path, weights, json.dumps([1] if how == "list" else described))
+    content = bytearray(path.read_bytes()) if path.exists() else bytearray()
+    if how == "truncated":
+        path.write_bytes(content[:-1])
+    elif how == "flipped":
+        content[-3] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=says) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_safetensors_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(InputError, match=r"not installed; expected pip install 'egcnn\[export\]'"):
+        save(tmp_path / "a.safetensors", trained())
+    assert not list(tmp_path.iterdir())
 
 
 def altered(path: Path, *place: str | int, value: Any = None) -> None:

@@ -133,6 +133,27 @@ def test_train_predict_evaluate(
     assert "holds no run" in capfd.readouterr().err
 
 
+def test_export(
+    brats: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Weights without pickle predict the same."""
+    pytest.importorskip("safetensors")
+    weights = tmp_path / "a.safetensors"
+    assert run("export", model, "-o", weights) == 0
+    assert capfd.readouterr().out == f"{weights}\n"
+    case = brats / "HGG" / sorted(os.listdir(brats / "HGG"))[0]
+    for checkpoint, folder in ((model, "one"), (weights, "other")):
+        assert run("predict", checkpoint, case, "-o", tmp_path / folder) == 0
+    one, other = (
+        np.asarray(nib.load(tmp_path / folder / f"{case.name}.nii.gz").dataobj)
+        for folder in ("one", "other")
+    )
+    np.testing.assert_array_equal(one, other)
+    capfd.readouterr()
+    assert run("export", model, "-o", tmp_path / "a.pth") == 1
+    assert "suffix '.pth'; expected .pt2, .onnx or .safetensors" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_preset_gives_way_to_options(
     brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from egcnn.checkpoint import KEY, PREFIX, load
+from egcnn import safetensors
+from egcnn.checkpoint import KEY, PREFIX, load, save
 from egcnn.data import open_dataset
 from egcnn.data.splits import FOLD_FILE, split
 from egcnn.data.transforms import PreprocessingSettings
@@ -114,6 +115,23 @@ def test_mutated_checkpoints(tmp_path: Path) -> None:
             newest_checkpoint(tmp_path)
         with refusable(tmp_path):
             assert set(read_config(tmp_path).split) == {"train", "validation"}
+
+
+def test_mutated_safetensors(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    whole = trained()
+    weights = whole.network.state_dict()
+    path = tmp_path / "a.safetensors"
+    for copy in mutated_data({**whole.entry(), "provenance": {"run": _RUN}}, 20):
+        safetensors.write(path, weights, as_json(copy).decode())
+        with refusable(path):
+            load(path)
+    save(path, whole)
+    content = path.read_bytes()
+    for copy in mutated_bytes(content, 20, upto=2000):
+        path.write_bytes(copy)
+        with refusable(path):
+            assert copy == content or load(path).regions == whole.regions
 
 
 @pytest.mark.parametrize("run", [_RUN, {**_RUN, "config": FLAT}], ids=["now", "0.1.0"])

@@ -41,11 +41,12 @@ from egcnn.regions import Regions
 from egcnn.settings import Settings
 
 _KEYS = ("image", "label")
-_HOUNSFIELD_LIMIT = 1000.0
+#: Hounsfield units beyond this, either way, are clipped.
+HOUNSFIELD_LIMIT = 1000.0
 #: The most voxels along an axis of a NIfTI-1 file.
 LARGEST_AXIS = 32767
-# MONAI's labels of both ends of each axis.
-_RAS = (("L", "R"), ("P", "A"), ("I", "S"))
+#: MONAI's labels of both ends of each axis.
+RAS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
 @dataclass(frozen=True)
@@ -215,14 +216,14 @@ def preprocessing(settings: PreprocessingSettings, regions: Regions | None) -> C
     """
     steps: list[Any] = [
         EnsureTyped("image", dtype=torch.float32, track_meta=True),
-        Orientationd(_KEYS, axcodes="RAS", labels=_RAS, allow_missing_keys=True),
+        Orientationd(_KEYS, axcodes="RAS", labels=RAS, allow_missing_keys=True),
     ]
     if settings.spacing is not None:
         steps.append(Respaced(settings.spacing, regions))
     if settings.normalization == "zscore":
         steps.append(ZScored("image"))
     else:
-        limit = _HOUNSFIELD_LIMIT
+        limit = HOUNSFIELD_LIMIT
         steps.append(ScaleIntensityRanged("image", -limit, limit, -1.0, 1.0, clip=True))
     if regions is not None:
         steps.append(CastToTyped("label", dtype=label_dtype(regions), allow_missing_keys=True))

@@ -30,7 +30,7 @@ class Conv3x3x3(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, D, H, W)`` to ``(B, out_channels, D', H', W')``."""
         missing = [max(0, _SAFE_SIZE - size) for size in x.shape[2:]]
-        if x.device.type != "cpu" or not any(missing):
+        if x.device.type != "cpu" or not self.weight.requires_grad or not any(missing):
             return super().forward(x)
         depth, height, width = ((size - 1) // self.stride[0] + 1 for size in x.shape[2:])
         y = super().forward(F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0])))
