@@ -44,11 +44,13 @@ class Evaluation:
         missing: names of the labelled cases that have no prediction.
         sources: per case name, what was compared: hashes of the prediction and of the truth, and
             what the prediction says of its origin.
+        folders: where the ``"predictions"`` and the ``"data"`` lie.
     """
 
     cases: Mapping[str, Scores]
     missing: tuple[str, ...] = ()
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -137,7 +139,13 @@ def evaluate(
         {name: scores for name, (scores, _) in zip(files, scored, strict=True)},
         tuple(name for name in labelled if name not in files),
         {name: compared for name, (_, compared) in zip(files, scored, strict=True)},
+        compared_folders(folder, dataset),
     )
+
+
+def compared_folders(predictions: Path, dataset: Dataset) -> dict[str, str]:
+    """The absolute paths of an :class:`Evaluation`'s folders."""
+    return {"predictions": str(predictions.resolve()), "data": str(dataset.root.resolve())}
 
 
 def _score_files(
@@ -191,14 +199,28 @@ def score(
 
 
 def predict_and_evaluate(
-    trained: Trained, cases: Iterable[Case], dataset: Dataset, folder: str | Path
+    trained: Trained,
+    cases: Iterable[Case],
+    dataset: Dataset,
+    folder: str | Path,
+    *,
+    edges: bool = False,
 ) -> Evaluation:
-    """Segment cases, write the label maps and their scores to a folder, and return the scores."""
+    """Segment cases, write the label maps and their scores to a folder, and return the scores.
+
+    Args:
+        trained: the network.
+        cases: cases with a label.
+        dataset: defines the regions.
+        folder: for the label maps, :data:`TABLE` and :data:`SUMMARY`.
+        edges: write the edge probabilities too, if the network has an edge stream.
+    """
     scores, sources = {}, {}
-    for case, prediction, path in predict_cases(trained, cases, folder):
+    for case, prediction, path in predict_cases(trained, cases, folder, edges=edges):
         scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
         sources[case.name] = source(case, path)
-    evaluation = Evaluation(scores, sources=sources)
+    folders = compared_folders(Path(folder), dataset)
+    evaluation = Evaluation(scores, sources=sources, folders=folders)
     write_evaluation(evaluation, folder)
     return evaluation
 
@@ -235,6 +257,7 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
         "summary": evaluation.summary(),
         "cases": evaluation.cases,
         "missing": list(evaluation.missing),
+        "folders": dict(evaluation.folders),
         "sources": sources,
         "networks": networks,
         "versions": versions(),
@@ -242,6 +265,38 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
     written = output / SUMMARY
     write_json(written, data)
     return table, written
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read a :data:`SUMMARY` that :func:`write_evaluation` wrote.
+
+    Raises:
+        InputError: no such file, or not such a file.
+    """
+    try:
+        data = read_json(path)
+        cases = entry(data, "cases", dict[str, dict[str, dict[str, float | None]]])
+        sources = entry(data, "sources", dict[str, dict[str, Any]] | None) or {}
+        networks = entry(data, "networks", dict[str, Any] | None) or {}
+        folders = entry(data, "folders", dict[str, str] | None) or {}
+        missing = entry(data, "missing", tuple[str, ...])
+    except InputError as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: {said}; expected a file of egcnn evaluate") from error
+    for compared in sources.values():
+        made_by = compared.pop("checkpoint", None)
+        made = networks.get(made_by) if isinstance(made_by, str) else None
+        origin = dict(made) if isinstance(made, Mapping) else {}
+        inputs = compared.pop("inputs", None)
+        compared["origin"] = {**origin, "checkpoint": made_by, "inputs": inputs}
+    scores = {
+        case: {
+            region: {name: nan if value is None else value for name, value in metrics.items()}
+            for region, metrics in regions.items()
+        }
+        for case, regions in cases.items()
+    }
+    return Evaluation(scores, missing, sources, folders)
 
 
 def read_means(path: Path, regions: Iterable[str]) -> Scores:

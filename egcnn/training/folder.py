@@ -35,12 +35,14 @@ class RunConfig:
         versions: versions of the libraries used.
         data: hash of each case, see :func:`egcnn.data.hashes.case_digest`; empty for runs of
             earlier versions.
+        dataset: the dataset's ``"layout"``, ``"root"``, ``"modalities"`` and ``"regions"``.
     """
 
     config: TrainingConfig
     split: dict[str, list[str]]
     versions: dict[str, str]
     data: dict[str, str] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
 
 
 def read_config(run: str | Path) -> RunConfig:
@@ -78,6 +80,7 @@ def _run_config(described: Any) -> RunConfig:
         {part: entry(split, part, list[str]) for part in ("train", "validation")},
         entry(described, "versions", dict[str, str]),
         entry(data, "cases", dict[str, str] | None) or {},
+        entry(described, "dataset", dict[str, Any] | None) or {},
     )
 
 
