@@ -1,7 +1,7 @@
 """The ``egcnn`` command. Heavy libraries are imported only when a command runs."""
 
 # Each module registers its commands, in the order of the help text.
-from egcnn.cli import train, predict, data, info  # isort: skip
+from egcnn.cli import train, predict, report, data, info  # isort: skip
 from egcnn.cli.root import app, main
 
-__all__ = ["app", "data", "info", "main", "predict", "train"]
+__all__ = ["app", "data", "info", "main", "predict", "report", "train"]
