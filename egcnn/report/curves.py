@@ -73,7 +73,7 @@ def svg(draw: Callable[[Axes], None], across: str, up: str, title: str) -> str:
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_TEXT, "currentColor")
     # What nothing refers to would be there again in the next diagram.
-    text = re.sub(r' id="\w+_\d+"', "", text)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     size = r'width="[\d.]+pt" height="[\d.]+pt"'
     return re.sub(size, f'role="img" aria-label="{title}"', text, count=1)
