@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from egcnn import checkpoint
-from egcnn.data import LAYOUTS, Dataset, open_dataset, read_image, read_label
+from egcnn.data import Dataset, open_dataset, read_image, read_label
+from egcnn.data.layouts import shown_colours, shown_modality
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError
 from egcnn.evaluation import Evaluation, compared_folders, score, source, write_evaluation
@@ -82,8 +83,8 @@ def _run(output: Path, cases: int, shape: tuple[int, int, int], epochs: int, see
         views[:_MAX_ROWS],
         dataset.regions,
         output / _FILES[0],
-        modality=f"image ({(LAYOUTS[dataset.layout].shown or '').upper()})",
-        colours=LAYOUTS[dataset.layout].colours,
+        modality=f"image ({shown_modality(dataset).upper()})",
+        colours=shown_colours(dataset),
     )
     report = write_report(output)
     show(evaluation_table(evaluation))
@@ -158,7 +159,7 @@ def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list
         views.append(
             View(
                 case.name,
-                read_image(case)[dataset.modalities.index("flair")].numpy(),
+                read_image(case)[dataset.modalities.index(shown_modality(dataset))].numpy(),
                 read_label(case, dataset.regions)[0].numpy(),
                 prediction.labels,
                 prediction.edges,

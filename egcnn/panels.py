@@ -28,6 +28,9 @@ DISAGREEMENT = {
     "added (only in the prediction)": "#56b4e9",
     "taken for another region": "#cc79a7",
 }
+#: The planes by name: the axes (0 left to right, 1 back to front, 2 bottom to top) along a row,
+#: along a column and across the slices.
+PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 #: Opacity of the codes' colours, such that the anatomy below stays visible.
 OPACITY = 0.65
 #: Levels of an edge probability in :func:`edge_codes`; with 16 regions they still fit into a byte.
@@ -114,6 +117,19 @@ def edge_colours(colours: Sequence[str]) -> list[tuple[int, int, int]]:
     levels = np.arange(1, LEVELS + 1)[:, None] / LEVELS
     rows = np.rint(np.concatenate([levels * np.array(rgb(c)) for c in colours]))
     return [(int(r), int(g), int(b)) for r, g, b in rows]
+
+
+def attention_title(coarseness: float) -> str:
+    """Title of an attention map that has one voxel for so many of the image along an axis."""
+    return f"attention {'full' if round(coarseness) == 1 else f'1/{coarseness:.0f}'} size"
+
+
+def heat_colours() -> NDArray[np.uint8]:
+    """Colours of attention, from dark blue to yellow (cividis), ``(256, 3)``."""
+    from matplotlib import colormaps
+
+    table: NDArray[np.uint8] = colormaps["cividis"](np.arange(256), bytes=True)
+    return table[:, :3]
 
 
 def rgb(colour: str) -> tuple[int, int, int]:

@@ -121,7 +121,8 @@ def attention(
     def predictor(window: Tensor) -> Tensor:
         nonlocal coarseness
         with attention_maps(network) as maps:
-            network(window.contiguous(memory_format=torch.channels_last_3d))
+            # Not by a call, which of a compiled network would not run the hooks.
+            network.forward(window.contiguous(memory_format=torch.channels_last_3d))
         coarseness = tuple(window.shape[-1] / found.shape[-1] for found in maps)
         return torch.cat([resize(found.float(), window) for found in maps], 1)
 

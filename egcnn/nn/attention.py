@@ -16,7 +16,8 @@ from egcnn.nn.edge_stream import EdgeGate
 def attention_maps(network: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the attention maps (Eq. 1) of each forward pass within the block.
 
-    They are computed beside the fused operators, which do not write them.
+    They are computed beside the fused operators, which do not write them. A compiled network
+    collects nothing, unless its ``forward`` is run.
 
     Args:
         network: any network; without edge gates, nothing is collected.

@@ -176,15 +176,6 @@ def precision_and_recall(sums: Measures, regions: Sequence[str], title: str) -> 
     return svg(draw, "recall (share that is found)", "precision (share that is right)", title)
 
 
-def colour_map() -> list[list[int]]:
-    """256 colours for attention, from dark to bright (cividis), as red, green and blue."""
-    from matplotlib import colormaps
-
-    table: NDArray[Any] = colormaps["cividis"](np.arange(256), bytes=True)
-    rows: list[list[int]] = table[:, :3].tolist()
-    return rows
-
-
 def _plain(name: str) -> str:
     """A name for matplotlib, for which a first ``_`` hides a line."""
     return re.sub(r"^_", " _", name)

@@ -12,16 +12,16 @@ from typing import Any
 
 import egcnn
 from egcnn.checkpoint import load
-from egcnn.data.layouts import LAYOUTS
+from egcnn.data.layouts import shown_colours
 from egcnn.errors import InputError
 from egcnn.evaluation import predict_and_evaluate
 from egcnn.files import write_text
 from egcnn.inference import choose_device
 from egcnn.metrics import METRICS
-from egcnn.panels import DISAGREEMENT, OPACITY, region_colours
+from egcnn.panels import DISAGREEMENT, OPACITY, PLANES, heat_colours, region_colours
 from egcnn.report import curves, sections
 from egcnn.report.found import Evaluated, Found, Training, find, training_dataset
-from egcnn.report.views import PLANES, views
+from egcnn.report.views import views
 from egcnn.training import LAST
 
 REPORT = "report.html"
@@ -121,7 +121,7 @@ def render(found: Found, name: str, device: str = "auto") -> str:
         script_hash=f"sha256-{hashed}",
         meanings={metric.title: metric.meaning for metric in METRICS.values() if metric.meaning},
         disagreement=DISAGREEMENT,
-        planes={plane: axes for plane, (*axes, _) in PLANES.items()},
+        planes=PLANES,
     )
 
 
@@ -166,8 +166,8 @@ def _content(found: Found, device: str) -> dict[str, Any]:
             "cases": [
                 {name: view[name] for name in ("shape", "image", "panels")} for view in shown
             ],
-            "planes": {plane: axes for plane, (*axes, _) in PLANES.items()},
-            "heat": curves.colour_map(),
+            "planes": PLANES,
+            "heat": heat_colours().tolist(),
             "opacity": OPACITY,
         },
     }
@@ -200,8 +200,7 @@ def _legend(drawable: Sequence[Evaluated]) -> dict[str, str]:
     dataset = drawable[0].dataset if drawable else None
     if dataset is None:
         return {}
-    layout = LAYOUTS.get(dataset.layout)
-    colours = region_colours(dataset.regions, layout.colours if layout is not None else None)
+    colours = region_colours(dataset.regions, shown_colours(dataset))
     return dict(zip(dataset.regions.reported_names, colours, strict=True))
 
 

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from egcnn import windows
 from egcnn.checkpoint import Trained, load
 from egcnn.data.case import Case, Dataset, read_edges, read_image, read_label
-from egcnn.data.layouts import LAYOUTS
+from egcnn.data.layouts import shown_colours, shown_modality
 from egcnn.data.resampling import resample
 from egcnn.data.transforms import preprocessing
 from egcnn.inference import autocast, default_precision
 from egcnn.panels import (
     DISAGREEMENT,
+    attention_title,
     disagreement,
     edge_codes,
     edge_colours,
@@ -34,13 +35,6 @@ from egcnn.report.volumes import Frame, code_slices, frame, grey_slices, pooled
 
 #: Black and white of CT in pictures, in Hounsfield units: a window for the abdomen.
 CT_WINDOW = (-160.0, 240.0)
-#: The planes by name: the axes (0 left to right, 1 back to front, 2 bottom to top) along a row,
-#: along a column and across the slices; and what is on the left of a slice.
-PLANES = {
-    "axial": (0, 1, 2, "the patient's right"),
-    "coronal": (0, 2, 1, "the patient's right"),
-    "sagittal": (1, 2, 0, "the front"),
-}
 
 
 @dataclass(frozen=True)
@@ -139,8 +133,7 @@ def _shown(evaluated: Evaluated, trained: Trained | None, case: Case, regions: R
 def _view(case: Case, dataset: Dataset, shown: Sequence[Shown]) -> dict[str, Any]:
     """The volumes and panels of one case, as plain data."""
     regions = dataset.regions
-    layout = LAYOUTS.get(dataset.layout)
-    modality = layout.shown if layout is not None and layout.shown else dataset.modalities[0]
+    modality = shown_modality(dataset)
     image = read_image(case)[dataset.modalities.index(modality)].numpy()
     label = read_label(case, regions)
     truth, affine = label.numpy()[0], label.affine.numpy()
@@ -148,7 +141,7 @@ def _view(case: Case, dataset: Dataset, shown: Sequence[Shown]) -> dict[str, Any
     if not foreground.any():
         foreground = region_codes(shown[0].labels, regions) > 0
     part = frame(image, foreground, affine)
-    colours = region_colours(regions, layout.colours if layout is not None else None)
+    colours = region_colours(regions, shown_colours(dataset))
     ct = dataset.normalization == "ct"
     inside = image[image != image.flat[0]]
     window = CT_WINDOW if ct else tuple(map(float, np.percentile(inside, (1, 99.5))))
@@ -207,9 +200,8 @@ def _attention_panels(title: str, attention: Attention, part: Frame) -> Iterator
     for volume, factor in zip(attention.maps, attention.coarseness, strict=True):
         own = pooled(part.cut(volume), max(1, round(factor / part.step)))
         low, high = (float(value) for value in np.percentile(own, (1, 99)))
-        resolution = "full size" if round(factor) == 1 else f"1/{factor:.0f} size"
         yield {
-            "title": f"Attention {resolution}",
+            "title": attention_title(factor).capitalize(),
             "note": f"{f'{title}; ' if title else ''}{low:.2f} to {high:.2f}",
             "heat": grey_slices(grey(own, (low, high))),
         }
