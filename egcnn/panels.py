@@ -17,10 +17,11 @@ from egcnn import ops
 from egcnn.regions import Regions
 
 Codes = NDArray[np.uint8]
-#: Colour-blind-safe palette (Okabe and Ito, 2008), for regions and for lines.
+#: Colour-blind-safe palette (Okabe and Ito, 2008) for regions; its last colours are those of
+#: :data:`DISAGREEMENT`.
 PALETTE = (
-    *("#e69f00", "#56b4e9", "#cc79a7", "#009e73"),
-    *("#f0e442", "#d55e00", "#0072b2", "#aa77ff"),
+    *("#009e73", "#f0e442", "#d55e00", "#0072b2"),
+    *("#aa77ff", "#e69f00", "#56b4e9", "#cc79a7"),
 )
 #: Titles and colours of the codes of :func:`disagreement`, from 1.
 DISAGREEMENT = {

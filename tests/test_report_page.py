@@ -238,7 +238,9 @@ def test_a_comparison_side_by_side(data: Path, tmp_path: Path) -> None:
     assert [note for title, note in notes if title == "Prediction"] == [gated, alone]
     assert [note for title, note in notes if title == "Predicted edges"] == [gated]
     assert [note for title, note in notes if title.startswith("Attention")] == [gated] * 2
-    assert "comparison" in found.attributes("id")
+    ids = found.attributes("id")
+    assert "comparison" in ids
+    assert len(set(ids)) == len(ids)
     (tmp_path / "comparison.json").write_text('{"runs": []}')
     with pytest.raises(InputError, match=r"comparison\.json: no run"):
         write_report(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def svg(draw: Callable[[Axes], None], across: str, up: str, title: str) -> str:
         draw: draws the lines.
         across: label and unit of the horizontal axis.
         up: of the vertical one.
-        title: the heading.
+        title: the heading, different from that of every other diagram on the page.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -76,7 +77,8 @@ def svg(draw: Callable[[Axes], None], across: str, up: str, title: str) -> str:
     text = re.sub(r' id="[\w.]+_\d+"', "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     size = r'width="[\d.]+pt" height="[\d.]+pt"'
-    return re.sub(size, f'role="img" aria-label="{title}"', text, count=1)
+    named = f'role="img" aria-label="{escape(title)}"'
+    return re.sub(size, lambda _: named, text, count=1)
 
 
 def lines(
@@ -120,8 +122,17 @@ def history(rows: Sequence[Mapping[str, float]], columns: Mapping[str, str]) -> 
     return {title: column(rows, name) for title, name in present.items()}
 
 
-def spread(values: Mapping[str, Sequence[float]], up: str, title: str) -> str:
-    """A dot for each case in a column for each region, with the median as a bar."""
+def spread(
+    values: Mapping[str, Sequence[float]], up: str, title: str, *, zero: bool = False
+) -> str:
+    """A dot for each case in a column for each region, with the median as a bar.
+
+    Args:
+        values: the cases' values by region.
+        up: see :func:`svg`.
+        title: see :func:`svg`.
+        zero: begin the vertical axis at 0.
+    """
 
     def draw(axes: Axes) -> None:
         for place, numbers in enumerate(values.values()):
@@ -135,6 +146,7 @@ def spread(values: Mapping[str, Sequence[float]], up: str, title: str) -> str:
             axes.plot([place - 0.35, place + 0.35], [middle] * 2, color=_LINES[4], lw=2)
         axes.set_xticks(range(len(values)), map(_plain, values))
         axes.set_xlim(-0.6, len(values) - 0.4)
+        axes.set_ylim(0 if zero else None)
 
     return svg(draw, "region (dot: a case, bar: median)", up, title)
 

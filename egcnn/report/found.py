@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +27,13 @@ class Training:
     """A run's folder.
 
     Args:
+        title: its name, different from those of the other trainings.
         folder: the folder.
         described: its ``config.json``.
         history: the rows of its ``history.csv``.
     """
 
+    title: str
     folder: Path
     described: RunConfig
     history: list[dict[str, float]]
@@ -121,18 +124,18 @@ def find(folders: Sequence[Path], data: Path | None = None) -> Found:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected one of a training or evaluation")
+    runs = [p.parent for p in _files(folders, HISTORY) if (p.parent / CONFIG).is_file()]
     trainings = [
-        Training(path.parent, read_config(path.parent), read_history(path.parent))
-        for path in _files(folders, HISTORY)
-        if (path.parent / CONFIG).is_file()
+        Training(title, run, read_config(run), read_history(run))
+        for run, title in _titles(runs).items()
     ]
     records = list(_files(folders, RECORD))
     comparison = read_comparison(records[0].parent) if records else None
     if comparison is None:
-        titles = {path: path.parent.name for path in _files(folders, SUMMARY)}
+        titles = _titles([path.parent for path in _files(folders, SUMMARY)])
     else:
         titles = _compared(records[0].parent, comparison)
-    evaluations = [_evaluated(path, title, data, trainings) for path, title in titles.items()]
+    evaluations = [_evaluated(scores, title, data, trainings) for scores, title in titles.items()]
     if not trainings and not evaluations:
         raise InputError(
             f"{', '.join(map(str, folders))}: neither a training ({HISTORY}) nor an evaluation "
@@ -148,22 +151,32 @@ def _files(folders: Sequence[Path], name: str) -> Iterator[Path]:
     yield from dict.fromkeys(path.resolve() for path in found if path.is_file())
 
 
+def _titles(folders: Sequence[Path]) -> dict[Path, str]:
+    """A name for each folder: its own, or that of the training whose predictions it holds.
+
+    Folders of the same name are told apart by their paths.
+    """
+    names = {f: f.parent.name if f.name == "predictions" else f.name for f in folders}
+    counts = Counter(names.values())
+    return {f: name if counts[name] == 1 else str(f) for f, name in names.items()}
+
+
 def _compared(folder: Path, comparison: Comparison) -> dict[Path, str]:
-    """The evaluations of a comparison that are shown, and their titles."""
+    """The folders of a comparison's evaluations that are shown, and their titles."""
     backbone = comparison.arms[0].backbone
     shown = {}
     for arm in sorted(comparison.arms, key=lambda arm: arm.kind != "egcnn"):
         seed = min(result.seed for result in comparison.of(arm))
-        path = folder / f"{arm.name}-seed{seed}" / "predictions" / SUMMARY
-        if arm.backbone == backbone and path.is_file():
-            shown[path.resolve()] = f"{BACKBONES[backbone].title}, {arm.title}"
+        scores = folder / f"{arm.name}-seed{seed}" / "predictions"
+        if arm.backbone == backbone and (scores / SUMMARY).is_file():
+            shown[scores.resolve()] = f"{BACKBONES[backbone].title}, {arm.title}"
     return shown
 
 
 def _evaluated(
-    path: Path, title: str, data: Path | None, trainings: Sequence[Training]
+    folder: Path, title: str, data: Path | None, trainings: Sequence[Training]
 ) -> Evaluated:
-    evaluation = read_evaluation(path)
+    evaluation = read_evaluation(folder / SUMMARY)
     made_by = {source["origin"].get("checkpoint") for source in evaluation.sources.values()}
     checkpoint = None
     for training in trainings if len(made_by) == 1 else ():
@@ -172,7 +185,7 @@ def _evaluated(
     root = data or _folder(evaluation.folders.get("data"))
     written = _folder(evaluation.folders.get("predictions"))
     # After a move of all together, they lie beside the scores.
-    places = (path.parent, *([written] if written else ()), path.parent.parent / "predictions")
+    places = (folder, *([written] if written else ()), folder.parent / "predictions")
     holds = (p for p in places if any(find_volume(p, name) for name in evaluation.cases))
     dataset = None if root is None else open_dataset(root)
     return Evaluated(title, evaluation, dataset, next(holds, None), checkpoint)

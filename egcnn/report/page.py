@@ -136,15 +136,15 @@ def _content(found: Found, device: str) -> dict[str, Any]:
     regions = {e.title: e.dataset.regions for e in evaluations if e.dataset is not None}
     boundary = {
         "Error by distance" if alone else title: curves.error_by_distance(
-            s, regions[title].reported_names, f"Error by distance {number}"
+            s, regions[title].reported_names, f"Error by distance {title}"
         )
-        for number, (title, s) in enumerate(sums.items())
+        for title, s in sums.items()
     }
     edges = {
         "Precision and recall" if alone else title: curves.precision_and_recall(
-            s, regions[title].reported_names, f"Precision and recall {number}"
+            s, regions[title].reported_names, f"Precision and recall {title}"
         )
-        for number, (title, s) in enumerate(sums.items())
+        for title, s in sums.items()
         if s.edge_cases
     }
     content: dict[str, Any] = {

@@ -67,7 +67,7 @@ def scores(evaluated: Evaluated, title: str) -> dict[str, Any]:
         tables["Lesions"] = _by_region(evaluation, LESION_METRICS)
     regions = list(next(iter(evaluation.cases.values())))
     spreads = {
-        METRICS[metric].title: {
+        metric: {
             region: [case[region][metric] for case in evaluation.cases.values()]
             for region in regions
         }
@@ -83,8 +83,10 @@ def scores(evaluated: Evaluated, title: str) -> dict[str, Any]:
         "said": said,
         "tables": tables,
         "charts": {
-            f"{name} by region": curves.spread(values, name, f"{name} by region")
-            for name, values in spreads.items()
+            f"{METRICS[metric].title} by region": curves.spread(
+                values, METRICS[metric].title, f"{metric} {title}", zero=metric == "hd95"
+            )
+            for metric, values in spreads.items()
         },
         "worst": cases[:_WORST],
         "others": cases[_WORST:],
@@ -165,7 +167,7 @@ def training_charts(trainings: Sequence[Training]) -> dict[str, dict[str, str]]:
     return {
         "": {
             title: curves.lines(
-                {run.folder.name: curves.column(run.history, name) for run in known},
+                {run.title: curves.column(run.history, name) for run in known},
                 "epoch",
                 label,
                 title,
@@ -202,7 +204,7 @@ def provenance(
     trainings: Sequence[Training], evaluations: Sequence[Evaluated]
 ) -> dict[str, dict[str, str]]:
     """What the results come from, by folder."""
-    facts = {f"Training {run.folder.name}": _training_facts(run) for run in trainings}
+    facts = {f"Training {run.title}": _training_facts(run) for run in trainings}
     for evaluated in evaluations:
         networks = {
             str(source["origin"].get("checkpoint")): source["origin"]
@@ -245,6 +247,4 @@ def _versions(versions: Mapping[str, Any]) -> str:
 
 def configurations(trainings: Sequence[Training]) -> dict[str, str]:
     """The hyperparameters of trainings, as JSON."""
-    return {
-        run.folder.name: json.dumps(run.described.config.to_dict(), indent=1) for run in trainings
-    }
+    return {run.title: json.dumps(run.described.config.to_dict(), indent=1) for run in trainings}
