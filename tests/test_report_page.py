@@ -23,7 +23,6 @@ from egcnn.errors import InputError
 from egcnn.evaluation import evaluate, read_evaluation, write_evaluation
 from egcnn.metrics import METRICS, VOXEL_METRICS
 from egcnn.report import write_report
-from egcnn.report.found import find
 from egcnn.training import TrainingConfig, fit, plan
 
 # Names as an attacker's, or a careless colleague's, file may have.
@@ -194,12 +193,20 @@ def test_what_was_evaluated_comes_back(run: Path, page: Path, data: Path) -> Non
     shutil.rmtree(run / "again")
 
 
-def test_an_evaluation_without_its_network_or_data(run: Path, page: Path, tmp_path: Path) -> None:
-    scored = evaluate(run / "predictions", open_dataset(find([run]).evaluations[0].dataset.root))  # type: ignore[union-attr]
+def test_an_evaluation_without_its_network_or_data(
+    run: Path, page: Path, data: Path, tmp_path: Path
+) -> None:
+    scored = evaluate(run / "predictions", open_dataset(data))
     write_evaluation(scored, tmp_path / "e")
     text = write_report(tmp_path / "e").read_text()
     assert "The attention maps need the network" in text
     assert 'id="training"' not in text
+    # A training beside it that made something else is left out.
+    other = tmp_path / "e" / "other"
+    other.mkdir()
+    for name in ("config.json", "history.csv"):
+        shutil.copy(run / name, other / name)
+    assert 'id="training"' not in write_report(tmp_path / "e").read_text()
     # With the training, they are there.
     volumes = json.loads(Page(write_report([tmp_path / "e", run])).scripts[0])
     assert "heat" in volumes["cases"][0]["panels"][-1]
@@ -208,6 +215,26 @@ def test_an_evaluation_without_its_network_or_data(run: Path, page: Path, tmp_pa
     text = write_report(tmp_path / "f").read_text()
     assert "The dataset is not where it was" in text
     assert "<canvas" not in text
+
+
+def test_predictions_of_a_training_are_kept(run: Path, page: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    (moved / "predictions" / "metrics.json").unlink()
+    labels = next(path for path in (moved / "predictions").glob("*.nii.gz") if "_" not in path.name)
+    for other in (moved / "predictions").glob("*.nii.gz"):
+        if other != labels:
+            other.unlink()
+    before = labels.read_bytes()
+    write_report(moved)
+    assert labels.read_bytes() == before
+    # Trained anew, their network is gone.
+    for checkpoint in moved.glob("*.ckpt"):
+        checkpoint.write_bytes(checkpoint.read_bytes() + b" ")
+    assert "no checkpoint here made these predictions" in write_report(moved).read_text()
+    scores = json.loads((moved / "predictions" / "metrics.json").read_text())
+    assert len(scores["cases"]) == 1
+    assert len(scores["missing"]) == 3
 
 
 def test_what_is_no_report_stays(run: Path, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def report(
     The held-out cases of a training that has no predictions are predicted first.
     """
     from egcnn.report import write_report
-    from egcnn.terminal import say
+    from egcnn.terminal import Terminal, say
 
-    say(str(write_report(folders, output, data=data, device=device)))
+    with Terminal(stderr=True).status("reading, predicting what is missing, drawing"):
+        path = write_report(folders, output, data=data, device=device)
+    say(str(path))

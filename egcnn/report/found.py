@@ -136,7 +136,16 @@ def find(folders: Sequence[Path], data: Path | None = None) -> Found:
     else:
         titles = _compared(records[0].parent, comparison)
     evaluations = [_evaluated(scores, title, data, trainings) for scores, title in titles.items()]
-    if not trainings and not evaluations:
+    if comparison is None and evaluations:
+        used = {evaluated.checkpoint for evaluated in evaluations}
+        given = {folder.resolve() for folder in folders}
+        # Not those of other networks, which happen to lie beside the scores.
+        trainings = [
+            training
+            for training in trainings
+            if training.folder in given or used.intersection(training.checkpoints.values())
+        ]
+    if not trainings and not evaluations and comparison is None:
         raise InputError(
             f"{', '.join(map(str, folders))}: neither a training ({HISTORY}) nor an evaluation "
             f"({SUMMARY}); expected the folder of a train, evaluate, compare or demo command"
@@ -145,10 +154,13 @@ def find(folders: Sequence[Path], data: Path | None = None) -> Found:
 
 
 def _files(folders: Sequence[Path], name: str) -> Iterator[Path]:
-    """The files of a name in folders and the two levels of folders in them, each once."""
-    patterns = (name, f"*/{name}", f"*/*/{name}")
-    found = (path for f in folders for pattern in patterns for path in sorted(f.glob(pattern)))
-    yield from dict.fromkeys(path.resolve() for path in found if path.is_file())
+    """The files of a name, each once: in a folder, or else in those in it, or else in theirs."""
+    known: dict[Path, None] = {}
+    for folder in folders:
+        levels = (folder.glob(pattern) for pattern in (name, f"*/{name}", f"*/*/{name}"))
+        found = ([path.resolve() for path in sorted(level) if path.is_file()] for level in levels)
+        known.update(dict.fromkeys(next(filter(None, found), [])))
+    yield from known
 
 
 def _titles(folders: Sequence[Path]) -> dict[Path, str]:

@@ -13,8 +13,9 @@ from typing import Any
 import egcnn
 from egcnn.checkpoint import load
 from egcnn.data.layouts import shown_colours
+from egcnn.data.nifti import volumes
 from egcnn.errors import InputError
-from egcnn.evaluation import predict_and_evaluate
+from egcnn.evaluation import evaluate, predict_and_evaluate, write_evaluation
 from egcnn.files import write_text
 from egcnn.inference import choose_device
 from egcnn.metrics import METRICS
@@ -74,17 +75,25 @@ def _check_place(path: Path) -> None:
 
 
 def _evaluate(trainings: Sequence[Training], data: Path | None, device: str) -> bool:
-    """Predict and evaluate the held-out cases of trainings whose data are at hand."""
+    """Evaluate trainings by the predictions in them, or else of their held-out cases.
+
+    Returns:
+        whether the data of any are at hand.
+    """
     done = False
     for training in trainings:
         dataset = training_dataset(training, data)
         if dataset is None or not (training.folder / LAST).is_file():
             continue
+        folder = training.folder / "predictions"
+        if folder.is_dir() and volumes(folder):
+            write_evaluation(evaluate(folder, dataset), folder)
+            done = True
+            continue
         held_out = set(training.described.split["validation"])
         cases = [case for case in dataset.cases if case.name in held_out and case.label]
         if cases:
             trained = load(training.folder / LAST, choose_device(device))
-            folder = training.folder / "predictions"
             predict_and_evaluate(trained, cases, dataset, folder, edges=True)
             done = True
     return done
@@ -153,7 +162,7 @@ def _content(found: Found, device: str) -> dict[str, Any]:
         "scores": [sections.scores(e, "" if alone else e.title) for e in evaluations],
         "views": shown,
         "without_views": _without_views(evaluations, drawable, shown),
-        "without_attention": _without_attention(evaluations, shown),
+        "without_attention": _without_attention(found, shown),
         "legend": _legend(drawable),
         "boundary": boundary,
         "measured": _counted([s.cases for s in sums.values()], evaluations),
@@ -226,11 +235,13 @@ def _without_views(
     return "The predictions are not where they were."
 
 
-def _without_attention(evaluations: Sequence[Evaluated], shown: Sequence[Any]) -> str:
+def _without_attention(found: Found, shown: Sequence[Any]) -> str:
     if not shown or any("heat" in panel for view in shown for panel in view["panels"]):
         return ""
-    if any(evaluated.checkpoint for evaluated in evaluations):
+    if any(evaluated.checkpoint for evaluated in found.evaluations):
         return ""
+    if found.trainings:
+        return "There are no attention maps: no checkpoint here made these predictions."
     return (
         "The attention maps need the network: egcnn report EVALUATION RUN, with the folder of its "
         "training."

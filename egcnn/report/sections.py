@@ -36,7 +36,7 @@ def comparison_tables(comparison: compared.Comparison) -> dict[str, list[dict[st
     """The tables of a comparison by title; see :mod:`egcnn.comparison.tables`."""
     seeds = len({result.seed for result in comparison.results})
     tables = {
-        f"Mean ± deviation over {seeds} seeds": compared.rows(comparison),
+        f"Mean ± deviation, {seeds} seed{'s' if seeds != 1 else ''}": compared.rows(comparison),
         "Edges": compared.edge_rows(comparison),
         "Differences, paired by seed": compared.difference_rows(comparison),
     }
@@ -129,6 +129,8 @@ def chosen(evaluations: Sequence[Evaluated]) -> dict[str, str]:
     dice = dict(first.ranking)
     reasons = {"Best": len(names) - 1, "Median": (len(names) - 1) // 2, "Worst": 0}
     why = {names[place]: reason for reason, place in reasons.items() if names}
+    if len(names) == 1:
+        why = {names[0]: "The only"}
     ordered = [name for name in names if name in why]
     return {name: f"{why[name]} case, mean Dice {dice[name]:.3f}" for name in ordered}
 
