@@ -110,7 +110,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.cell:
-            self.rows[-1][-1] += data
+            # A deviation may stand below its mean, but not be torn from its sign.
+            self.rows[-1][-1] += data.replace("\u00a0", " ")
         if self.script:
             self.scripts.append(data)
 

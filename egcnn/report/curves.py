@@ -141,7 +141,7 @@ def spread(
                 continue
             # Neighbouring dots stand aside, the same in every report.
             aside = (np.arange(len(known)) * 0.618 % 1 - 0.5) * 0.5
-            axes.plot(place + aside, known, "o", ms=4, alpha=0.6, mew=0, color=_LINES[0])
+            axes.plot(place + aside, known, "o", ms=4, alpha=0.8, mew=0, color=_LINES[5])
             middle = float(np.median(known))
             axes.plot([place - 0.35, place + 0.35], [middle] * 2, color=_LINES[4], lw=2)
         axes.set_xticks(range(len(values)), map(_plain, values))

@@ -52,3 +52,13 @@ def test_attention_of_a_volume_by_windows() -> None:
     with attention_maps(network) as maps:
         network(image[..., :16])
     torch.testing.assert_close(whole[:, 2:], maps[2])
+
+
+def test_attention_of_a_compiled_network() -> None:
+    network = build_network(SMALL, 2, 3).eval()
+    image = torch.randn(1, 2, 8, 8, 8)
+    plain, _ = attention(network, image, (8, 8, 8), stride=4)
+    network.compile(backend="eager")
+    network(image)
+    compiled, _ = attention(network, image, (8, 8, 8), stride=4)
+    torch.testing.assert_close(compiled, plain)

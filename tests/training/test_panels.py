@@ -44,7 +44,7 @@ def test_pictures_are_bounded_in_number(dataset: Dataset) -> None:
         assert every <= max(1, epochs // 5)
 
 
-def test_pictures_without_an_edge_stream_and_of_a_compiled_network(dataset: Dataset) -> None:
+def test_pictures_with_and_without_an_edge_stream(dataset: Dataset) -> None:
     item = {"image": torch.randn(4, 20, 18, 17), "label": torch.zeros(1, 20, 18, 17)}
     item["label"][:, 5:9, 5:9, 5:9] = 4
     item = {"image": item["image"], "label": item["label"].to(torch.uint8)}
