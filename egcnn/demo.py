@@ -1,4 +1,4 @@
-"""``egcnn demo``: synthetic data, a trained network, its predictions, scores and a picture."""
+"""``egcnn demo``: synthetic data, a trained network, its predictions, scores and a report."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from egcnn import checkpoint
-from egcnn.data import LAYOUTS, Case, Dataset, open_dataset, read_image, read_label
+from egcnn.data import Case, Dataset, open_dataset, read_image, read_label
+from egcnn.data.layouts import shown_colours, shown_modality
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError, named
 from egcnn.evaluation import Evaluation, score_predictions, write_evaluation
 from egcnn.files import read_json, write_json
 from egcnn.inference import Prediction, predict_cases
-from egcnn.report import View, edge_table, evaluation_table, write_picture
+from egcnn.report import (
+    REPORT,
+    View,
+    edge_table,
+    evaluation_table,
+    write_picture,
+    write_report,
+)
 from egcnn.terminal import Terminal, duration, show
 from egcnn.training import Run, fit, plan
 from egcnn.typed import entry
 
 _PARTS = ("data", "run", "predictions", "evaluation")
-_PICTURE = "demo.png"
+_FILES = ("demo.png", REPORT)
 _RECORD = "demo.json"
 _MAX_ROWS = 3
 
@@ -37,7 +45,8 @@ def run_demo(
     """Write synthetic BraTS cases, train EG-CNN on most of them, predict and evaluate the rest.
 
     Args:
-        output: folder that receives data, run, predictions, evaluation and ``demo.png``.
+        output: folder that receives data, run, predictions, evaluation, ``demo.png`` and
+            ``report.html``.
         cases: how many cases; about a quarter is held out.
         shape: their size in voxels.
         epochs: number of training epochs.
@@ -73,10 +82,11 @@ def _run(output: Path, cases: int, shape: tuple[int, int, int], epochs: int, see
     picture = write_picture(
         views[:_MAX_ROWS],
         dataset.regions,
-        output / _PICTURE,
-        modality="image (FLAIR)",
-        colours=LAYOUTS[dataset.layout].colours,
+        output / _FILES[0],
+        modality=f"image ({shown_modality(dataset).upper()})",
+        colours=shown_colours(dataset),
     )
+    report = write_report(output)
     show(evaluation_table(evaluation))
     show(edge_table(evaluation))
     for title, path in (
@@ -87,6 +97,7 @@ def _run(output: Path, cases: int, shape: tuple[int, int, int], epochs: int, see
         ("scores", written[0]),
         ("scores", written[1]),
         ("picture", picture),
+        ("report", report),
     ):
         console.print(f"{title:<12}{path}")
     console.print(f"done in {duration(time.perf_counter() - started)}")
@@ -133,8 +144,8 @@ def _recorded(output: Path) -> Iterator[None]:
 
 def _files(output: Path) -> list[Path]:
     """All files in the places of a demo."""
-    places = [path for name in (*_PARTS, _PICTURE) for path in (output / name).rglob("*")]
-    places += [output / name for name in (*_PARTS, _PICTURE)]
+    places = [path for name in (*_PARTS, *_FILES) for path in (output / name).rglob("*")]
+    places += [output / name for name in (*_PARTS, *_FILES)]
     return [path for path in places if path.is_symlink() or (path.exists() and not path.is_dir())]
 
 
@@ -149,7 +160,7 @@ def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list
             views.append(
                 View(
                     case.name,
-                    read_image(case)[dataset.modalities.index("flair")].numpy(),
+                    read_image(case)[dataset.modalities.index(shown_modality(dataset))].numpy(),
                     read_label(case, dataset.regions)[0].numpy(),
                     prediction.labels,
                     prediction.edges,
@@ -158,4 +169,4 @@ def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list
             )
             yield case, prediction, path
 
-    return score_predictions(viewed(), dataset), views
+    return score_predictions(viewed(), dataset, folder), views

@@ -45,11 +45,13 @@ class Evaluation:
         missing: names of the labelled cases that have no prediction.
         sources: per case name, what was compared: hashes of the prediction and of the truth, and
             what the prediction says of its origin.
+        folders: where the ``"predictions"`` and the ``"data"`` lie.
     """
 
     cases: Mapping[str, Scores]
     missing: tuple[str, ...] = ()
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -138,7 +140,13 @@ def evaluate(
         {name: scores for name, (scores, _) in zip(files, scored, strict=True)},
         tuple(name for name in labelled if name not in files),
         {name: compared for name, (_, compared) in zip(files, scored, strict=True)},
+        compared_folders(folder, dataset),
     )
+
+
+def compared_folders(predictions: Path, dataset: Dataset) -> dict[str, str]:
+    """The absolute paths of an :class:`Evaluation`'s folders."""
+    return {"predictions": str(predictions.resolve()), "data": str(dataset.root.resolve())}
 
 
 def _score_files(
@@ -192,23 +200,42 @@ def score(
 
 
 def score_predictions(
-    predictions: Iterable[tuple[Case, Prediction, Path]], dataset: Dataset
+    predictions: Iterable[tuple[Case, Prediction, Path]], dataset: Dataset, folder: str | Path
 ) -> Evaluation:
-    """Score cases as :func:`egcnn.inference.predict_cases` yields them, with their edges."""
+    """Score cases as :func:`egcnn.inference.predict_cases` yields them, with their edges.
+
+    Args:
+        predictions: each case, its prediction and where that lies.
+        dataset: defines the regions.
+        folder: where all predictions lie.
+    """
     scores, sources = {}, {}
     for case, prediction, path in predictions:
         scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
         sources[case.name] = source(case, path)
-    return Evaluation(scores, sources=sources)
+    folders = compared_folders(Path(folder), dataset)
+    return Evaluation(scores, sources=sources, folders=folders)
 
 
 def predict_and_evaluate(
-    trained: Trained, cases: Sequence[Case], dataset: Dataset, folder: str | Path
+    trained: Trained,
+    cases: Sequence[Case],
+    dataset: Dataset,
+    folder: str | Path,
+    *,
+    edges: bool = False,
 ) -> Evaluation:
     """Segment cases, write the label maps and their scores to a folder, and return the scores.
 
     Processes that train together share the cases. The first one writes the scores, and all return
     them.
+
+    Args:
+        trained: the network.
+        cases: cases with a label.
+        dataset: defines the regions.
+        folder: for the label maps, :data:`TABLE` and :data:`SUMMARY`.
+        edges: write the edge probabilities too, if the network has an edge stream.
 
     Raises:
         InputError: as :func:`egcnn.inference.predict_cases`, in any of the processes.
@@ -217,7 +244,8 @@ def predict_and_evaluate(
     rank, count = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     part: Evaluation | InputError
     try:
-        part = score_predictions(predict_cases(trained, cases[rank::count], folder), dataset)
+        predictions = predict_cases(trained, cases[rank::count], folder, edges=edges)
+        part = score_predictions(predictions, dataset, folder)
     except InputError as error:
         part = error
     parts: list[Any] = [part] * count
@@ -231,6 +259,7 @@ def predict_and_evaluate(
     evaluation = Evaluation(
         {name: share.cases[name] for name, share in zip(names, shares, strict=True)},
         sources={name: share.sources[name] for name, share in zip(names, shares, strict=True)},
+        folders=parts[0].folders,
     )
     if rank == 0:
         write_evaluation(evaluation, folder)
@@ -271,6 +300,7 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
         "summary": evaluation.summary(),
         "cases": evaluation.cases,
         "missing": list(evaluation.missing),
+        "folders": dict(evaluation.folders),
         "sources": sources,
         "networks": networks,
         "versions": versions(),
@@ -280,8 +310,40 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
     return table, written
 
 
-def read_summary(path: Path, regions: Iterable[str]) -> tuple[Scores, dict[str, Any]]:
+def read_evaluation(path: Path) -> Evaluation:
     """Read a :data:`SUMMARY` that :func:`write_evaluation` wrote.
+
+    Raises:
+        InputError: no such file, or not such a file.
+    """
+    try:
+        with named(path):
+            data = read_json(path)
+            cases = entry(data, "cases", dict[str, dict[str, dict[str, float | None]]])
+            sources = entry(data, "sources", dict[str, dict[str, Any]] | None) or {}
+            networks = entry(data, "networks", dict[str, Any] | None) or {}
+            folders = entry(data, "folders", dict[str, str] | None) or {}
+            missing = entry(data, "missing", tuple[str, ...])
+    except InputError as error:
+        raise InputError(f"{error}; expected a file of egcnn evaluate") from error
+    for compared in sources.values():
+        made_by = compared.pop("checkpoint", None)
+        made = networks.get(made_by) if isinstance(made_by, str) else None
+        origin = dict(made) if isinstance(made, Mapping) else {}
+        inputs = compared.pop("inputs", None)
+        compared["origin"] = {**origin, "checkpoint": made_by, "inputs": inputs}
+    scores = {
+        case: {
+            region: {name: nan if value is None else value for name, value in metrics.items()}
+            for region, metrics in regions.items()
+        }
+        for case, regions in cases.items()
+    }
+    return Evaluation(scores, missing, sources, folders)
+
+
+def read_summary(path: Path, regions: Iterable[str]) -> tuple[Scores, dict[str, Any]]:
+    """Read the means over cases from a :data:`SUMMARY` that :func:`write_evaluation` wrote.
 
     Args:
         path: the file.

@@ -32,30 +32,53 @@ class Metric:
         title: display name.
         digits: decimals shown.
         of: what it scores, a region's ``"voxels"``, its ``"edges"`` or its ``"lesions"``.
+        meaning: what it says, for readers who do not know it.
     """
 
     title: str
     digits: int = 3
     of: Literal["voxels", "edges", "lesions"] = "voxels"
+    meaning: str = ""
 
 
 #: All metrics by name, in table order; see :func:`case_metrics`, :func:`edge_scores` and
 #: :func:`egcnn.lesions.lesion_scores`.
 METRICS = {
-    "dice": Metric("Dice"),
-    "sensitivity": Metric("Sensitivity"),
-    "specificity": Metric("Specificity"),
-    "hd95": Metric("HD95 (mm)", digits=2),
-    "surface_dice": Metric("Surface Dice"),
-    "f1": Metric("F1", of="edges"),
-    "best_f1": Metric("Best F1", of="edges"),
-    "average_precision": Metric("Average precision", of="edges"),
-    "thickness": Metric("Thickness", digits=2, of="edges"),
-    "interior": Metric("Interior filled", digits=2, of="edges"),
-    "lesion_dice": Metric("Dice", of="lesions"),
-    "lesion_f1": Metric("F1", of="lesions"),
-    "lesions_missed": Metric("Missed", digits=2, of="lesions"),
-    "lesions_false": Metric("False", digits=2, of="lesions"),
+    "dice": Metric("Dice", meaning="overlap of prediction and truth: 0 none, 1 perfect"),
+    "sensitivity": Metric("Sensitivity", meaning="share of the true region that was found"),
+    "specificity": Metric("Specificity", meaning="share of everything else that was left out"),
+    "hd95": Metric(
+        "HD95 (mm)", digits=2, meaning="95 % of both surfaces lie closer than this to the other"
+    ),
+    "surface_dice": Metric(
+        "Surface Dice", meaning="share of both surfaces within 1 mm of the other"
+    ),
+    "f1": Metric(
+        "F1",
+        of="edges",
+        meaning="agreement of predicted and true edge voxels at threshold 0.5: 0 none, 1 perfect",
+    ),
+    "best_f1": Metric("Best F1", of="edges", meaning="the same at the best threshold"),
+    "average_precision": Metric(
+        "Average precision", of="edges", meaning="area under the curve of precision over recall"
+    ),
+    "thickness": Metric(
+        "Thickness", digits=2, of="edges", meaning="predicted edge voxels for each true one"
+    ),
+    "interior": Metric(
+        "Interior filled",
+        digits=2,
+        of="edges",
+        meaning="share of the region's inside that is called an edge",
+    ),
+    "lesion_dice": Metric("Dice", of="lesions", meaning="overlap of matched lesions"),
+    "lesion_f1": Metric("F1", of="lesions", meaning="agreement of predicted with true lesions"),
+    "lesions_missed": Metric(
+        "Missed", digits=2, of="lesions", meaning="true lesions without a prediction, a case"
+    ),
+    "lesions_false": Metric(
+        "False", digits=2, of="lesions", meaning="predicted lesions that are none, a case"
+    ),
 }
 VOXEL_METRICS = tuple(name for name, metric in METRICS.items() if metric.of == "voxels")
 EDGE_METRICS = tuple(name for name, metric in METRICS.items() if metric.of == "edges")
@@ -71,8 +94,8 @@ COLUMNS = (
     *(f"{source}_{name}" for source in EDGE_SOURCES for name in EDGE_METRICS),
 )
 
-# Edge probabilities are scored at thresholds that are multiples of 1/1000.
-_LEVELS = 1000
+#: Edge probabilities are scored at so many thresholds, multiples of 1/1000.
+THRESHOLDS = 1000
 
 
 def _ratio(part: Tensor, whole: Tensor, other: Tensor) -> Tensor:
@@ -150,17 +173,30 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
     }
     scores["thickness"][true == 0] = torch.nan
     for b, r in (true > 0).nonzero().tolist():
-        level = (probabilities[b, r] * _LEVELS).to(torch.int16).clamp_(0, _LEVELS - 1)
-        # Number of voxels at or above each threshold, from the highest to the lowest.
-        hits, all_ = (
-            torch.bincount(levels, minlength=_LEVELS).flip(0).cumsum(0).double()
-            for levels in (level[truth[b, r]], level.flatten())
-        )
+        hits, all_ = threshold_counts(probabilities[b, r], truth[b, r])
         scores["best_f1"][b, r] = (2 * hits / (all_ + true[b, r])).max()
         gained = torch.diff(hits, prepend=hits.new_zeros(1)) / true[b, r]
         scores["average_precision"][b, r] = (gained * hits / all_.clamp(min=1)).sum()
     regions = masks.shape[1]
     return {name: values.expand(-1, regions) for name, values in scores.items()}
+
+
+def threshold_counts(probabilities: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Count the voxels at or above each threshold: those of the truth, and all.
+
+    Args:
+        probabilities: in [0, 1], of any shape.
+        truth: bool, of the same shape.
+
+    Returns:
+        two vectors of length :data:`THRESHOLDS`, float64, from the threshold 0.999 to 0.
+    """
+    level = (probabilities * THRESHOLDS).to(torch.int16).clamp_(0, THRESHOLDS - 1)
+    hits, all_ = (
+        torch.bincount(levels, minlength=THRESHOLDS).flip(0).cumsum(0).double()
+        for levels in (level[truth], level.flatten())
+    )
+    return hits, all_
 
 
 def edge_scores_by_source(

@@ -12,6 +12,9 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
 from egcnn.checks import DEFAULT_OVERLAP
+from egcnn.nn.attention import attention_maps
+from egcnn.nn.blocks import resize
+from egcnn.nn.edge_stream import EdgeGate
 from egcnn.regions import Regions
 
 #: Called with the number of windows that are done, and of all.
@@ -86,22 +89,69 @@ def segment(
             progress(done, total)
         return mean.div_(len(members) * len(mirrored))
 
-    gathered_bytes = 2 * len(regions) * image[:, 0].numel() * 4
+    count = len(regions)
+    outputs = _slide(image, window_shape, overlap, predictor, 2 * count)
+    return outputs[:, :count], outputs[:, count:] if outputs.shape[1] > count else None
+
+
+@torch.no_grad()
+def attention(
+    network: nn.Module,
+    image: Tensor,
+    patch: Sequence[int],
+    *,
+    stride: int,
+    overlap: float = DEFAULT_OVERLAP,
+) -> tuple[Tensor, tuple[float, ...]]:
+    """The edge gates' attention on preprocessed volumes, by the windows of :func:`segment`.
+
+    Args:
+        network: one with an edge stream.
+        image: ``(B, M, D, H, W)``.
+        patch: see :func:`segment`.
+        stride: see :func:`segment`.
+        overlap: see :func:`segment`.
+
+    Returns:
+        the maps of :func:`egcnn.nn.attention_maps`, coarse to fine, at the image's resolution,
+        ``(B, L, D, H, W)`` float32; and how many of its voxels each map's own have along an axis.
+    """
+    coarseness: tuple[float, ...] = ()
+
+    def predictor(window: Tensor) -> Tensor:
+        nonlocal coarseness
+        with attention_maps(network) as maps:
+            # Not by a call, which of a compiled network would not run the hooks.
+            network.forward(window.contiguous(memory_format=torch.channels_last_3d))
+        coarseness = tuple(window.shape[-1] / found.shape[-1] for found in maps)
+        return torch.cat([resize(found.float(), window) for found in maps], 1)
+
+    window_shape = window_size(image.shape[2:], patch, stride)
+    gates = sum(isinstance(module, EdgeGate) for module in network.modules())
+    return _slide(image, window_shape, overlap, predictor, gates), coarseness
+
+
+def _slide(
+    image: Tensor,
+    window: Sequence[int],
+    overlap: float,
+    predictor: Callable[[Tensor], Tensor],
+    channels: int,
+) -> Tensor:
+    """Blend what ``predictor`` makes of the windows, at most so many channels within [0, 1]."""
     outputs = sliding_window_inference(
         image,
-        window_shape,
+        window,
         sw_batch_size=1,
         predictor=predictor,
         overlap=overlap,
         mode="gaussian",
         sw_device=image.device,
-        device="cpu" if gathered_bytes > _LARGE_OUTPUT else image.device,
+        device="cpu" if channels * image[:, 0].numel() * 4 > _LARGE_OUTPUT else image.device,
     )
     assert isinstance(outputs, Tensor)
     # Rounding can push weighted means of probabilities outside [0, 1].
-    outputs = outputs.clamp_(0, 1)
-    count = len(regions)
-    return outputs[:, :count], outputs[:, count:] if outputs.shape[1] > count else None
+    return outputs.clamp_(0, 1)
 
 
 def _probabilities(network: nn.Module, window: Tensor, regions: Regions) -> Tensor:

@@ -279,7 +279,7 @@ def test_evaluate_loses_nothing_to_the_terminal(
     shutil.copy(case.label, tmp_path / "p" / f"{case.name}.nii.gz")
     monkeypatch.setattr(sys, "stdout", bad_output)
     assert run("evaluate", tmp_path / "p", brats, "-o", tmp_path / "scores") == 0
-    assert sorted(os.listdir(tmp_path / "scores")) == ["metrics.csv", "metrics.json"]
+    assert sorted(os.listdir(tmp_path / "scores")) == ["metrics.csv", "metrics.json", "report.html"]
 
 
 def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:

@@ -144,7 +144,7 @@ def test_compare_loses_nothing_to_the_terminal(
     with pytest.raises(SystemExit) as caught:
         main(["compare", str(dataset.root), "-o", str(tmp_path)])
     assert caught.value.code == 0
-    names = [f"comparison.{kind}" for kind in ("csv", "json", "md")]
+    names = [*(f"comparison.{kind}" for kind in ("csv", "json", "md")), "report.html"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 

@@ -24,7 +24,7 @@ FLOORS = (
     ("egcnn.regions",),
     ("egcnn.data",),
     ("egcnn.nn",),
-    ("egcnn.losses", "egcnn.metrics", "egcnn.windows", "egcnn.safetensors"),
+    ("egcnn.losses", "egcnn.metrics", "egcnn.panels", "egcnn.safetensors", "egcnn.windows"),
     ("egcnn.checkpoint", "egcnn.lesions"),
     ("egcnn.inference", "egcnn.export"),
     ("egcnn.evaluation",),

@@ -57,14 +57,14 @@ def test_picture_shows_each_region_in_its_colour(tmp_path: Path) -> None:
     height, width = pixels.shape[:2]
     assert width > height
     fifth = width // 5
-    for place, name, colour in ((1, "WT", "#2ca02c"), (1, "TC", "#d62728"), (1, "ET", "#ffdd33")):
+    for place, name, colour in ((1, "WT", "#009e73"), (1, "TC", "#d55e00"), (1, "ET", "#f0e442")):
         shade = 0.65 * np.array(to_rgb(colour))
         panel = pixels[: height // 2, place * fifth : (place + 1) * fifth]
         close = np.abs(panel - shade).max(-1) < 0.01
         assert close.sum() > 50, name
     # The first case's prediction is empty.
     empty = pixels[: height // 2, 2 * fifth : 3 * fifth]
-    assert not (np.abs(empty - 0.65 * np.array(to_rgb("#2ca02c"))).max(-1) < 0.01).any()
+    assert not (np.abs(empty - 0.65 * np.array(to_rgb("#009e73"))).max(-1) < 0.01).any()
     # The fourth panel holds the first case's true edges, in the colour of 1; the fifth its
     # predicted ones, which are 0 everywhere.
     bright = [

@@ -194,7 +194,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Dataset folder that holds the truth.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json."),
+        typer.Option("--output", "-o", help="Folder for the tables and the report."),
     ] = None,
     lesions: Annotated[
         bool,
@@ -207,14 +207,14 @@ def evaluate(
         typer.Option(help="Number of processes, one for each core by default; 0 uses none."),
     ] = None,
 ) -> None:
-    """Compare predictions with the truth: tables, metrics.csv and metrics.json.
+    """Compare predictions with the truth: tables, metrics.csv, metrics.json and report.html.
 
     Edge probabilities written by predict --edges are scored as well.
     """
     from egcnn import evaluation
     from egcnn.data import open_dataset
     from egcnn.machine import usable_cores
-    from egcnn.report import edge_table, evaluation_table, lesion_table
+    from egcnn.report import edge_table, evaluation_table, lesion_table, write_report
     from egcnn.terminal import say, show
 
     scored = evaluation.evaluate(
@@ -234,5 +234,5 @@ def evaluate(
         count, all_ = len(scored.missing), len(scored.missing) + len(scored.cases)
         shown = ", ".join(scored.missing[:3]) + (", ..." if count > 3 else "")
         say(f"{count} of {all_} labelled cases have no prediction and are excluded: {shown}")
-    for path in written:
+    for path in (*written, write_report(written[0].parent)):
         say(str(path))

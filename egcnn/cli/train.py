@@ -223,6 +223,7 @@ def compare(
     from egcnn.inference import choose_device
     from egcnn.machine import first_process
     from egcnn.nn import BACKBONES
+    from egcnn.report import write_report
     from egcnn.terminal import Terminal, say, show
     from egcnn.training import plan
 
@@ -267,5 +268,5 @@ def compare(
     show(comparison.as_table("Edges", comparison.edge_rows(runs)))
     if lines := comparison.difference_rows(runs):
         show(comparison.as_table("Differences, paired by seed", lines))
-    for path in written:
+    for path in (*written, write_report(output, device=device)):
         say(str(path))

@@ -6,10 +6,12 @@ from egcnn.comparison.runs import compare
 from egcnn.comparison.sizes import larger_filters, networks, parameters
 from egcnn.comparison.tables import (
     EDGES_SHOWN,
+    RECORD,
     as_table,
     difference_rows,
     edge_rows,
     markdown,
+    read_comparison,
     rows,
     write_comparison,
 )
@@ -17,6 +19,7 @@ from egcnn.comparison.tables import (
 __all__ = [
     "EDGES_SHOWN",
     "KINDS",
+    "RECORD",
     "Arm",
     "Comparison",
     "Difference",
@@ -30,6 +33,7 @@ __all__ = [
     "markdown",
     "networks",
     "parameters",
+    "read_comparison",
     "rows",
     "write_comparison",
 ]

@@ -106,7 +106,8 @@ def _train(
     existing: IfExists = "resume" if checkpoints(run) else "overwrite"
     done = fit(config, dataset, run, existing=existing, device=device, cache=cache, quiet=True)
     trained = load(run / LAST, choose_device(device))
-    predict_and_evaluate(trained, done.validation, dataset, (run / EVALUATION).parent)
+    predictions = (run / EVALUATION).parent
+    predict_and_evaluate(trained, done.validation, dataset, predictions, edges=True)
 
 
 def _result(dataset: Dataset, config: TrainingConfig, run: Path, arm: Arm) -> Result:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 from rich.table import Table
 
-from egcnn.comparison.differences import Comparison
+from egcnn.comparison.arms import Arm, Kind
+from egcnn.comparison.differences import Comparison, Result
+from egcnn.errors import InputError
 from egcnn.evaluation import MEAN
-from egcnn.files import without_nan, write_csv, write_json, write_text
+from egcnn.files import read_json, without_nan, write_csv, write_json, write_text
 from egcnn.machine import versions
 from egcnn.metrics import EDGE_METRICS, METRICS
 from egcnn.nn.backbones import BACKBONES
 from egcnn.terminal import plain
+from egcnn.typed import entry
+
+#: The comparison's data, for programs.
+RECORD = "comparison.json"
 
 # The decimals of the paper's tables; runs differ by less than the cases of an evaluation.
 _DICE_DIGITS = 4
@@ -140,6 +146,7 @@ def write_comparison(comparison: Comparison, output: str | Path) -> tuple[Path, 
         "runs": [
             {
                 "arm": result.arm.name,
+                **vars(result.arm),
                 "seed": result.seed,
                 "parameters": result.parameters,
                 "step_seconds": result.step_seconds,
@@ -151,5 +158,41 @@ def write_comparison(comparison: Comparison, output: str | Path) -> tuple[Path, 
         "differences": [vars(difference) for difference in comparison.differences()],
         "versions": versions(),
     }
-    write_json(plain := output / "comparison.json", data)
+    write_json(plain := output / RECORD, data)
     return page, sheet, plain
+
+
+def read_comparison(output: str | Path) -> Comparison:
+    """Read the :data:`RECORD` of a comparison's folder.
+
+    Raises:
+        InputError: no such file, or not one of this version.
+    """
+    path = Path(output) / RECORD
+    results = []
+    try:
+        for run in entry(read_json(path), "runs", list[dict[str, Any]]):
+            means = entry(run, "regions", dict[str, dict[str, float | None]])
+            regions = {
+                region: {name: nan if value is None else value for name, value in row.items()}
+                for region, row in means.items()
+            }
+            arm = Arm(
+                entry(run, "backbone", str), entry(run, "kind", Kind), entry(run, "setting", str)
+            )
+            results.append(
+                Result(
+                    arm,
+                    entry(run, "seed", int),
+                    entry(run, "parameters", int),
+                    entry(run, "step_seconds", float),
+                    regions,
+                    entry(run, "networks", dict[str, Any] | None) or {},
+                )
+            )
+        if not results or any(result.arm.backbone not in BACKBONES for result in results):
+            raise InputError("no run, or one of an unknown backbone")
+    except InputError as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: {said}; expected a file of egcnn compare") from error
+    return Comparison(tuple(results))

@@ -112,7 +112,8 @@ def _file(folder: Path, name: str, part: str) -> Path | None:
     return find_volume(folder, f"{name}_{part}")
 
 
-#: The paper's patch (section 3.2) and colours (Figure 2).
+#: The paper's patch (section 3.2) and colours (Figure 2), in the green, red and yellow that
+#: colour-blind readers can tell apart (Okabe and Ito, 2008).
 LAYOUT = Layout(
     looks_for=(
         "folders CASE with CASE_t1.nii.gz, CASE_t1ce.nii.gz, CASE_t2.nii.gz, CASE_flair.nii.gz in "
@@ -122,5 +123,6 @@ LAYOUT = Layout(
     find=find_brats,
     read_case=_single_case,
     largest_patch=(160, 192, 128),
-    colours={"WT": "#2ca02c", "TC": "#d62728", "ET": "#ffdd33"},
+    colours={"WT": "#009e73", "TC": "#d55e00", "ET": "#f0e442"},
+    shown="flair",
 )

@@ -95,6 +95,7 @@ class Layout:
             folder; None if the layout has no such folders.
         largest_patch: upper limit ``(D, H, W)`` of the training patch in voxels.
         colours: colours of regions in pictures, by name; other regions take those of a palette.
+        shown: name of the modality that pictures show; by default the first.
     """
 
     looks_for: str
@@ -103,6 +104,7 @@ class Layout:
     read_case: Callable[[Path], Case | None] = lambda folder: None
     largest_patch: tuple[int, int, int] = (176, 176, 176)
     colours: Mapping[str, str] = field(default_factory=dict)
+    shown: str | None = None
 
 
 def collect(

@@ -69,12 +69,12 @@ def _case_folders(root: Path) -> list[Path]:
     return []
 
 
-#: The paper's colours (Figure 3).
+#: The paper's colours (Figure 3), as those of :mod:`egcnn.data.brats`.
 LAYOUT = Layout(
     looks_for="folders case_00000, ... with imaging.nii.gz in data or directly in it (KiTS)",
     matches=has_kits,
     find=find_kits,
     read_case=_single_case,
     largest_patch=(176, 176, 176),
-    colours={"kidney": "#d62728", "tumour": "#2ca02c"},
+    colours={"kidney": "#d55e00", "tumour": "#009e73"},
 )

@@ -50,6 +50,18 @@ def find_dataset(root: Path) -> Dataset:
     raise InputError(f"{root}: no known dataset; looked for {', '.join(others)} and {last}")
 
 
+def shown_modality(dataset: Dataset) -> str:
+    """The modality that pictures of a dataset's cases show."""
+    layout = LAYOUTS.get(dataset.layout)
+    return layout.shown if layout is not None and layout.shown else dataset.modalities[0]
+
+
+def shown_colours(dataset: Dataset) -> Mapping[str, str]:
+    """Colours of regions by name in pictures; those that are not named take a palette's."""
+    layout = LAYOUTS.get(dataset.layout)
+    return {} if layout is None else layout.colours
+
+
 def _with_texts_as_names(dataset: Dataset) -> Dataset:
     """The dataset, in which cases whose names no table or JSON file can hold are problems."""
     bad = {

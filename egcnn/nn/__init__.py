@@ -1,5 +1,6 @@
 """Networks: U-Net, V-Net, Seg-Net, the edge stream, and EG-CNN around any encoder-decoder."""
 
+from egcnn.nn.attention import attention_maps
 from egcnn.nn.backbone import Backbone, BackboneSettings, EncoderDecoder, Features
 from egcnn.nn.backbones import BACKBONES
 from egcnn.nn.blocks import ResidualBlock
@@ -31,6 +32,7 @@ __all__ = [
     "Taps",
     "UNet",
     "VNet",
+    "attention_maps",
     "build_network",
     "candidates",
 ]

@@ -16,6 +16,7 @@ from egcnn.errors import InputError
 from egcnn.nn.backbone import MOST_CHANNELS
 from egcnn.nn.blocks import ResidualBlock, resize
 from egcnn.nn.norm import NormReLU
+from egcnn.ops import reference
 from egcnn.settings import Settings
 
 Gate = Literal["channel", "voxel"]
@@ -118,6 +119,20 @@ class EdgeGate(nn.Module):
         """Gate ``e (B, Ce, D, H, W)`` by ``m (B, Cm, D, H, W)``; returns ``(B, Ce, D, H, W)``."""
         return ops.edge_gate(
             e, m, self.weight_e, self.weight_m, self.bias, activation=self.activation
+        )
+
+    def attention(self, e: Tensor, m: Tensor) -> Tensor:
+        """The attention map alpha of Eq. (1), which ``forward`` does not keep.
+
+        Args:
+            e: as in ``forward``.
+            m: as in ``forward``.
+
+        Returns:
+            ``(B, Ce, D, H, W)``, or ``(B, 1, D, H, W)`` for one value per voxel; float32 or more.
+        """
+        return reference.edge_attention(
+            e, m, self.weight_e, self.weight_m, self.bias, self.activation
         )
 
 

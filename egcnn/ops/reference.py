@@ -84,6 +84,27 @@ def near(voxels: Tensor) -> Tensor:
 # --- Edge gate (Eqs. 1 and 2) --------------------------------------------------------------------
 
 
+def edge_attention(
+    e: Tensor,
+    m: Tensor,
+    weight_e: Tensor,
+    weight_m: Tensor,
+    bias: Tensor,
+    activation: str = "relu_sigmoid",
+) -> Tensor:
+    """The attention map alpha of :func:`egcnn.ops.edge_gate` (Eq. 1), ``(B, G, D, H, W)``.
+
+    Of the accumulation type; the kernels compute it on the way and never write it.
+    """
+    dtype = accumulate_dtype(e.dtype)
+    gate = torch.einsum("gc,bcdhw->bgdhw", weight_e.to(dtype), e.to(dtype))
+    gate = gate + torch.einsum("gc,bcdhw->bgdhw", weight_m.to(dtype), m.to(dtype))
+    gate = gate + bias.to(dtype).view(1, -1, 1, 1, 1)
+    if activation == "relu_sigmoid":
+        gate = gate.relu()
+    return gate.sigmoid()
+
+
 def edge_gate(
     e: Tensor,
     m: Tensor,
@@ -93,14 +114,9 @@ def edge_gate(
     activation: str = "relu_sigmoid",
 ) -> Tensor:
     """Specification of :func:`egcnn.ops.edge_gate`."""
-    dtype = accumulate_dtype(e.dtype)
-    e_, m_ = e.to(dtype), m.to(dtype)
-    gate = torch.einsum("gc,bcdhw->bgdhw", weight_e.to(dtype), e_)
-    gate = gate + torch.einsum("gc,bcdhw->bgdhw", weight_m.to(dtype), m_)
-    gate = gate + bias.to(dtype).view(1, -1, 1, 1, 1)
-    if activation == "relu_sigmoid":
-        gate = gate.relu()
-    return (e_ * gate.sigmoid() + e_).to(e.dtype)
+    e_ = e.to(accumulate_dtype(e.dtype))
+    alpha = edge_attention(e, m, weight_e, weight_m, bias, activation)
+    return (e_ * alpha + e_).to(e.dtype)
 
 
 # --- Sums of the Dice loss and the balanced cross entropy (Eqs. 4 to 6) --------------------------

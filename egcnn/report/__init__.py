@@ -1,10 +1,12 @@
-"""Tables for the terminal, and pictures."""
+"""Tables for the terminal, pictures, and the page of a report."""
 
 from egcnn.report.inspection import grid_table, inspection_title, label_table
+from egcnn.report.page import REPORT, write_report
 from egcnn.report.pictures import View, write_picture
 from egcnn.report.tables import edge_table, evaluation_table, lesion_table, training_table
 
 __all__ = [
+    "REPORT",
     "View",
     "edge_table",
     "evaluation_table",
@@ -14,4 +16,5 @@ __all__ = [
     "lesion_table",
     "training_table",
     "write_picture",
+    "write_report",
 ]

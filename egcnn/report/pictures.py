@@ -8,18 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from egcnn import ops
 from egcnn.errors import InputError
 from egcnn.files import atomic_write
+from egcnn.panels import grey, painted, region_codes, region_colours, true_edges
 from egcnn.regions import Regions
-
-# Colour-blind-safe palette (Okabe and Ito).
-_PALETTE = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2", "#aa77ff")
-# Opacity of the regions, such that the anatomy below stays visible.
-_OPACITY = 0.65
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ def write_picture(
 
     if not views:
         raise InputError("views: none given; expected at least one case to draw")
-    shown = _colours(regions, colours or {})
+    shown = region_colours(regions, colours)
     titles = [modality, "truth", "prediction"]
     if any(view.edges is not None for view in views):
         name = regions.reported_names[0]
@@ -85,13 +79,14 @@ def write_picture(
         if not size.any():
             size = np.count_nonzero(view.prediction, axis=(0, 1))
         place = int(size.argmax()) if size.any() else view.truth.shape[2] // 2
-        grey = _grey(view.image[..., place])
+        shades = grey(view.image[..., place])
+        labels = (view.truth[..., place], view.prediction[..., place])
+        regions_of = (painted(shades, region_codes(codes, regions), shown) for codes in labels)
         panels = [
-            grey,
-            _painted(grey, view.truth[..., place], regions, shown),
-            _painted(grey, view.prediction[..., place], regions, shown),
-            _true_edges(view.truth, regions)[..., place],
-            np.zeros_like(grey) if view.edges is None else view.edges[0, ..., place],
+            painted(shades, np.zeros_like(shades), shown),
+            *regions_of,
+            true_edges(view.truth, regions)[0, ..., place],
+            np.zeros_like(shades) if view.edges is None else view.edges[0, ..., place],
         ]
         for axis, panel in zip(row, panels[: len(titles)], strict=True):
             axis.imshow(
@@ -106,7 +101,10 @@ def write_picture(
             axis.set_yticks([])
         row[0].set_ylabel(view.name, fontsize=9)
     figure.legend(
-        handles=[Patch(color=shown[c], label=regions.names[c]) for c in regions.foreground],
+        handles=[
+            Patch(color=colour, label=name)
+            for colour, name in zip(shown, regions.reported_names, strict=True)
+        ],
         loc="outside lower center",
         ncols=min(6, len(regions.foreground)),
         frameon=False,
@@ -116,36 +114,3 @@ def write_picture(
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     return path
-
-
-def _true_edges(labels: NDArray[Any], regions: Regions) -> NDArray[Any]:
-    """Sobel edges of the first reported region, ``(D, H, W)``."""
-    masks = regions.masks(torch.from_numpy(labels.astype(np.int64))[None, None])
-    return ops.sobel_edges(masks)[0, regions.foreground[0]].numpy()
-
-
-def _colours(regions: Regions, colours: Mapping[str, str]) -> dict[int, str]:
-    return {
-        channel: colours.get(regions.names[channel], _PALETTE[place % len(_PALETTE)])
-        for place, channel in enumerate(regions.foreground)
-    }
-
-
-def _grey(image: NDArray[Any]) -> NDArray[np.float64]:
-    low, high = np.percentile(image, (1, 99.5))
-    scaled = np.clip((image - low) / max(float(high - low), 1e-9), 0, 1)
-    return np.repeat(scaled[..., None], 3, axis=2)
-
-
-def _painted(
-    grey: NDArray[np.float64], labels: NDArray[Any], regions: Regions, colours: Mapping[int, str]
-) -> NDArray[np.float64]:
-    from matplotlib.colors import to_rgb
-
-    painted = grey.copy()
-    # Larger regions first, so that the regions inside them stay visible.
-    for channel in sorted(regions.foreground, key=lambda c: -len(regions.labels[c])):
-        inside = np.isin(labels, regions.labels[channel])
-        colour = np.array(to_rgb(colours[channel]))
-        painted[inside] = (1 - _OPACITY) * grey[inside] + _OPACITY * colour
-    return painted

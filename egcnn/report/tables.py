@@ -30,7 +30,7 @@ def _by_region(title: str, evaluation: Evaluation, metrics: Sequence[str]) -> Ta
     for region, row in evaluation.summary().items():
         if region == MEAN:
             table.add_section()
-        table.add_row(plain(region), *(_cell(row[metric], metric) for metric in metrics))
+        table.add_row(plain(region), *(cell(row[metric], metric) for metric in metrics))
     return table
 
 
@@ -48,7 +48,7 @@ def edge_table(evaluation: Evaluation) -> Table:
         if region == MEAN:
             table.add_section()
         for source, name in EDGE_SOURCES.items():
-            cells = [_cell(row[f"{source}_{metric}"], metric) for metric in EDGE_METRICS]
+            cells = [cell(row[f"{source}_{metric}"], metric) for metric in EDGE_METRICS]
             if any(cells):
                 table.add_row(plain(region), name, *cells)
     return table
@@ -59,7 +59,8 @@ def _title(what: str, evaluation: Evaluation) -> str:
     return f"{what}, mean ± deviation, {count} case{'s' if count != 1 else ''}"
 
 
-def _cell(value: Mapping[str, float], metric: str) -> str:
+def cell(value: Mapping[str, float], metric: str) -> str:
+    """A mean ± deviation of ``Evaluation.summary`` as text; empty if it is NaN."""
     digits = METRICS[metric].digits
     if math.isnan(value["mean"]):
         return ""

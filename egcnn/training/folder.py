@@ -36,6 +36,7 @@ class RunConfig:
         data: hash of each case, see :func:`egcnn.data.hashes.case_digest`; empty for runs of
             earlier versions.
         sizes: size of each case's files in bytes; likewise.
+        dataset: the dataset's ``"layout"``, ``"root"``, ``"modalities"`` and ``"regions"``.
     """
 
     config: TrainingConfig
@@ -43,6 +44,7 @@ class RunConfig:
     versions: dict[str, str]
     data: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
 
 
 def read_config(run: str | Path) -> RunConfig:
@@ -81,6 +83,7 @@ def _run_config(described: Any) -> RunConfig:
         entry(described, "versions", dict[str, str]),
         entry(data, "cases", dict[str, str] | None) or {},
         entry(data, "sizes", dict[str, int] | None) or {},
+        entry(described, "dataset", dict[str, Any] | None) or {},
     )
 
 

@@ -39,6 +39,7 @@ from egcnn.training.folder import (
     prepare_folder,
 )
 from egcnn.training.history import LAST, History
+from egcnn.training.panels import Panels
 from egcnn.training.saving import Checkpoints, WholeCheckpoints
 from egcnn.training.task import SegmentationTask
 
@@ -137,7 +138,7 @@ def fit(
             if problem is not None:
                 history.say(problem)
         try:
-            _trainer(config, where, output, history).fit(
+            _trainer(config, dataset, where, output, history).fit(
                 task,
                 datamodule=data,
                 ckpt_path=None if start is None else str(start),
@@ -167,11 +168,19 @@ def fit(
 
 
 def _trainer(
-    config: TrainingConfig, device: torch.device, output: Path, history: History
+    config: TrainingConfig,
+    dataset: Dataset,
+    device: torch.device,
+    output: Path,
+    history: History,
 ) -> L.Trainer:
     """Lightning's trainer, which writes checkpoints and events to the run's folder."""
     bar = not history.quiet and get_console().is_terminal
-    callbacks: list[Callback] = [history, Checkpoints(output, history, config.checkpoint_minutes)]
+    callbacks: list[Callback] = [
+        history,
+        Checkpoints(output, history, config.checkpoint_minutes),
+        Panels(config, dataset),
+    ]
     if bar:
         callbacks.append(RichProgressBar(leave=False))
     return L.Trainer(
