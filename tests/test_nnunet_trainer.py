@@ -86,10 +86,10 @@ class Base:
 
     @staticmethod
     def build_network_architecture(
-        plans: Any, planned: Any, inputs: int, outputs: int, deep_supervision: bool = True
+        plans: Any, planned: Any, inputs: int, outputs: int, enable_deep_supervision: bool = True
     ) -> nn.Module:
         network = Planned(inputs, outputs)
-        network.decoder.deep_supervision = deep_supervision
+        network.decoder.deep_supervision = enable_deep_supervision
         return network
 
     def _build_loss(self) -> nn.Module:
@@ -156,6 +156,7 @@ def test_prediction_builds_the_network_that_was_trained(trainers: ModuleType) ->
     build = trainers.nnUNetTrainerEGCNN.build_network_architecture
     network = build(plans, PLANNED, 2, 3, enable_deep_supervision=False).eval()
     network.load_state_dict(trainer.network.state_dict())
+    assert network.edge_stream.settings == Voxel.edge_stream
     assert network.edge_stream.head.exclusive is False
     x = torch.randn(1, 2, 8, 8, 8)
     with torch.no_grad():
@@ -177,7 +178,7 @@ def test_compiles_in_both_modes(trainers: ModuleType) -> None:
 def _labels(values: int) -> Tensor:
     labels = torch.zeros(2, 1, 8, 12, 8)
     for value in range(1, values):
-        labels[:, :, value : 8 - value, value : 10 - value, value : 8 - value] = value
+        labels[:, :, value:6, 2 * value : 10, 1:7] = value
     return labels
 
 
@@ -283,7 +284,7 @@ def test_nnunet_trains_and_predicts(tmp_path: Path) -> None:
         **os.environ,
         **{f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")},
         "nnUNet_extTrainer": os.pathsep.join([str(egcnn.nnunet.FOLDER), str(trainers)]),
-        "nnUNet_n_proc_DA": "0",
+        "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "1",
         "PYTHONPATH": str(Path(egcnn.__file__).resolve().parents[1]),
     }

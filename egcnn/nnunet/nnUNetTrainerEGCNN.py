@@ -100,8 +100,8 @@ class nnUNetTrainerEGCNN(nnUNetTrainer):
         plans_manager: Any,
         configuration_manager: Any,
         num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
+        *arguments: Any,
+        **options: Any,
     ) -> nn.Module:
         """Build the planned network, and the edge stream around it."""
         strides = np.array(configuration_manager.pool_op_kernel_sizes)
@@ -110,11 +110,7 @@ class nnUNetTrainerEGCNN(nnUNetTrainer):
                 "nnUNetTrainerEGCNN: the configuration is 2D; expected a 3D one, as 3d_fullres"
             )
         planned = nnUNetTrainer.build_network_architecture(
-            plans_manager,
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            enable_deep_supervision,
+            plans_manager, configuration_manager, num_input_channels, *arguments, **options
         )
         settings = plans_manager.plans["egcnn"]
         return Network(
