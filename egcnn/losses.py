@@ -310,6 +310,7 @@ class EGCNNLoss(nn.Module):
         segmentation: tuple[Tensor, Tensor | None],
         labels: Tensor,
         seed: Tensor | int | None = None,
+        ignored: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The weighted sum as ``"loss"``, along with its unweighted terms.
 
@@ -318,30 +319,39 @@ class EGCNNLoss(nn.Module):
                 :class:`egcnn.nn.Segmentation` holds them; edge logits ``(B, 1, D, H, W)`` stand for
                 the edges of any region; None (no edge stream) omits the edge term.
             labels: integer label map ``(B, 1, D, H, W)``; voxels of the regions' ``ignore_index``
-                count in no term.
+                count in no term. For sigmoid regions also the regions themselves, bool
+                ``(B, R, D, H, W)``.
             seed: seed of the consistency loss's noise, or one per sample; None draws one.
+            ignored: voxels that count in no term, bool ``(B, 1, D, H, W)``, besides those of
+                ``ignore_index``.
 
         Returns:
-            Scalars ``"loss"``, ``"semantic"`` and, if weighted, ``"consistency"``, ``"edge"``.
+            Scalars ``"loss"`` and, if weighted, ``"semantic"``, ``"consistency"``, ``"edge"``.
         """
         logits, edge_logits = segmentation
-        if labels.ndim != 5 or labels.shape[1] != 1 or labels.is_floating_point():
-            raise InputError(
-                f"EGCNNLoss: labels are {labels.dtype} of shape {tuple(labels.shape)}; "
-                "expected integers (B, 1, D, H, W)"
-            )
-        masks = self.regions.masks(labels)
+        exclusive = self.regions.exclusive
+        ready = not exclusive and labels.dtype == torch.bool and labels.shape == logits.shape
+        if not ready:
+            if labels.ndim != 5 or labels.shape[1] != 1 or labels.is_floating_point():
+                also = "" if exclusive else f" or bool {tuple(logits.shape)}"
+                raise InputError(
+                    f"EGCNNLoss: labels are {labels.dtype} of shape {tuple(labels.shape)}; "
+                    f"expected integers (B, 1, D, H, W){also}"
+                )
+            if (unlabelled := self.regions.ignored(labels)) is not None:
+                ignored = unlabelled if ignored is None else ignored | unlabelled
+        masks = labels if ready else self.regions.masks(labels)
         weights = self.settings.weights(edge_logits is not None)
-        ignored = self.regions.ignored(labels)
-        terms = {"semantic": self.semantic(logits, masks, ignored)}
+        terms = {}
+        if weights["semantic"] != 0:
+            terms["semantic"] = self.semantic(logits, masks, ignored)
         if weights["consistency"] != 0:
-            softmax = self.regions.exclusive
-            target = self.regions.classes(labels) if softmax else masks
+            target = self.regions.classes(labels) if exclusive else masks
             terms["consistency"] = self.consistency(logits, target, seed, ignored)
         if edge_logits is not None and weights["edge"] != 0:
             edges = ops.sobel_edges(masks, threshold=self.settings.edge_threshold)
             if edge_logits.shape[1] == 1:
                 edges = edges.amax(1, keepdim=True)
             terms["edge"] = self.edge(edge_logits, edges, ignored)
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return {"loss": total, **terms}
+        weighted = [weights[name] * term for name, term in terms.items()]
+        return {"loss": torch.stack(weighted or [logits.new_zeros(())]).sum(), **terms}

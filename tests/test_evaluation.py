@@ -211,7 +211,7 @@ def _predict_together(dataset: Dataset, folder: Path, rank: int, fails: bool) ->
     )
 
     def predictions(
-        trained: object, cases: Sequence[Case], folder: Path
+        trained: object, cases: Sequence[Case], folder: Path, edges: bool
     ) -> Iterator[tuple[Case, Prediction, Path]]:
         (folder / f"rank{rank}").write_text(" ".join(case.name for case in cases))
         for case in cases:

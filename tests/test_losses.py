@@ -253,6 +253,28 @@ def test_total_is_made_of_its_parts() -> None:
     assert torch.equal(terms["consistency"], consistency)
 
 
+def test_total_of_ready_made_regions() -> None:
+    """Binary regions in place of the label map, and the ignored voxels beside them."""
+    torch.manual_seed(0)
+    z, e = torch.randn(2, 3, 6, 7, 5), torch.randn(2, 3, 6, 7, 5)
+    regions = Regions(BRATS.names, BRATS.labels, "sigmoid", ignore_index=9)
+    labels = labels_for(BRATS, "boxes")
+    masks = regions.masks(labels).bool()
+    expected = EGCNNLoss(regions)((z, e), labels, seed=5)["loss"]
+    assert torch.equal(EGCNNLoss(regions)((z, e), masks, seed=5)["loss"], expected)
+    labels[:, :, 0] = 9
+    masks, ignored = regions.masks(labels).bool(), labels == 9
+    expected = EGCNNLoss(regions)((z, e), labels, seed=5)["loss"]
+    found = EGCNNLoss(BRATS)((z, e), masks, seed=5, ignored=ignored)["loss"]
+    assert torch.equal(found, expected)
+    # Those of the labels and of the argument together.
+    ignored[:, :, 5] = True
+    both = labels.masked_fill(ignored, 9)
+    found = EGCNNLoss(regions)((z, e), labels, seed=5, ignored=ignored)["loss"]
+    assert torch.equal(found, EGCNNLoss(regions)((z, e), both, seed=5)["loss"])
+    assert not torch.equal(found, expected)
+
+
 def test_terms_that_do_not_count_are_absent() -> None:
     torch.manual_seed(0)
     z, e = torch.randn(2, 3, 6, 7, 5), torch.randn(2, 3, 6, 7, 5)
@@ -265,6 +287,7 @@ def test_terms_that_do_not_count_are_absent() -> None:
     assert set(both) == {"loss", "semantic", "consistency"}
     assert "consistency" not in EGCNNLoss(CLASSES, consistency_weight=0)((z, e), labels)
     assert "edge" not in EGCNNLoss(CLASSES, edge_weight=0)((z, e), labels)
+    assert "semantic" not in EGCNNLoss(CLASSES, semantic_weight=0)((z, e), labels)
 
 
 def test_the_seed_fixes_the_noise() -> None:
@@ -288,6 +311,8 @@ def test_rejections() -> None:
         EdgeLoss()(z.long(), z)
     with pytest.raises(InputError, match=r"EGCNNLoss: labels are torch\.float32"):
         EGCNNLoss(CLASSES)((z, z), torch.zeros(1, 1, 3, 3, 3))
+    with pytest.raises(InputError, match=r"integers \(B, 1, D, H, W\) or bool \(1, 2, 3, 3, 3\)"):
+        EGCNNLoss(BRATS)((z, z), z)
 
 
 def test_the_consistency_loss_counts_with_an_edge_stream_unless_told() -> None:

@@ -74,6 +74,14 @@ def test_installed_files() -> None:
     assert {file.split("/")[0].split("-")[0] for file in files} <= {"egcnn", "..", "bin"}
 
 
+def test_built_package_holds_every_module(tmp_path: Path) -> None:
+    """Those of folders that nothing imports too, such as the trainer that nnU-Net looks for."""
+    result = build(["build_py", "-d", str(tmp_path)], tmp_path)
+    assert result.returncode == 0, result.stderr
+    built = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.py")}
+    assert built == {path.relative_to(PROJECT) for path in (PROJECT / "egcnn").rglob("*.py")}
+
+
 def test_source_distribution_holds_the_kernels(tmp_path: Path) -> None:
     result = build(["egg_info", "-e", str(tmp_path), "sdist", "-d", str(tmp_path)], tmp_path)
     assert result.returncode == 0, result.stderr

@@ -27,11 +27,13 @@ class Features(NamedTuple):
             ``(B, encoder_channels[i], D_i, H_i, W_i)``.
         decoder: the first upsampled decoder feature, ``(B, decoder_channels, D_j, H_j, W_j)``.
         logits: ``(B, out_channels, D, H, W)``.
+        others: what else the backbone returned, such as the coarser logits of deep supervision.
     """
 
     encoder: tuple[Tensor, ...]
     decoder: Tensor
     logits: Tensor
+    others: tuple[Any, ...] = ()
 
 
 class Backbone(nn.Module):

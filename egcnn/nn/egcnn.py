@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from egcnn.nn.backbone import Backbone
+from egcnn.nn.backbone import Backbone, Features
 from egcnn.nn.blocks import resize
 from egcnn.nn.edge_stream import EdgeStream, EdgeStreamSettings
 from egcnn.nn.taps import Tapped, Taps
@@ -87,11 +87,18 @@ class EGCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Segmentation:
         """Compute fused logits and edge logits of images ``(B, in_channels, D, H, W)``."""
+        return self.fuse(self.features(x))
+
+    def features(self, x: Tensor) -> Features:
+        """Compute the backbone's taps and logits of images ``(B, in_channels, D, H, W)``."""
         if self.tapped is not None:
-            encoder, decoder, logits = self.tapped.features(self.backbone, x)
-        else:
-            encoder, decoder, logits = self.backbone.features(x)  # type: ignore[operator]
-        edge_logits = self.edge_stream(encoder, decoder, logits)
+            return self.tapped.features(self.backbone, x)
+        return self.backbone.features(x)  # type: ignore[operator]
+
+    def fuse(self, features: Features) -> Segmentation:
+        """Compute edge logits, and fuse them with the backbone's logits."""
+        logits = features.logits
+        edge_logits = self.edge_stream(features.encoder, features.decoder, logits)
         if edge_logits.shape[2:] != logits.shape[2:]:
             # An encoder that begins with a strided layer has no feature at the images' resolution.
             edge_logits = resize(edge_logits, logits)

@@ -82,7 +82,7 @@ class Tapped:
             network.get_submodule(name).register_forward_hook(_Hook(name, self))
 
     def features(self, network: nn.Module, x: Tensor) -> Features:
-        """Run ``network`` on ``x`` and return its taps and logits.
+        """Run ``network`` on ``x`` and return its taps, logits and further outputs.
 
         Raises:
             InputError: a tap was not computed in this thread, or would get no gradient because it
@@ -92,9 +92,11 @@ class Tapped:
         around = _running.calls
         _running.calls = (*around, (self, seen))
         try:
-            logits = _logits(network(x))
+            output = network(x)
         finally:
             _running.calls = around
+        logits = _logits(output)
+        others = tuple(output[1:]) if isinstance(output, (list, tuple)) else ()
         for name in (*self.taps.encoder, self.taps.decoder):
             if name not in seen:
                 raise InputError(
@@ -108,7 +110,7 @@ class Tapped:
                     "use_reentrant=False, or the checkpoint around the whole EGCNN"
                 )
         encoder = tuple(seen[name] for name in self.taps.encoder)
-        return Features(encoder, seen[self.taps.decoder], logits)
+        return Features(encoder, seen[self.taps.decoder], logits, others)
 
 
 def candidates(

@@ -183,6 +183,30 @@ def test_compiles_where_the_network_alone_does(name: str) -> None:
             torch.testing.assert_close(compiled(x), wrapped(x), atol=REORDERED, rtol=REORDERED)
 
 
+def test_networks_of_nnunet() -> None:
+    """With deep supervision, whose coarser logits are handed on."""
+    unet = pytest.importorskip("dynamic_network_architectures.architectures.unet")
+    sizes: dict[str, Any] = {
+        **{"n_stages": 3, "features_per_stage": (4, 8, 16), "strides": (1, (1, 2, 2), 2)},
+        **{"kernel_sizes": 3, "conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d},
+        **{"nonlin": nn.LeakyReLU, "n_conv_per_stage_decoder": 1, "deep_supervision": True},
+    }
+    plain = unet.PlainConvUNet(2, num_classes=3, n_conv_per_stage=2, **sizes)
+    residual = unet.ResidualEncoderUNet(2, num_classes=3, n_blocks_per_stage=2, **sizes)
+    for network in (plain, residual):
+        wrapped = EGCNN(network, example=(1, 2, 4, 8, 8))
+        assert wrapped.tapped is not None
+        assert wrapped.tapped.encoder_channels == (4, 8, 16)
+        assert wrapped.tapped.taps == Taps(
+            tuple(f"encoder.stages.{stage}" for stage in range(3)), "decoder.transpconvs.0"
+        )
+        x = torch.randn(2, 2, 6, 8, 12)
+        features = wrapped.features(x)
+        for output, expected in zip((features.logits, *features.others), network(x), strict=True):
+            assert torch.equal(output, expected)
+        assert wrapped(x).logits.shape == (2, 3, 6, 8, 12)
+
+
 def test_a_users_own_network() -> None:
     torch.manual_seed(0)
     wrapped = EGCNN(Plain())
