@@ -368,7 +368,7 @@ def main() -> None:
     """Print the tables and draw the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="JSON")
-    parser.add_argument("--summary", action="store_true", help="only the tables of docs/performance.md")
+    parser.add_argument("--summary", action="store_true", help="those of docs/performance.md")
     parser.add_argument("--picture", type=Path, metavar="PATH", help="drawn from the first file")
     options = parser.parse_args()
 

@@ -17,7 +17,7 @@ import torch
 
 import egcnn
 from egcnn.checkpoint import Trained, save
-from egcnn.cli import main
+from egcnn.cli import app, main
 from egcnn.data import BRATS, open_dataset, write_volume
 from egcnn.data.phantom import write_brats
 from egcnn.data.transforms import PreprocessingSettings
@@ -29,6 +29,7 @@ from egcnn.training import read_config
 
 from .tolerances import HEADER
 
+COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
 SHAPE = (16, 18, 17)
 SMALL = NetworkSettings(BackboneSettings(filters=4, blocks_down=(1, 1), blocks_up=(1,)))
 PATCH = PreprocessingSettings((16, 16, 16))
@@ -524,3 +525,16 @@ def test_classes_of_a_decathlon_dataset(tmp_path: Path, model: Path) -> None:
         assert found.shape == (11, 9, 7)
         np.testing.assert_allclose(found.affine, affine, atol=HEADER)
     assert set(np.unique(nib.load(tmp_path / "p" / "ct.nii.gz").get_fdata())) <= {0, 5}
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_screen_and_has_examples(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(*command.split(), "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 46
+    assert max(map(len, lines)) <= 80
+    assert not any(line.endswith(("...", "…")) for line in lines[1:]), "a text was cut"
+    assert f"    $ egcnn {command}" in "\n".join(lines).split("Examples:")[1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from egcnn.checks import DEFAULT_OVERLAP
-from egcnn.cli.options import DEVICE, PRECISION
+from egcnn.cli.options import DEVICE, JSON, PRECISION, examples
 from egcnn.cli.root import app
 from egcnn.errors import InputError
 
@@ -18,55 +18,55 @@ if TYPE_CHECKING:
     from egcnn.data.case import Case
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "egcnn predict run/last.ckpt DATA -o predictions --split validation --edges",
+        "egcnn predict run/best.ckpt t1.nii,t1ce.nii,t2.nii,flair.nii -o p",
+        "egcnn predict fold0/best.ckpt,fold1/best.ckpt DATA -o averaged --flips",
+    )
+)
 def predict(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="A .ckpt file written by 'egcnn train', or several joined by commas, whose "
-            "probabilities are averaged."
+            metavar="CHECKPOINT", help="Of 'egcnn train'; several joined by commas are averaged."
         ),
     ],
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="NIfTI files (3D, or 4D with the modalities last), the files of one case joined "
-            "by commas in the order of the modalities, case folders, or dataset folders."
+            metavar="INPUTS",
+            help="NIfTI files (3D, or 4D with the modalities last), a case's files joined by "
+            "commas in the modalities' order, folders of cases, or of datasets.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.nii.gz.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for NAME.nii.gz.")
+    ],
     edges: Annotated[
         bool,
-        typer.Option(
-            "--edges", help="Also write NAME_edges.nii.gz, the edge probabilities per region."
-        ),
+        typer.Option("--edges", help="NAME_edges.nii.gz too: each region's edges."),
     ] = False,
     probabilities: Annotated[
         bool,
-        typer.Option(
-            "--probabilities",
-            help="Also write NAME_probabilities.nii.gz, the probabilities of all regions.",
-        ),
+        typer.Option("--probabilities", help="NAME_probabilities.nii.gz too, of the regions."),
     ] = False,
     flips: Annotated[
         bool,
-        typer.Option(
-            "--flips",
-            help="Average over mirrored images, along the axes that training mirrored (up to 8 "
-            "times as long).",
-        ),
+        typer.Option("--flips", help="Average over mirrored images too, in up to 8 times as long."),
     ] = False,
     split: Annotated[
         str,
-        typer.Option(help="Cases of a dataset folder to predict: all, train or validation."),
+        typer.Option(metavar="NAME", help="Cases of a dataset: all, train or validation."),
     ] = "all",
     overlap: Annotated[
-        float, typer.Option(help="Overlap of neighbouring windows, from 0 to below 1.")
+        float, typer.Option(metavar="SHARE", help="Of neighbouring windows, from 0 to below 1.")
     ] = DEFAULT_OVERLAP,
+    as_json: Annotated[bool, JSON] = False,
     device: Annotated[str, DEVICE] = "auto",
     precision: Annotated[str | None, PRECISION] = None,
 ) -> None:
-    """Segment volumes; label maps are written on each input's own grid."""
+    """Segment volumes, each on its own grid."""
     import time
 
     from egcnn.checkpoint import load
@@ -168,30 +168,38 @@ def _folder_cases(folder: Path, split: str, checkpoint: Path, modalities: int) -
     return [known[name] for name in names]
 
 
-@app.command()
+@app.command(epilog=examples("egcnn evaluate predictions DATA"))
 def evaluate(
     predictions: Annotated[
-        Path, typer.Argument(help="Folder that holds NAME.nii.gz for each case.")
+        Path, typer.Argument(metavar="PREDICTIONS", help="Folder of NAME.nii.gz, a case each.")
     ],
-    data: Annotated[Path, typer.Argument(help="Dataset folder that holds the truth.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Dataset folder that holds the truth.")
+    ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for metrics.csv and metrics.json."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for metrics.csv and metrics.json (PREDICTIONS).",
+        ),
     ] = None,
     lesions: Annotated[
         bool,
         typer.Option(
-            "--lesions", help="Score every lesion by itself too (pip install 'egcnn[lesions]')."
+            "--lesions", help="Score each lesion too; needs the extra 'lesions' (panoptica)."
         ),
     ] = False,
+    as_json: Annotated[bool, JSON] = False,
     workers: Annotated[
         int | None,
-        typer.Option(help="Number of processes, one for each core by default; 0 uses none."),
+        typer.Option(metavar="N", help="Processes (one a core); 0: none."),
     ] = None,
 ) -> None:
-    """Compare predictions with the truth: tables, metrics.csv and metrics.json.
+    """Score predictions against the truth: tables and files.
 
-    Edge probabilities written by predict --edges are scored as well.
+    Dice, sensitivity, specificity, HD95 in mm, surface Dice; and the edges', of predict --edges.
     """
     from egcnn import evaluation
     from egcnn.data import open_dataset
