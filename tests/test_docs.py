@@ -37,11 +37,11 @@ SHOWN = {"bibtex", "cpp", "json", "math", "text"}
 TINY = {
     **{"network.backbone.filters": 2, "epochs": 1, "batch_size": 1, "precision": "32-true"},
     **{"network.backbone.blocks_down": (1, 1), "network.backbone.blocks_up": (1,)},
-    "preprocessing.patch": (16, 16, 16),
+    **{"preprocessing.patch": (16, 16, 16), "preprocessing.spacing": None},
 }
 #: Options that follow those of a command.
 TINY_OPTIONS = {
-    "compare": "--backbones unet --arms egcnn --seeds 1 --epochs 1",
+    "compare": "--backbones unet --arms egcnn --seeds 1 --epochs 1 --set spacing=null",
     "demo": "--cases 3 --shape 16,16,16 --epochs 1",
     "evaluate": "--workers 0",
     "phantom": "--cases 2 --shape 16,16,16",
