@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import nan
@@ -24,7 +25,7 @@ from egcnn.lesions import check_installed, lesion_scores
 from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
 from egcnn.processes import in_processes
-from egcnn.terminal import tracked
+from egcnn.terminal import Bar, tracked
 from egcnn.typed import entry
 
 Scores = dict[str, dict[str, float]]
@@ -132,12 +133,28 @@ def evaluate(
         )
     jobs = [(labelled[name], path, beside.get(name + EDGES)) for name, path in files.items()]
     done = in_processes(partial(_score_files, dataset, lesions), jobs, workers)
-    scored = list(done if quiet else tracked(done, len(jobs), "scoring cases"))
+    scored = list(done if quiet else _shown(done, len(jobs)))
     return Evaluation(
         {name: scores for name, (scores, _) in zip(files, scored, strict=True)},
         tuple(name for name in labelled if name not in files),
         {name: compared for name, (_, compared) in zip(files, scored, strict=True)},
     )
+
+
+def _shown(
+    scored: Iterable[tuple[Scores, dict[str, Any]]], total: int
+) -> Iterator[tuple[Scores, dict[str, Any]]]:
+    """Iterate with a progress bar, which shows the mean Dice so far and cases a second."""
+    started, dice = time.perf_counter(), []
+    with Bar() as bar:
+        bar.update(0, total, "scoring cases")
+        for item in scored:
+            dice += [region["dice"] for region in item[0].values()]
+            done = len(dice) // len(item[0])
+            pace = done / (time.perf_counter() - started)
+            text = f"scoring cases  Dice {mean_and_deviation(dice)[0]:.3f}  {pace:.2g} cases/s"
+            bar.update(done, total, text)
+            yield item
 
 
 def _score_files(
@@ -191,11 +208,25 @@ def score(
 
 
 def predict_and_evaluate(
-    trained: Trained, cases: Iterable[Case], dataset: Dataset, folder: str | Path
+    trained: Trained,
+    cases: Sequence[Case],
+    dataset: Dataset,
+    folder: str | Path,
+    title: str | None = None,
 ) -> Evaluation:
-    """Segment cases, write the label maps and their scores to a folder, and return the scores."""
+    """Segment cases, write the label maps and their scores to a folder, and return the scores.
+
+    Args:
+        trained: the network.
+        cases: labelled cases.
+        dataset: defines the regions.
+        folder: receives label maps and scores.
+        title: text of a progress bar; None shows none.
+    """
     scores, sources = {}, {}
-    for case, prediction, path in predict_cases(trained, cases, folder):
+    predictions = predict_cases(trained, cases, folder)
+    shown = predictions if title is None else tracked(predictions, len(cases), title)
+    for case, prediction, path in shown:
         scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
         sources[case.name] = source(case, path)
     evaluation = Evaluation(scores, sources=sources)

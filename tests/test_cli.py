@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from egcnn.demo import run_demo
 from egcnn.errors import InputError
 from egcnn.nn import BackboneSettings, NetworkSettings, build_network
 from egcnn.regions import Regions
+from egcnn.terminal import Bar
 from egcnn.training import read_config
 
 from .tolerances import HEADER
@@ -132,6 +134,43 @@ def test_train_predict_evaluate(
     assert run("train", brats, "-o", folder, "--resume", "--overwrite") == 1
     assert run("train", brats, "-o", tmp_path / "none", "--resume") == 1
     assert "holds no run" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_json_and_the_progress_bar(
+    brats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[tuple[float, float, str]] = []
+    monkeypatch.setattr(Bar, "update", lambda _, *progress: shown.append(progress))
+
+    def ask(*arguments: str | Path) -> tuple[dict[str, Any], str]:
+        """What a command prints, and the last text of its bar, which has come to its end."""
+        shown.clear()
+        assert run(*arguments, "--json") == 0
+        done = [done for done, *_ in shown]
+        assert done == sorted(done) or arguments[0] == "compare"  # which begins anew to predict
+        assert shown[-1][0] == shown[-1][1]
+        return json.loads(capfd.readouterr().out), shown[-1][2]
+
+    size = ("--set", "filters=2", "--set", "patch=16,16,16", "--epochs", "2", "--device", "cpu")
+    summary, text = ask("train", brats, "-o", tmp_path / "run", *size)
+    assert Path(summary["last"]).is_file()
+    assert [row["epoch"] for row in summary["history"]] == [1, 2]
+    assert re.fullmatch(r"epoch 2/2  validation 1/1  Dice 0\.\d{3}  [\d.]+ [kM]voxels/s", text)
+    assert re.match(r"epoch 1/2  loss \d\.\d{3} \(semantic 0.*\)  [\d.]+ [kM]voxels/s", shown[1][2])
+    predicted, text = ask("predict", summary["last"], brats, "-o", tmp_path / "p", "--overlap", "0")
+    assert all(Path(case["labels"]).is_file() for case in predicted["predictions"])
+    assert len(predicted["predictions"]) == 3
+    assert re.fullmatch(r"PHANTOM_002, case 3 of 3  window (\d+)/\1  [\d.]+ [kM]voxels/s", text)
+    scores, text = ask("evaluate", tmp_path / "p", brats, "--workers", "0")
+    assert scores == json.loads((tmp_path / "p" / "metrics.json").read_text())
+    assert re.fullmatch(r"scoring cases  Dice 0\.\d{3}  [\d.]+ cases/s", text)
+    compared, text = ask(
+        *("compare", brats, "-o", tmp_path / "c", *size, "--backbones", "unet", "--arms", "none"),
+        *("--seeds", "1", "--epochs", "1"),
+    )
+    assert len(compared["runs"]) == 1
+    assert text == "run 1 of 1, unet-seed0: predicting"
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from os.path import exists  # False for joined names that are too long for one
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +15,7 @@ from egcnn.checks import DEFAULT_OVERLAP
 from egcnn.cli.options import DEVICE, JSON, PRECISION, examples
 from egcnn.cli.root import app
 from egcnn.errors import InputError
+from egcnn.terminal import Bar, amount, say
 
 if TYPE_CHECKING:
     from egcnn.checkpoint import Trained
@@ -67,11 +71,8 @@ def predict(
     precision: Annotated[str | None, PRECISION] = None,
 ) -> None:
     """Segment volumes, each on its own grid."""
-    import time
-
     from egcnn.checkpoint import load
     from egcnn.inference import choose_device, predict_cases, training_flips
-    from egcnn.terminal import Terminal, progress_bar, say, visible
 
     where = choose_device(device)
     # A name may hold a comma itself.
@@ -85,8 +86,9 @@ def predict(
                 "expected a checkpoint that has one"
             )
     cases = _input_cases(inputs, members[0], split, files)
-    with progress_bar(Terminal(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
+    made = []
+    with Bar() as bar:
+        shown = _Windows(bar, len(cases), math.prod(members[0].preprocessing.patch))
         predictions = predict_cases(
             members,
             cases,
@@ -96,14 +98,49 @@ def predict(
             overlap=overlap,
             flips=training_flips(members[0]) if flips else (),
             precision=precision,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=shown.update,
         )
         for number, case in enumerate(cases, 1):
             started = time.perf_counter()
-            title = f"{visible(case.name)}, case {number} of {len(cases)}, windows"
-            bar.reset(task, description=title, total=None)
+            shown.begin(number, case.name)
             path = next(predictions)[2]  # holds no prediction beside the next
-            say(f"{path}  {time.perf_counter() - started:.1f} s")
+            seconds = time.perf_counter() - started
+            made.append({"case": case.name, "labels": str(path), "seconds": round(seconds, 3)})
+            if not as_json:
+                say(f"{path}  {seconds:.1f} s")
+    if as_json:
+        say(
+            json.dumps(
+                {"checkpoints": [str(file) for file in files], "predictions": made}, indent=1
+            )
+        )
+
+
+class _Windows:
+    """The text of the progress bar: the case, its windows, voxels a second through the network."""
+
+    def __init__(self, bar: Bar, cases: int, voxels: int) -> None:
+        self.bar, self.cases, self.voxels = bar, cases, voxels
+        self.title, self.number = "", 0
+        self.windows, self.seconds, self.before = 0, 0.0, 0.0
+
+    def begin(self, number: int, name: str) -> None:
+        """Show the next case, counted from 1."""
+        self.number, self.title = number, f"{name}, case {number} of {self.cases}"
+        self.before = 0.0
+        self.bar.update(number - 1, self.cases, self.title)
+
+    def update(self, done: int, total: int) -> None:
+        """Show how many windows of the case are done."""
+        now = time.perf_counter()
+        if self.before:
+            self.windows += 1
+            self.seconds += now - self.before
+        self.before = now
+        pace = self.windows * self.voxels / self.seconds if self.seconds else 0
+        speed = f"  {amount(pace)}voxels/s" if pace else ""
+        text = f"{self.title}  window {done}/{total}{speed}"
+        self.bar.update(self.number - 1 + done / total, self.cases, text)
 
 
 def _input_cases(
@@ -205,7 +242,7 @@ def evaluate(
     from egcnn.data import open_dataset
     from egcnn.machine import usable_cores
     from egcnn.report import edge_table, evaluation_table, lesion_table
-    from egcnn.terminal import say, show
+    from egcnn.terminal import show
 
     scored = evaluation.evaluate(
         predictions,
@@ -216,6 +253,9 @@ def evaluate(
     )
     # Files first: nothing that is wrong with the terminal loses them.
     written = evaluation.write_evaluation(scored, predictions if output is None else output)
+    if as_json:
+        say(written[1].read_text(encoding="utf-8"))
+        return
     show(evaluation_table(scored))
     show(edge_table(scored))
     if lesions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -127,6 +128,7 @@ def train(
     if resume and overwrite:
         raise InputError("--resume and --overwrite: both given; expected one of them")
     from egcnn.data import open_dataset
+    from egcnn.files import without_nan
     from egcnn.inference import choose_device
     from egcnn.machine import first_process
     from egcnn.report import training_table
@@ -159,11 +161,31 @@ def train(
     # Every device runs this command.
     first = first_process()
     if first:
-        say(_described(dataset, config, where))
-        _say_unlabelled(dataset)
+        say(_described(dataset, config, where), stderr=as_json)
+        _say_unlabelled(dataset, stderr=as_json)
     existing: IfExists = "resume" if resume else "overwrite" if overwrite else "error"
-    run = fit(config, dataset, output, existing=existing, device=device, cache=cache)
+    run = fit(
+        config,
+        dataset,
+        output,
+        existing=existing,
+        device=device,
+        cache=cache,
+        quiet=as_json,
+        title="",
+    )
     if not first:
+        return
+    if as_json:
+        summary = {
+            "run": str(run.output),
+            "best": None if run.best is None else str(run.best),
+            "last": str(run.last),
+            "seconds": run.seconds,
+            "validation": [case.name for case in run.validation],
+            "history": [without_nan(row, None) for row in run.history],
+        }
+        say(json.dumps(summary, indent=1))
         return
     show(training_table(run.history, dataset.regions.reported_names, run.seconds))
     say(f"best epoch: {run.best or 'its checkpoint was deleted'}\nlast epoch: {run.last}")
@@ -209,7 +231,7 @@ def _described(dataset: Dataset, config: TrainingConfig, device: torch.device) -
     )
 
 
-def _say_unlabelled(dataset: Dataset) -> None:
+def _say_unlabelled(dataset: Dataset, stderr: bool) -> None:
     """Say in one line which cases cannot be trained on; nothing if all have a label."""
     from egcnn.terminal import say
 
@@ -218,7 +240,8 @@ def _say_unlabelled(dataset: Dataset) -> None:
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         say(
             f"{len(names)} of {len(dataset.cases)} cases have no label and are left out: "
-            f"{', '.join(names[:8])}{more}"
+            f"{', '.join(names[:8])}{more}",
+            stderr=stderr,
         )
 
 
@@ -297,8 +320,8 @@ def compare(
     # Every device runs this command, and evaluates each run as the first one does.
     first = first_process()
     if first:
-        _say_unlabelled(dataset)
-    console = Terminal(soft_wrap=True, quiet=not first)
+        _say_unlabelled(dataset, stderr=as_json)
+    console = Terminal(soft_wrap=True, quiet=not first, stderr=as_json)
     runs = comparison.compare(
         dataset,
         config,
@@ -313,6 +336,9 @@ def compare(
         return
     # Files first: nothing that is wrong with the terminal loses them.
     written = comparison.write_comparison(runs, output)
+    if as_json:
+        say(written[2].read_text(encoding="utf-8"))
+        return
     show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(runs)))
     show(comparison.as_table("Edges", comparison.edge_rows(runs)))
     if lines := comparison.difference_rows(runs):
