@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -31,11 +30,13 @@ def fitted(table: Table, width: int) -> list[Table]:
             _least(column, broken or left)
             for column, left in zip(table.columns, named, strict=True)
         ]
-        for count in range(1, len(least) - keys + 1):
+        for count in range(1, max(1, len(least) - keys) + 1):
             parts = [[*range(keys), *part] for part in _divided(range(keys, len(least)), count)]
-            if all(sum(least[i] + _GAP for i in part) - _GAP <= width for part in parts):
-                return [_narrow(table, part, least, width, part is parts[0]) for part in parts]
-    return [_narrow(table, part, least, width, part is parts[0]) for part in parts]
+            widths = [_wider(table, part, least, width, broken) for part in parts]
+            if all(sum(part.values()) + _GAP * (len(part) - 1) <= width for part in widths):
+                return [_narrow(table, part, part is widths[0]) for part in widths]
+    # A word is longer than the terminal is wide.
+    return [_narrow(table, part, part is widths[0]) for part in widths]
 
 
 def full_width(table: Table) -> int:
@@ -61,25 +62,33 @@ def _texts(column: Column) -> list[Any]:
     return [column.header, *column.cells]
 
 
-def _narrow(table: Table, part: list[int], least: Sequence[int], width: int, titled: bool) -> Table:
-    """Some columns of a table, each as wide as it needs to be, and as it can."""
+def _wider(
+    table: Table, part: list[int], least: list[int], width: int, broken: bool
+) -> dict[int, int]:
+    """The widths of some columns, which share what the least widths leave."""
+    widths = {i: least[i] for i in part}
+    # First those whose cells would break.
+    for i in reversed(part) if broken else part:
+        full = max(cell_len(str(text)) for text in _texts(table.columns[i]))
+        slack = width - sum(widths.values()) - _GAP * (len(part) - 1)
+        widths[i] += max(0, min(slack, full - least[i]))
+    return widths
+
+
+def _narrow(table: Table, widths: dict[int, int], titled: bool) -> Table:
+    """A table of some columns, of given widths."""
     new = Table(
         title=table.title if titled else None,
+        caption=table.caption if len(table.columns) - 1 in widths else None,
         box=SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=(0, _GAP - 1, 0, 0),
     )
-    widths = {i: least[i] for i in part}
-    for i in reversed(part):  # the names last
-        full = max(cell_len(str(text)) for text in _texts(table.columns[i]))
-        slack = width - sum(widths.values()) - _GAP * (len(part) - 1)
-        widths[i] += max(0, min(slack, full - least[i]))
-    for i, fit in widths.items():
+    for i, width in widths.items():
         column = table.columns[i]
-        new.add_column(column.header, justify=column.justify, width=fit, overflow="fold")
-    cells = [list(table.columns[i].cells) for i in part]
+        new.add_column(column.header, justify=column.justify, width=width, overflow="fold")
+    cells = [list(table.columns[i].cells) for i in widths]
     for index, row in enumerate(table.rows):
         new.add_row(*(column[index] for column in cells), end_section=row.end_section)
-    new.caption = table.caption if part[-1] == len(table.columns) - 1 else None
     return new

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import IO, Any, TypeVar
+from typing import IO, Any, ClassVar, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -28,11 +28,19 @@ class Terminal(Console):
     full, the rest is discarded.
     """
 
+    #: The console of the bar that is shown: what others print has to go above it.
+    live: ClassVar[Terminal | None] = None
+
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as :meth:`rich.console.Console.print`; control characters of a text are escaped."""
+        live = Terminal.live
+        if live is not None and live is not self and self.is_terminal:
+            # Of rich's consoles only that of the bar knows where it is.
+            live.print(*objects, **{"soft_wrap": self.soft_wrap, **options})
+            return
         tolerate(self.file)
         shown = [visible(part) if isinstance(part, str) else part for part in objects]
         try:
@@ -62,9 +70,16 @@ def _discard(stream: IO[str]) -> None:
         os.close(nowhere)
 
 
-def say(text: str, *, stderr: bool = False) -> None:
-    """Print a text as it is, without breaking its lines."""
-    Terminal(stderr=stderr).print(text, soft_wrap=True)
+def say(text: str, *, wrap: bool = False, stderr: bool = False) -> None:
+    """Print a text as it is.
+
+    Args:
+        text: what to print.
+        wrap: break its lines between words where a terminal ends; by default they are not broken.
+        stderr: print it there.
+    """
+    console = Terminal(stderr=stderr)
+    console.print(text, soft_wrap=not (wrap and console.is_terminal))
 
 
 def show(table: Table) -> None:
@@ -115,8 +130,8 @@ class Bar:
     It disappears in the end; what is printed meanwhile goes above it.
     """
 
-    def __init__(self) -> None:
-        console = Terminal(stderr=True)
+    def __init__(self, console: Terminal | None = None) -> None:
+        self._console = console = console or Terminal(stderr=True)
         self._progress = _Lines(
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -133,11 +148,14 @@ class Bar:
     def __enter__(self) -> Bar:
         """Show the bar."""
         self._progress.start()
+        if self._console.is_terminal:
+            Terminal.live = self._console
         return self
 
     def __exit__(self, *_: object) -> None:
         """Remove the bar."""
         self._progress.stop()
+        Terminal.live = None
 
     def update(self, done: float, total: float, text: str) -> None:
         """Show how much is done, and how long the rest takes at the pace since the first call."""

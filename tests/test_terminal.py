@@ -7,7 +7,6 @@ import re
 import sys
 import time
 from collections import Counter
-from functools import partial
 from typing import IO
 
 import pytest
@@ -111,6 +110,16 @@ def test_no_number_and_no_word_is_cut(name: str, width: int) -> None:
         assert shown[word] >= count, word
 
 
+def test_a_word_that_is_too_long_is_not_lost() -> None:
+    table = Table("x" * 60)
+    table.add_row("y" * 60)
+    console = Console(width=50, record=True, file=io.StringIO())
+    for part in fitted(table, 50):
+        console.print(part)
+    text = console.export_text()
+    assert (text.count("x"), text.count("y")) == (60, 60)
+
+
 def test_a_table_is_whole_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     for table in tables().values():
         show(table)
@@ -127,20 +136,35 @@ def test_durations() -> None:
 @pytest.mark.parametrize("width", [80, 50])
 def test_a_bar_fits_and_tells_the_time_left(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
-    made = partial(Terminal, file=written, force_terminal=True, width=width)
-    monkeypatch.setattr("egcnn.terminal.Terminal", lambda stderr: made())
+    console = Terminal(file=written, force_terminal=True, width=width)
     clock = iter((0.0, 30.0))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     text = "run 3 of 24, unet-egcnn-seed0  epoch 12/300  loss 0.470  Dice 0.825  12.3 Mvoxels/s"
-    with Bar() as bar:
+    with Bar(console) as bar:
         bar.update(10_000, 80_100, text)
+        Terminal(file=io.StringIO(), force_terminal=True).print("above the bar")
         bar.update(10_100, 80_100, text)
         bar._progress.refresh()
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", written.getvalue()).splitlines()
     assert max(map(len, lines)) <= width
     said = " ".join(" ".join(lines).split())
+    assert "above the bar" in said
     assert "10100/80100 5 h 50 min left" in said
     assert set(text.split()) <= set(said.split())
+
+
+def test_words_stay_whole_in_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = " ".join(f"Dice 0.{number}" for number in range(100, 120))
+    say(text, wrap=True)
+    assert capsys.readouterr().out == text + "\n"
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich's way to say that this is a terminal
+    say(text, wrap=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 50
+    assert " ".join(" ".join(lines).split()) == text
 
 
 def test_a_bar_is_absent_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

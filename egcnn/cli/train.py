@@ -161,7 +161,7 @@ def train(
     # Every device runs this command.
     first = first_process()
     if first:
-        say(_described(dataset, config, where), stderr=as_json)
+        say(_described(dataset, config, where), wrap=True, stderr=as_json)
         _say_unlabelled(dataset, stderr=as_json)
     existing: IfExists = "resume" if resume else "overwrite" if overwrite else "error"
     run = fit(
@@ -241,6 +241,7 @@ def _say_unlabelled(dataset: Dataset, stderr: bool) -> None:
         say(
             f"{len(names)} of {len(dataset.cases)} cases have no label and are left out: "
             f"{', '.join(names[:8])}{more}",
+            wrap=True,
             stderr=stderr,
         )
 

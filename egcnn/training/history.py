@@ -51,7 +51,7 @@ class History(Callback):
     def say(self, text: str) -> None:
         """Print a text, unless the run is quiet."""
         if not self.quiet:
-            say(text)
+            say(text, wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows up to the checkpoint, and the seconds of the epoch so far."""
