@@ -1,9 +1,9 @@
 """Tables and a picture of results.
 
-    python -m benchmarks.report JSON... [--readme] [--picture PATH]
+    python -m benchmarks.report JSON... [--summary] [--picture PATH]
 
-prints every table of each file as Markdown, or with ``--readme`` those of the README, and draws
-time against voxels, of ours, the peers and the bandwidth bound.
+prints every table of each file as Markdown, or with ``--summary`` those of docs/performance.md, and
+draws time against voxels, of ours, the peers and the bandwidth bound.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ def every_provider(data: dict[str, Any]) -> list[Table]:
     return make("Every provider", data["rows"], *columns)
 
 
-def readme_tables(data: dict[str, Any]) -> list[Table]:
-    """The tables of the README."""
+def summary_tables(data: dict[str, Any]) -> list[Table]:
+    """The tables of docs/performance.md."""
     reused = [row for row in data["rows"] if row.get("memory", "reused") == "reused"]
     ours = [row for row in reused if row["provider"] == OURS]
     eager = {
@@ -368,15 +368,15 @@ def main() -> None:
     """Print the tables and draw the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="JSON")
-    parser.add_argument("--readme", action="store_true", help="only the README's tables")
+    parser.add_argument("--summary", action="store_true", help="those of docs/performance.md")
     parser.add_argument("--picture", type=Path, metavar="PATH", help="drawn from the first file")
     options = parser.parse_args()
 
     runs = [json.loads(path.read_text()) for path in options.files]
     for data in runs:
-        if options.readme:
+        if options.summary:
             print(f"{heading(data)}\n")
-            print("\n".join(table.markdown() for table in readme_tables(data)))
+            print("\n".join(table.markdown() for table in summary_tables(data)))
         else:
             print(markdown(data))
     if options.picture:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import nan
@@ -25,7 +26,7 @@ from egcnn.lesions import check_installed, lesion_scores
 from egcnn.machine import versions
 from egcnn.metrics import COLUMNS, case_metrics, mean_and_deviation, summary
 from egcnn.processes import in_processes
-from egcnn.terminal import tracked
+from egcnn.terminal import Bar, tracked
 from egcnn.typed import entry
 
 Scores = dict[str, dict[str, float]]
@@ -135,7 +136,7 @@ def evaluate(
         )
     jobs = [(labelled[name], path, beside.get(name + EDGES)) for name, path in files.items()]
     done = in_processes(partial(_score_files, dataset, lesions), jobs, workers)
-    scored = list(done if quiet else tracked(done, len(jobs), "scoring cases"))
+    scored = list(done if quiet else _shown(done, len(jobs)))
     return Evaluation(
         {name: scores for name, (scores, _) in zip(files, scored, strict=True)},
         tuple(name for name in labelled if name not in files),
@@ -147,6 +148,22 @@ def evaluate(
 def compared_folders(predictions: Path, dataset: Dataset) -> dict[str, str]:
     """The absolute paths of an :class:`Evaluation`'s folders."""
     return {"predictions": str(predictions.resolve()), "data": str(dataset.root.resolve())}
+
+
+def _shown(
+    scored: Iterable[tuple[Scores, dict[str, Any]]], total: int
+) -> Iterator[tuple[Scores, dict[str, Any]]]:
+    """Iterate with a progress bar, which shows the mean Dice so far and cases a second."""
+    started, dice = time.perf_counter(), []
+    with Bar() as bar:
+        bar.update(0, total, "scoring cases")
+        for item in scored:
+            dice += [region["dice"] for region in item[0].values()]
+            done = len(dice) // len(item[0])
+            pace = done / (time.perf_counter() - started)
+            text = f"scoring cases  Dice {mean_and_deviation(dice)[0]:.3f}  {pace:.2g} cases/s"
+            bar.update(done, total, text)
+            yield item
 
 
 def _score_files(
@@ -224,6 +241,7 @@ def predict_and_evaluate(
     folder: str | Path,
     *,
     edges: bool = False,
+    title: str | None = None,
 ) -> Evaluation:
     """Segment cases, write the label maps and their scores to a folder, and return the scores.
 
@@ -236,6 +254,7 @@ def predict_and_evaluate(
         dataset: defines the regions.
         folder: for the label maps, :data:`TABLE` and :data:`SUMMARY`.
         edges: write the edge probabilities too, if the network has an edge stream.
+        title: text of a progress bar; None shows none.
 
     Raises:
         InputError: as :func:`egcnn.inference.predict_cases`, in any of the processes.
@@ -244,7 +263,10 @@ def predict_and_evaluate(
     rank, count = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     part: Evaluation | InputError
     try:
-        predictions = predict_cases(trained, cases[rank::count], folder, edges=edges)
+        mine = cases[rank::count]
+        predictions = predict_cases(trained, mine, folder, edges=edges)
+        if title is not None and rank == 0:
+            predictions = tracked(predictions, len(mine), title)
         part = score_predictions(predictions, dataset, folder)
     except InputError as error:
         part = error

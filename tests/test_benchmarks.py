@@ -273,7 +273,7 @@ def made_results() -> dict[str, Any]:
 def test_report(tmp_path: Path) -> None:
     path, picture = tmp_path / "results.json", tmp_path / "picture.png"
     report.write(path, made_results())
-    arguments = ["-m", "benchmarks.report", path, "--readme", "--picture", picture]
+    arguments = ["-m", "benchmarks.report", path, "--summary", "--picture", picture]
     result = run(sys.executable, *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("a processor (2 threads, avx512), torch 2.9, egcnn 0.1 (abc)")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 
 import egcnn
 from egcnn.checkpoint import Trained, save
-from egcnn.cli import main
+from egcnn.cli import app, main
 from egcnn.data import BRATS, open_dataset, write_volume
 from egcnn.data.phantom import write_brats
 from egcnn.data.transforms import PreprocessingSettings
@@ -25,10 +26,12 @@ from egcnn.demo import run_demo
 from egcnn.errors import InputError
 from egcnn.nn import BackboneSettings, NetworkSettings, build_network
 from egcnn.regions import Regions
+from egcnn.terminal import Bar
 from egcnn.training import read_config
 
 from .tolerances import HEADER
 
+COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
 SHAPE = (16, 18, 17)
 SMALL = NetworkSettings(BackboneSettings(filters=4, blocks_down=(1, 1), blocks_up=(1,)))
 PATCH = PreprocessingSettings((16, 16, 16))
@@ -152,6 +155,43 @@ def test_export(
     capfd.readouterr()
     assert run("export", model, "-o", tmp_path / "a.pth") == 1
     assert "suffix '.pth'; expected .pt2, .onnx or .safetensors" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_json_and_the_progress_bar(
+    brats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[tuple[float, float, str]] = []
+    monkeypatch.setattr(Bar, "update", lambda _, *progress: shown.append(progress))
+
+    def ask(*arguments: str | Path) -> tuple[dict[str, Any], str]:
+        """What a command prints, and the last text of its bar, which has come to its end."""
+        shown.clear()
+        assert run(*arguments, "--json") == 0
+        done = [done for done, *_ in shown]
+        assert done == sorted(done) or arguments[0] == "compare"  # which begins anew to predict
+        assert shown[-1][0] == shown[-1][1]
+        return json.loads(capfd.readouterr().out), shown[-1][2]
+
+    size = ("--set", "filters=2", "--set", "patch=16,16,16", "--epochs", "2", "--device", "cpu")
+    summary, text = ask("train", brats, "-o", tmp_path / "run", *size)
+    assert Path(summary["last"]).is_file()
+    assert [row["epoch"] for row in summary["history"]] == [1, 2]
+    assert re.fullmatch(r"epoch 2/2  validation 1/1  Dice 0\.\d{3}  [\d.]+ [kM]voxels/s", text)
+    assert re.match(r"epoch 1/2  loss \d\.\d{3} \(semantic 0.*\)  [\d.]+ [kM]voxels/s", shown[1][2])
+    predicted, text = ask("predict", summary["last"], brats, "-o", tmp_path / "p", "--overlap", "0")
+    assert all(Path(case["labels"]).is_file() for case in predicted["predictions"])
+    assert len(predicted["predictions"]) == 3
+    assert re.fullmatch(r"PHANTOM_002, case 3 of 3  window (\d+)/\1  [\d.]+ [kM]voxels/s", text)
+    scores, text = ask("evaluate", tmp_path / "p", brats, "--workers", "0")
+    assert scores == json.loads((tmp_path / "p" / "metrics.json").read_text())
+    assert re.fullmatch(r"scoring cases  Dice 0\.\d{3}  [\d.]+ cases/s", text)
+    compared, text = ask(
+        *("compare", brats, "-o", tmp_path / "c", *size, "--backbones", "unet", "--arms", "none"),
+        *("--seeds", "1", "--epochs", "1"),
+    )
+    assert len(compared["runs"]) == 1
+    assert text == "run 1 of 1, unet-seed0: predicting"
 
 
 @pytest.mark.slow
@@ -580,3 +620,16 @@ def test_classes_of_a_decathlon_dataset(tmp_path: Path, model: Path) -> None:
         assert found.shape == (11, 9, 7)
         np.testing.assert_allclose(found.affine, affine, atol=HEADER)
     assert set(np.unique(nib.load(tmp_path / "p" / "ct.nii.gz").get_fdata())) <= {0, 5}
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_screen_and_has_examples(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(*command.split(), "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 46
+    assert max(map(len, lines)) <= 80
+    assert not any(line.endswith(("...", "…")) for line in lines[1:]), "a text was cut"
+    assert f"    $ egcnn {command}" in "\n".join(lines).split("Examples:")[1]

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "egcnn"
 #: From the lowest layer up; entries of one line do not import each other.
 FLOORS = (
     ("egcnn", "egcnn._C"),
-    ("egcnn.errors", "egcnn.machine", "egcnn.terminal", "egcnn.legacy"),
-    ("egcnn.typed",),
+    ("egcnn.errors", "egcnn.machine", "egcnn.narrow", "egcnn.legacy"),
+    ("egcnn.typed", "egcnn.terminal"),
     ("egcnn.settings", "egcnn.files", "egcnn.checks", "egcnn.processes"),
     ("egcnn.ops",),
     ("egcnn.regions",),

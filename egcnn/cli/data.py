@@ -7,25 +7,25 @@ from typing import Annotated
 
 import typer
 
-from egcnn.cli.options import triple
+from egcnn.cli.options import JSON, examples, triple
 from egcnn.cli.root import app
 from egcnn.errors import InputError
 
 
-@app.command()
+@app.command(epilog=examples("egcnn inspect DATA", "egcnn inspect DATA --images --json"))
 def inspect(
-    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is detected.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Dataset folder; its layout is detected.")
+    ],
     images: Annotated[
         bool,
-        typer.Option(
-            "--images", help="Read all images too: finds damaged files, NaN and empty images."
-        ),
+        typer.Option("--images", help="Read the images too: damaged, NaN or empty ones."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Show what a dataset holds, and what is wrong with which case; then the exit code is 1.
+    """Show what a dataset holds, and what is wrong with it.
 
-    Reads the headers of all files and the label maps.
+    Reads the headers of all files and the label maps; the exit code is 1 if a case is bad.
     """
     import json
 
@@ -55,18 +55,27 @@ def inspect(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "egcnn phantom brats --layout brats",
+        "egcnn phantom small --layout kits --cases 6 --shape 48,48,40",
+    )
+)
 def phantom(
-    output: Annotated[Path, typer.Argument(help="Folder to write to, new or empty.")],
-    layout: Annotated[str, typer.Option(help="brats, kits or nnunet (BraTS as nnU-Net has it).")],
-    cases: Annotated[int, typer.Option(help="Number of cases.")] = 10,
-    seed: Annotated[int, typer.Option(help="Random seed; each case depends on it alone.")] = 0,
+    output: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write to, new or empty.")
+    ],
+    layout: Annotated[
+        str, typer.Option(metavar="NAME", help="brats, kits or nnunet (BraTS as nnU-Net has it).")
+    ],
+    cases: Annotated[int, typer.Option(metavar="N", help="Number of cases.")] = 10,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the cases, one by one.")] = 0,
     shape: Annotated[
         str | None,
-        typer.Option(help="Voxels along the array's axes, as D,H,W; by default the challenge's."),
+        typer.Option(metavar="D,H,W", help="Voxels along the array's axes (the challenge's)."),
     ] = None,
 ) -> None:
-    """Write synthetic cases in the layout of a challenge, by default at full size.
+    """Write synthetic cases in the layout of a challenge.
 
     Brain MR of four modalities with tumours, or abdominal CT with kidneys and their tumours.
     """

@@ -7,26 +7,33 @@ from typing import Annotated
 
 import typer
 
-from egcnn.cli.options import triple
+from egcnn.cli.options import examples, triple
 from egcnn.cli.root import app
 
 
-@app.command()
+@app.command(
+    epilog=examples("egcnn demo", "egcnn demo -o quick --cases 4 --shape 32,32,32 --epochs 1")
+)
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all outputs.")] = Path(
-        "demo"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for all outputs.")
+    ] = Path("demo"),
     cases: Annotated[
-        int, typer.Option(help="Number of synthetic cases; a quarter is held out.")
+        int, typer.Option(metavar="N", help="Synthetic cases; a quarter is held out.")
     ] = 48,
-    shape: Annotated[str, typer.Option(help="Size of each case in voxels, as D,H,W.")] = "40,40,32",
-    epochs: Annotated[int, typer.Option(help="Number of training epochs.")] = 28,
-    seed: Annotated[int, typer.Option(help="Random seed of the cases and the training.")] = 0,
+    shape: Annotated[
+        str, typer.Option(metavar="D,H,W", help="Size of each case in voxels of 1 mm.")
+    ] = "40,40,32",
+    epochs: Annotated[int, typer.Option(metavar="N", help="Passes over the training cases.")] = 28,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the cases and the training.")] = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the demo in OUTPUT.")
+        bool, typer.Option("--overwrite", help="Replace the demo in DIR.")
     ] = False,
 ) -> None:
-    """Train on synthetic tumours in the BraTS layout, predict held-out cases, evaluate and draw."""
+    """Train, predict, score and draw synthetic brain tumours.
+
+    Less than three minutes on two cores.
+    """
     from egcnn.demo import run_demo
 
     run_demo(
@@ -39,14 +46,19 @@ def demo(
     )
 
 
-@app.command()
+@app.command(epilog=examples("egcnn networks", "egcnn networks --filters 16 --shape 96,96,96"))
 def networks(
-    modalities: Annotated[int, typer.Option(help="Image channels.")] = 4,
-    regions: Annotated[int, typer.Option(help="Channels of the logits.")] = 3,
-    filters: Annotated[int, typer.Option(help="Number of filters at full resolution.")] = 32,
-    shape: Annotated[str, typer.Option(help="Image size in voxels, as D,H,W.")] = "160,192,128",
+    modalities: Annotated[int, typer.Option(metavar="N", help="Image channels.")] = 4,
+    regions: Annotated[int, typer.Option(metavar="N", help="Channels of the logits.")] = 3,
+    filters: Annotated[int, typer.Option(metavar="N", help="Filters at full resolution.")] = 32,
+    shape: Annotated[
+        str, typer.Option(metavar="D,H,W", help="Image size in voxels.")
+    ] = "160,192,128",
 ) -> None:
-    """Print parameters and multiply-adds of backbones alone, with the edge stream, and larger."""
+    """Print the networks' parameters and multiply-adds.
+
+    Of each backbone alone, as EG-CNN, and alone with as many parameters.
+    """
     from egcnn.comparison import networks as network_table
 
     size = triple("--shape", shape)
@@ -54,9 +66,9 @@ def networks(
         print(line)
 
 
-@app.command()
+@app.command(epilog=examples("egcnn info"))
 def info() -> None:
-    """Show versions, what was built, and which operators each device uses."""
+    """Show versions, what was built, what serves each device."""
     import torch
 
     from egcnn import ops

@@ -7,22 +7,18 @@ import typer
 from egcnn.checks import PRECISIONS
 from egcnn.errors import InputError
 
-SET = typer.Option(
-    "--set",
-    metavar="NAME=VALUE",
-    help="Any entry of config.json by its dotted name, such as network.edge_stream.gate=voxel; "
-    "parts may be omitted if the rest is unambiguous (gate=voxel). Repeatable.",
-)
-PRECISION = typer.Option(help=f"{', '.join(PRECISIONS)}; by default chosen for the device.")
-FOLD = typer.Option(
-    help="Hold out this fold, from 0: of the dataset's splits_final.json, or of five by the cases' "
-    "names and split_seed. By default a fifth of the cases is held out."
-)
-CACHE = typer.Option(
-    help="Folder of preprocessed cases on a fast disk, which runs may share; without it they are "
-    "kept in memory as far as they fit."
-)
-DEVICE = typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")
+SET = typer.Option("--set", metavar="NAME=VALUE", help="Any entry of config.json; repeatable.")
+EPOCHS = typer.Option(metavar="N", help="Passes over the cases (300; 30).")
+FOLD = typer.Option(metavar="K", help="Hold out fold K of five, or of splits_final.json.")
+DEVICE = typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:NUMBER.")
+PRECISION = typer.Option(metavar="NAME", help=f"{', '.join(PRECISIONS)} (by the device).")
+CACHE = typer.Option(metavar="DIR", help="Preprocessed cases on disk (in memory).")
+JSON = typer.Option("--json", help="Print JSON, and nothing else.")
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help text: lines that can be typed."""
+    return "\n".join(["\b", "Examples:", *(f"  $ {line}" for line in lines)])
 
 
 def triple(option: str, text: str) -> tuple[int, int, int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from os.path import exists  # False for joined names that are too long for one
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,69 +12,67 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from egcnn.checks import DEFAULT_OVERLAP
-from egcnn.cli.options import DEVICE, PRECISION
+from egcnn.cli.options import DEVICE, JSON, PRECISION, examples
 from egcnn.cli.root import app
 from egcnn.errors import InputError
+from egcnn.terminal import Bar, amount, say
 
 if TYPE_CHECKING:
     from egcnn.checkpoint import Trained
     from egcnn.data.case import Case
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "egcnn predict run/last.ckpt DATA -o predictions --split validation --edges",
+        "egcnn predict run/best.ckpt t1.nii,t1ce.nii,t2.nii,flair.nii -o p",
+        "egcnn predict fold0/best.ckpt,fold1/best.ckpt DATA -o averaged --flips",
+    )
+)
 def predict(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="A .ckpt file written by 'egcnn train', or several joined by commas, whose "
-            "probabilities are averaged."
+            metavar="CHECKPOINT", help="Of 'egcnn train'; several joined by commas are averaged."
         ),
     ],
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="NIfTI files (3D, or 4D with the modalities last), the files of one case joined "
-            "by commas in the order of the modalities, case folders, or dataset folders."
+            metavar="INPUTS",
+            help="NIfTI files (3D, or 4D with the modalities last), a case's files joined by "
+            "commas in the modalities' order, folders of cases, or of datasets.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.nii.gz.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for NAME.nii.gz.")
+    ],
     edges: Annotated[
         bool,
-        typer.Option(
-            "--edges", help="Also write NAME_edges.nii.gz, the edge probabilities per region."
-        ),
+        typer.Option("--edges", help="NAME_edges.nii.gz too: each region's edges."),
     ] = False,
     probabilities: Annotated[
         bool,
-        typer.Option(
-            "--probabilities",
-            help="Also write NAME_probabilities.nii.gz, the probabilities of all regions.",
-        ),
+        typer.Option("--probabilities", help="NAME_probabilities.nii.gz too, of the regions."),
     ] = False,
     flips: Annotated[
         bool,
-        typer.Option(
-            "--flips",
-            help="Average over mirrored images, along the axes that training mirrored (up to 8 "
-            "times as long).",
-        ),
+        typer.Option("--flips", help="Average over mirrored images too, in up to 8 times as long."),
     ] = False,
     split: Annotated[
         str,
-        typer.Option(help="Cases of a dataset folder to predict: all, train or validation."),
+        typer.Option(metavar="NAME", help="Cases of a dataset: all, train or validation."),
     ] = "all",
     overlap: Annotated[
-        float, typer.Option(help="Overlap of neighbouring windows, from 0 to below 1.")
+        float, typer.Option(metavar="SHARE", help="Of neighbouring windows, from 0 to below 1.")
     ] = DEFAULT_OVERLAP,
+    as_json: Annotated[bool, JSON] = False,
     device: Annotated[str, DEVICE] = "auto",
     precision: Annotated[str | None, PRECISION] = None,
 ) -> None:
-    """Segment volumes; label maps are written on each input's own grid."""
-    import time
-
+    """Segment volumes, each on its own grid."""
     from egcnn.checkpoint import load
     from egcnn.inference import choose_device, predict_cases
-    from egcnn.terminal import Terminal, progress_bar, say, visible
 
     where = choose_device(device)
     # A name may hold a comma itself.
@@ -86,8 +87,9 @@ def predict(
             )
     axes = _flips(files, members) if flips else ()
     cases = _input_cases(inputs, members[0], split, files)
-    with progress_bar(Terminal(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
+    made = []
+    with Bar() as bar:
+        shown = _Windows(bar, len(cases), math.prod(members[0].preprocessing.patch))
         predictions = predict_cases(
             members,
             cases,
@@ -97,14 +99,49 @@ def predict(
             overlap=overlap,
             flips=axes,
             precision=precision,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=shown.update,
         )
         for number, case in enumerate(cases, 1):
             started = time.perf_counter()
-            title = f"{visible(case.name)}, case {number} of {len(cases)}, windows"
-            bar.reset(task, description=title, total=None)
+            shown.begin(number, case.name)
             path = next(predictions)[2]  # holds no prediction beside the next
-            say(f"{path}  {time.perf_counter() - started:.1f} s")
+            seconds = time.perf_counter() - started
+            made.append({"case": case.name, "labels": str(path), "seconds": round(seconds, 3)})
+            if not as_json:
+                say(f"{path}  {seconds:.1f} s")
+    if as_json:
+        say(
+            json.dumps(
+                {"checkpoints": [str(file) for file in files], "predictions": made}, indent=1
+            )
+        )
+
+
+class _Windows:
+    """The text of the progress bar: the case, its windows, voxels a second through the network."""
+
+    def __init__(self, bar: Bar, cases: int, voxels: int) -> None:
+        self.bar, self.cases, self.voxels = bar, cases, voxels
+        self.title, self.number = "", 0
+        self.windows, self.seconds, self.before = 0, 0.0, 0.0
+
+    def begin(self, number: int, name: str) -> None:
+        """Show the next case, counted from 1."""
+        self.number, self.title = number, f"{name}, case {number} of {self.cases}"
+        self.before = 0.0
+        self.bar.update(number - 1, self.cases, self.title)
+
+    def update(self, done: int, total: int) -> None:
+        """Show how many windows of the case are done."""
+        now = time.perf_counter()
+        if self.before:
+            self.windows += 1
+            self.seconds += now - self.before
+        self.before = now
+        pace = self.windows * self.voxels / self.seconds if self.seconds else 0
+        speed = f"  {amount(pace)}voxels/s" if pace else ""
+        text = f"{self.title}  window {done}/{total}{speed}"
+        self.bar.update(self.number - 1 + done / total, self.cases, text)
 
 
 def _flips(files: list[Path], members: list[Trained]) -> tuple[int, ...]:
@@ -186,36 +223,41 @@ def _folder_cases(folder: Path, split: str, checkpoint: Path, modalities: int) -
     return [known[name] for name in names]
 
 
-@app.command()
+@app.command(epilog=examples("egcnn evaluate predictions DATA"))
 def evaluate(
     predictions: Annotated[
-        Path, typer.Argument(help="Folder that holds NAME.nii.gz for each case.")
+        Path, typer.Argument(metavar="PREDICTIONS", help="Folder of NAME.nii.gz, a case each.")
     ],
-    data: Annotated[Path, typer.Argument(help="Dataset folder that holds the truth.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Dataset folder that holds the truth.")
+    ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for the tables and the report."),
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder for tables and report (PREDICTIONS)."
+        ),
     ] = None,
     lesions: Annotated[
         bool,
         typer.Option(
-            "--lesions", help="Score every lesion by itself too (pip install 'egcnn[lesions]')."
+            "--lesions", help="Score each lesion too; needs the extra 'lesions' (panoptica)."
         ),
     ] = False,
+    as_json: Annotated[bool, JSON] = False,
     workers: Annotated[
         int | None,
-        typer.Option(help="Number of processes, one for each core by default; 0 uses none."),
+        typer.Option(metavar="N", help="Processes (one a core); 0: none."),
     ] = None,
 ) -> None:
-    """Compare predictions with the truth: tables, metrics.csv, metrics.json and report.html.
+    """Score predictions against the truth: tables, files and a report.
 
-    Edge probabilities written by predict --edges are scored as well.
+    Dice, sensitivity, specificity, HD95 in mm, surface Dice; and the edges', of predict --edges.
     """
     from egcnn import evaluation
     from egcnn.data import open_dataset
     from egcnn.machine import usable_cores
     from egcnn.report import edge_table, evaluation_table, lesion_table, write_report
-    from egcnn.terminal import say, show
+    from egcnn.terminal import show
 
     scored = evaluation.evaluate(
         predictions,
@@ -226,6 +268,9 @@ def evaluate(
     )
     # Files first: nothing that is wrong with the terminal loses them.
     written = evaluation.write_evaluation(scored, predictions if output is None else output)
+    if as_json:
+        say(written[1].read_text(encoding="utf-8"))
+        return
     show(evaluation_table(scored))
     show(edge_table(scored))
     if lesions:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import egcnn
+from egcnn.cli.options import examples
 from egcnn.errors import causes, input_error
 from egcnn.machine import prepare_cpu
 from egcnn.terminal import tolerate, visible
@@ -18,7 +19,14 @@ from egcnn.terminal import tolerate, visible
 app = typer.Typer(
     name="egcnn",
     help="Edge-Gated CNNs for volumetric semantic segmentation of medical images.",
+    epilog=examples(
+        "egcnn demo",
+        "egcnn train DATA -o run",
+        "egcnn predict run/last.ckpt DATA -o predictions --split validation --edges",
+        "egcnn evaluate predictions DATA",
+    ),
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from egcnn.cli.options import CACHE, DEVICE, FOLD, PRECISION, SET, choices, triple
+from egcnn.cli.options import (
+    CACHE,
+    DEVICE,
+    EPOCHS,
+    FOLD,
+    JSON,
+    PRECISION,
+    SET,
+    choices,
+    examples,
+    triple,
+)
 from egcnn.cli.root import app
 from egcnn.errors import InputError
 
@@ -21,75 +33,102 @@ if TYPE_CHECKING:
     from egcnn.training import TrainingConfig
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "egcnn train Task04_Hippocampus -o run",
+        "egcnn train BRATS -o run --devices 8 --cache CACHE",
+        "egcnn train BRATS -o run --backbone unet --set edge_stream.gate=voxel",
+        "egcnn train BRATS -o run --resume",
+    )
+)
 def train(
-    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is detected.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the run.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Dataset folder; its layout is detected.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run.")
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in DIR.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in DIR.")] = False,
+    as_json: Annotated[bool, JSON] = False,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="unet, vnet or segnet (segnet)."),
+    ] = None,
+    filters: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Filters at full resolution (32; 8)."),
+    ] = None,
     edge: Annotated[
         bool | None,
-        typer.Option("--edge/--no-edge", help="Train with the edge stream (default) or without."),
+        typer.Option("--edge/--no-edge", help="With the edge stream or without (with)."),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(
-            help="paper: follow the paper's equations literally instead of the tuned defaults."
-        ),
+        typer.Option(metavar="NAME", help="paper: its equations taken literally (none)."),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Backbone, such as unet.")] = None,
-    filters: Annotated[
-        int | None, typer.Option(help="Number of filters at full resolution.")
-    ] = None,
-    patch: Annotated[str | None, typer.Option(help="Patch size in voxels, as D,H,W.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Number of training epochs.")] = None,
+    epochs: Annotated[int | None, EPOCHS] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Patches per step over all devices.")
+        int | None,
+        typer.Option(metavar="N", help="Patches a step over all devices (8; 4)."),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Initial learning rate.")] = None,
+    patch: Annotated[
+        str | None,
+        typer.Option(metavar="D,H,W", help="Patch in voxels (a median volume, or less)."),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="First learning rate of Adam (1e-4; 1e-3)."),
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Random seed of weights, case order, augmentation and noise.")
+        int | None,
+        typer.Option(metavar="N", help="Seed of weights, order, augmentation, noise (0)."),
     ] = None,
     fold: Annotated[int | None, FOLD] = None,
+    clip_gradients: Annotated[
+        float | None,
+        typer.Option(metavar="NORM", help="Scale longer gradients to this norm (none)."),
+    ] = None,
     settings: Annotated[list[str] | None, SET] = None,
     device: Annotated[str, DEVICE] = "auto",
     devices: Annotated[
-        int | None, typer.Option(help="Number of devices that share a batch.")
+        int | None,
+        typer.Option(metavar="N", help="GPUs of a machine that share a batch (1)."),
     ] = None,
     nodes: Annotated[
-        int | None, typer.Option(help="Number of machines, each with DEVICES devices.")
+        int | None,
+        typer.Option(metavar="N", help="Machines, each with DEVICES (1)."),
     ] = None,
     precision: Annotated[str | None, PRECISION] = None,
     cache: Annotated[Path | None, CACHE] = None,
     accumulate: Annotated[
         int | None,
-        typer.Option(help="Parts in which a device takes its share of a batch, one by one."),
-    ] = None,
-    clip_gradients: Annotated[
-        float | None, typer.Option(help="Largest norm of the gradients; longer ones are scaled.")
+        typer.Option(metavar="N", help="Take a batch in N parts: less memory (1)."),
     ] = None,
     activation_checkpointing: Annotated[
         bool | None,
         typer.Option(
-            "--activation-checkpointing/--no-activation-checkpointing",
-            help="Compute activations anew in backward: less memory, more time.",
+            "--activation-checkpointing", help="Recompute activations: less memory, more time."
         ),
     ] = None,
     compile_: Annotated[
         bool | None,
-        typer.Option("--compile/--no-compile", help="Compile the network with torch.compile."),
+        typer.Option("--compile", help="Compile the network by torch.compile."),
     ] = None,
     checkpoint_minutes: Annotated[
         float | None,
-        typer.Option(help="Minutes after which a checkpoint is written within an epoch."),
+        typer.Option(metavar="MIN", help="Minutes between checkpoints in an epoch (15)."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUTPUT.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in OUTPUT.")
-    ] = False,
 ) -> None:
-    """Train on a dataset. Options not given are chosen to suit it; see OUTPUT/config.json."""
+    """Train on a dataset.
+
+    Options not given are chosen to suit it: in parentheses, those for large and, if they differ,
+    for small volumes (up to 64 voxels an axis).
+    """
     if resume and overwrite:
         raise InputError("--resume and --overwrite: both given; expected one of them")
     from egcnn.data import open_dataset
+    from egcnn.files import without_nan
     from egcnn.inference import choose_device
     from egcnn.machine import first_process
     from egcnn.report import training_table
@@ -122,11 +161,31 @@ def train(
     # Every device runs this command.
     first = first_process()
     if first:
-        say(_described(dataset, config, where))
-        _say_unlabelled(dataset)
+        say(_described(dataset, config, where), wrap=True, stderr=as_json)
+        _say_unlabelled(dataset, stderr=as_json)
     existing: IfExists = "resume" if resume else "overwrite" if overwrite else "error"
-    run = fit(config, dataset, output, existing=existing, device=device, cache=cache)
+    run = fit(
+        config,
+        dataset,
+        output,
+        existing=existing,
+        device=device,
+        cache=cache,
+        quiet=as_json,
+        title="",
+    )
     if not first:
+        return
+    if as_json:
+        summary = {
+            "run": str(run.output),
+            "best": None if run.best is None else str(run.best),
+            "last": str(run.last),
+            "seconds": run.seconds,
+            "validation": [case.name for case in run.validation],
+            "history": [without_nan(row, None) for row in run.history],
+        }
+        say(json.dumps(summary, indent=1))
         return
     show(training_table(run.history, dataset.regions.reported_names, run.seconds))
     say(f"best epoch: {run.best or 'its checkpoint was deleted'}\nlast epoch: {run.last}")
@@ -172,7 +231,7 @@ def _described(dataset: Dataset, config: TrainingConfig, device: torch.device) -
     )
 
 
-def _say_unlabelled(dataset: Dataset) -> None:
+def _say_unlabelled(dataset: Dataset, stderr: bool) -> None:
     """Say in one line which cases cannot be trained on; nothing if all have a label."""
     from egcnn.terminal import say
 
@@ -181,42 +240,57 @@ def _say_unlabelled(dataset: Dataset) -> None:
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         say(
             f"{len(names)} of {len(dataset.cases)} cases have no label and are left out: "
-            f"{', '.join(names[:8])}{more}"
+            f"{', '.join(names[:8])}{more}",
+            wrap=True,
+            stderr=stderr,
         )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "egcnn compare BRATS -o table1 --arms none,egcnn,larger",
+        "egcnn compare DATA -o gates --arms egcnn --vary gate=voxel",
+    )
+)
 def compare(
-    data: Annotated[Path, typer.Argument(help="Dataset folder; its layout is detected.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of all runs.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Dataset folder; its layout is detected.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder of all runs; given again, it continues."
+        ),
+    ],
     backbones: Annotated[
-        str | None, typer.Option(help="Backbones to compare, separated by commas; all by default.")
+        str | None, typer.Option(metavar="NAMES", help="Joined by commas (all).")
     ] = None,
     arms: Annotated[
         str,
         typer.Option(
-            help="Arms: none (backbone alone), larger (with EG-CNN's parameters), consistency "
-            "(alone, with the consistency loss), egcnn and paper (EG-CNN with the preset paper, "
-            "overriding --set), separated by commas."
+            metavar="NAMES",
+            help="Joined by commas: none (the backbone alone), larger (alone, with EG-CNN's "
+            "parameters), consistency (alone, with the consistency loss), egcnn, paper (its "
+            "equations literally).",
         ),
     ] = "none,egcnn",
-    seeds: Annotated[int, typer.Option(help="Runs per arm, with seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Runs of an arm, by seed.")] = 3,
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            help="Also run EG-CNN with other settings: NAME=VALUE, several quoted. May "
-            "be given repeatedly."
+            metavar="NAME=VALUE", help="EG-CNN with other settings, several quoted; repeatable."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Number of training epochs.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+    epochs: Annotated[int | None, EPOCHS] = None,
     fold: Annotated[int | None, FOLD] = None,
     settings: Annotated[list[str] | None, SET] = None,
     device: Annotated[str, DEVICE] = "auto",
     cache: Annotated[Path | None, CACHE] = None,
 ) -> None:
-    """Train backbones with and without the edge stream: the paper's table, mean ± deviation.
+    """Train with and without the edge stream: the paper's tables.
 
-    Run again with the same OUTPUT, it continues where it was interrupted.
+    Mean ± deviation over seeds, and paired differences.
     """
     from egcnn import comparison
     from egcnn.data import open_dataset
@@ -248,8 +322,8 @@ def compare(
     # Every device runs this command.
     first = first_process()
     if first:
-        _say_unlabelled(dataset)
-    console = Terminal(soft_wrap=True, quiet=not first)
+        _say_unlabelled(dataset, stderr=as_json)
+    console = Terminal(soft_wrap=True, quiet=not first, stderr=as_json)
     runs = comparison.compare(
         dataset,
         config,
@@ -264,6 +338,9 @@ def compare(
         return
     # Files first: nothing that is wrong with the terminal loses them.
     written = comparison.write_comparison(runs, output)
+    if as_json:
+        say(written[2].read_text(encoding="utf-8"))
+        return
     show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(runs)))
     show(comparison.as_table("Edges", comparison.edge_rows(runs)))
     if lines := comparison.difference_rows(runs):

@@ -16,7 +16,7 @@ from egcnn.comparison.differences import Comparison, Result
 from egcnn.comparison.sizes import parameters
 from egcnn.data.case import Dataset
 from egcnn.errors import InputError
-from egcnn.evaluation import SUMMARY, predict_and_evaluate, read_summary
+from egcnn.evaluation import MEAN, SUMMARY, predict_and_evaluate, read_summary
 from egcnn.inference import choose_device
 from egcnn.terminal import duration
 from egcnn.training import (
@@ -78,15 +78,17 @@ def compare(
     for number, (arm, settings) in enumerate(todo, 1):
         run = Path(output) / f"{arm.name}-seed{settings.seed}"
         title = f"run {number} of {len(todo)}, {run.name}"
-        if (run / EVALUATION).is_file():
-            say(f"{title}: already finished")
+        finished = (run / EVALUATION).is_file()
+        say(f"{title}: {'already finished' if finished else 'training'}")
+        started = time.perf_counter()
+        if finished:
             _check_same(run, settings)
         else:
-            say(f"{title}: training")
-            started = time.perf_counter()
-            _train(dataset, settings, run, device, cache)
-            say(f"{title}: done in {duration(time.perf_counter() - started)}")
+            _train(dataset, settings, run, device, cache, None if console.quiet else title)
         results.append(_result(dataset, settings, run, arm))
+        if not finished:
+            spent = duration(time.perf_counter() - started)
+            say(f"{title}: done in {spent}, Dice {results[-1].regions[MEAN]['dice']:.4f}")
     return Comparison(tuple(results))
 
 
@@ -100,14 +102,34 @@ def _check_same(run: Path, config: TrainingConfig) -> None:
 
 
 def _train(
-    dataset: Dataset, config: TrainingConfig, run: Path, device: str, cache: str | Path | None
+    dataset: Dataset,
+    config: TrainingConfig,
+    run: Path,
+    device: str,
+    cache: str | Path | None,
+    title: str | None,
 ) -> None:
     """Train and evaluate a run, continuing it if it was interrupted."""
     existing: IfExists = "resume" if checkpoints(run) else "overwrite"
-    done = fit(config, dataset, run, existing=existing, device=device, cache=cache, quiet=True)
+    done = fit(
+        config,
+        dataset,
+        run,
+        existing=existing,
+        device=device,
+        cache=cache,
+        quiet=True,
+        title=title,
+    )
     trained = load(run / LAST, choose_device(device))
-    predictions = (run / EVALUATION).parent
-    predict_and_evaluate(trained, done.validation, dataset, predictions, edges=True)
+    predict_and_evaluate(
+        trained,
+        done.validation,
+        dataset,
+        (run / EVALUATION).parent,
+        edges=True,
+        title=title and f"{title}: predicting",
+    )
 
 
 def _result(dataset: Dataset, config: TrainingConfig, run: Path, arm: Arm) -> Result:

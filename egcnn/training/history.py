@@ -51,7 +51,7 @@ class History(Callback):
     def say(self, text: str) -> None:
         """Print a text, unless the run is quiet."""
         if not self.quiet:
-            say(text)
+            say(text, wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows up to the checkpoint, and the seconds of the epoch so far."""
@@ -120,15 +120,20 @@ class History(Callback):
             (self.folder / FORMER_HISTORY).unlink()
 
     def _print(self, row: Mapping[str, float], epochs: int) -> None:
-        parts = ", ".join(f"{n} {row[n]:.3f}" for n in _LOSSES[1:] if n in row)
         scores = "  ".join(f"{name} {row[f'dice_{name}']:.3f}" for name in self.regions)
         if f"edge_f1_{self.regions[0]}" in row:
             edge = mean(row[f"edge_f1_{name}"] for name in self.regions)
             scores += f"  edge F1 {edge:.3f}"
         self.say(
-            f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.3f} ({parts})  "
+            f"epoch {row['epoch']:.0f}/{epochs}  {losses_text(row)}  "
             f"Dice {scores}  lr {row['lr']:.2g}  {row['seconds']:.1f} s"
         )
+
+
+def losses_text(losses: Mapping[str, float]) -> str:
+    """The total loss, and its terms in parentheses."""
+    parts = ", ".join(f"{n} {losses[n]:.3f}" for n in _LOSSES[1:] if n in losses)
+    return f"loss {losses['loss']:.3f} ({parts})"
 
 
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:

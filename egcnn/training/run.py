@@ -15,10 +15,9 @@ from typing import Any, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich import get_console
 
 from egcnn.data.case import Case, Dataset
 from egcnn.data.hashes import data_digest, data_sizes
@@ -40,6 +39,7 @@ from egcnn.training.folder import (
 )
 from egcnn.training.history import LAST, History
 from egcnn.training.panels import Panels
+from egcnn.training.progress import ProgressBar
 from egcnn.training.saving import Checkpoints, WholeCheckpoints
 from egcnn.training.task import SegmentationTask
 
@@ -75,6 +75,7 @@ def fit(
     device: str = "auto",
     cache: str | Path | None = None,
     quiet: bool = False,
+    title: str | None = None,
 ) -> Run:
     """Train on a dataset's labelled cases.
 
@@ -87,7 +88,9 @@ def fit(
             ``"overwrite"`` it.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         cache: folder of preprocessed cases, which runs may share; None keeps them in memory.
-        quiet: print nothing.
+        quiet: print no lines.
+        title: what the text of a progress bar on stderr begins with, where that is a terminal; by
+            default "" and, if ``quiet``, there is no bar.
 
     Raises:
         InputError: a case is unusable, fewer than two cases are labelled, the folder already holds
@@ -109,6 +112,8 @@ def fit(
     check_headers(dataset, train + validation)
     # Every device has a process of its own; the first one owns the folder.
     first = first_process()
+    if title is None and not quiet:
+        title = ""
     quiet = quiet or not first
     described = _described(config, dataset, train, validation)
     check_folder(output, config, described, existing)
@@ -138,7 +143,7 @@ def fit(
             if problem is not None:
                 history.say(problem)
         try:
-            _trainer(config, dataset, where, output, history).fit(
+            _trainer(config, dataset, where, output, history, title if first else None).fit(
                 task,
                 datamodule=data,
                 ckpt_path=None if start is None else str(start),
@@ -173,16 +178,16 @@ def _trainer(
     device: torch.device,
     output: Path,
     history: History,
+    title: str | None,
 ) -> L.Trainer:
     """Lightning's trainer, which writes checkpoints and events to the run's folder."""
-    bar = not history.quiet and get_console().is_terminal
     callbacks: list[Callback] = [
         history,
         Checkpoints(output, history, config.checkpoint_minutes),
         Panels(config, dataset),
     ]
-    if bar:
-        callbacks.append(RichProgressBar(leave=False))
+    if title is not None:
+        callbacks.append(ProgressBar(title))
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=config.devices if device.index is None else [device.index],
@@ -195,7 +200,7 @@ def _trainer(
         logger=TensorBoardLogger(output, name=LOGS, version=""),
         callbacks=callbacks,
         plugins=[WholeCheckpoints(config.keep)],
-        enable_progress_bar=bar,
+        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

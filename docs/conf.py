@@ -1,0 +1,32 @@
+"""Sphinx's configuration: ``sphinx-build -W docs build/docs``."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# The checkout, whatever is installed.
+sys.path.insert(0, str(ROOT))
+
+import egcnn  # noqa: E402
+
+project = "egcnn"
+author = "the egcnn authors"
+version = release = egcnn.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+exclude_patterns = ["examples"]
+# The pages of the first list may be absent.
+suppress_warnings = ["toc.not_readable"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]  # as GitHub shows it
+myst_heading_anchors = 3
+
+napoleon_use_ivar = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+
+html_theme = "furo"
+html_title = f"egcnn {version}"
