@@ -245,7 +245,8 @@ def predict_cases(
 
     Raises:
         InputError: as :func:`predict_case`. Before any prediction is made: one would be written
-            over a file of a case, or the header of an image is unusable.
+            over a file of a case, or the header of an image is unusable. After all others: the
+            voxels of a case cannot be read.
     """
     cases = list(cases)
     inputs = {_place(file) for case in cases for file in case.files}
@@ -258,8 +259,15 @@ def predict_cases(
                 )
     origin = _origin(trained)
     check_images(cases, len(_members(trained)[0].modalities))
+    bad: list[InputError] = []
     for case in cases:
-        prediction = predict_case(trained, case, probabilities=probabilities, **options)
+        try:
+            prediction = predict_case(trained, case, probabilities=probabilities, **options)
+        except InputError as error:
+            if _readable(case):  # neither is the next case any better
+                raise
+            bad.append(error)
+            continue
         made = {name: options[name] for name in _NOTED if name in options}
         note = {**origin, "inputs": digest(case.images), **made}
         path = write_prediction(
@@ -267,6 +275,16 @@ def predict_cases(
         )
         yield case, prediction, path
         del prediction  # not to be in memory beside the next
+    if bad:
+        raise InputError(str(bad[0]) + (f" ({len(bad) - 1} more)" if len(bad) > 1 else ""))
+
+
+def _readable(case: Case) -> bool:
+    try:
+        read_image(case)
+    except InputError:
+        return False
+    return True
 
 
 def _origin(trained: Trained | Sequence[Trained]) -> dict[str, Any]:

@@ -139,20 +139,33 @@ def test_label_values_are_found_before_the_first_step(brats: Path, tmp_path: Pat
         assert not list(output.glob("*.ckpt"))
 
 
+def network() -> Trained:
+    """An untrained network of BraTS."""
+    made = build_network(SMALL, 4, len(BRATS), exclusive=BRATS.exclusive)
+    return Trained(made, SMALL, PATCH, BRATS, ("t1", "t1ce", "t2", "flair"))
+
+
 @pytest.mark.parametrize(
     "fault", ["missing", "shape", "affine", "zero", "truncated", "label shape", "sheared"]
 )
 def test_prediction_names_a_bad_case_at_its_start(brats: Path, tmp_path: Path, fault: str) -> None:
-    regions = find_dataset(brats).regions
-    network = build_network(SMALL, 4, len(regions), exclusive=False)
-    trained = Trained(network, SMALL, PATCH, regions, ("t1", "t1ce", "t2", "flair"))
     message = break_case(brats, fault)
     fine = fault in ("label shape", "sheared")  # of no account here
     with nullcontext() if fine else pytest.raises(InputError) as caught:
-        for _ in predict_cases(trained, open_dataset(brats).cases, tmp_path / "p"):
+        for _ in predict_cases(network(), open_dataset(brats).cases, tmp_path / "p"):
             pass
     assert fine or message in str(caught.value)
     assert len(list((tmp_path / "p").glob("*"))) == (3 if fine else 0)
+
+
+def test_damaged_voxels_end_no_prediction(brats: Path, tmp_path: Path) -> None:
+    path = brats / "HGG/PHANTOM_001/PHANTOM_001_t2.nii.gz"
+    path.write_bytes(path.read_bytes()[:-2000])
+    done: list[str] = []
+    predictions = predict_cases(network(), open_dataset(brats).cases, tmp_path / "p")
+    with pytest.raises(InputError, match=r"PHANTOM_001_t2\.nii\.gz: truncated"):
+        done.extend(case.name for case, _, _ in predictions)
+    assert done == ["PHANTOM_000", "PHANTOM_002"]
 
 
 def test_all_bad_cases_are_found_at_once(brats: Path, capfd: pytest.CaptureFixture[str]) -> None:
