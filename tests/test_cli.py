@@ -327,9 +327,10 @@ def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[obje
     case = open_dataset(brats).cases[0]
     empty, short = tmp / "empty.nii.gz", tmp / "short.nii.gz"
     empty.touch()
-    short.write_bytes(case.images[0].read_bytes()[:300])
     nan = tmp / "nan.nii.gz"
     volume = np.random.default_rng(0).normal(size=(*SHAPE, 4)).astype(np.float32)
+    write_volume(volume, np.eye(4), short)
+    short.write_bytes(short.read_bytes()[:3000])
     volume[0, 0, 0, 2] = np.nan
     write_volume(volume, np.eye(4), nan)
     foreign = tmp / "foreign.ckpt"

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
+from egcnn.cli.options import examples
 from egcnn.cli.root import app
 
-_EXAMPLES = """\b
-Examples:
-  $ egcnn export run/best.ckpt -o brain.onnx --edges
-  $ egcnn export run/best.ckpt -o brain.safetensors
-  $ egcnn export run/best.ckpt -o brain"""
 
-
-@app.command(epilog=_EXAMPLES)
+@app.command(
+    epilog=examples(
+        "egcnn export run/best.ckpt -o brain.onnx --edges",
+        "egcnn export run/best.ckpt -o brain.safetensors",
+        "egcnn export run/best.ckpt -o brain",
+    )
+)
 def export(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="Of 'egcnn train', or .safetensors.")
@@ -35,9 +36,10 @@ def export(
         bool, typer.Option("--edges", help="Of .pt2, .onnx: edge logits as a second output.")
     ] = False,
 ) -> None:
-    """Write a trained network for other software, in the format of the output's suffix.
+    """Write a trained network for other software.
 
-    Programs (.pt2, .onnx) turn preprocessed images into logits.
+    The suffix of the output is its format. Programs (.pt2, .onnx) turn preprocessed images into
+    logits.
     """
     from egcnn.checkpoint import load
     from egcnn.export import export as write

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from egcnn.cli.options import DEVICE
+from egcnn.cli.options import DEVICE, examples
 from egcnn.cli.root import app
 
 
-@app.command()
+@app.command(epilog=examples("egcnn report run", "egcnn report predictions run -o page.html"))
 def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
             help="Folder of a training, an evaluation, a comparison or a demo; or several for one "
             "page, such as an evaluation and the training of its network.",
-            metavar="RUN...",
+            metavar="RUN",
         ),
     ],
     output: Annotated[
@@ -30,7 +30,7 @@ def report(
     ] = None,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
-    """Write one HTML page: scores, slices with edges and attention, curves, provenance.
+    """Write one HTML page: scores, slices with edges, curves.
 
     The held-out cases of a training that has no predictions are predicted first.
     """
