@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -34,11 +37,28 @@ def in_processes(work: Callable[[T], R], items: Sequence[T], workers: int) -> It
         batch_size=None,
         num_workers=min(workers, len(items)),
         collate_fn=_unchanged,
+        worker_init_fn=end_with_parent,
     )
     for result in results:
         if isinstance(result, InputError):
             raise result
         yield result
+
+
+def end_with_parent(*_: object) -> None:
+    """End this worker process once the process that uses it has ended, however that was.
+
+    A worker of torch's watches the process that forked it. Started by a fork server, as is usual
+    from Python 3.14 on, it would outlive a process that was killed, and keep its memory.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Work(Dataset[Any], Generic[T, R]):

@@ -18,6 +18,7 @@ from egcnn.data.case import Case, Dataset
 from egcnn.data.transforms import augmentation
 from egcnn.errors import InputError
 from egcnn.machine import free_memory
+from egcnn.processes import end_with_parent
 from egcnn.training.config import TrainingConfig
 
 # Keep the seeds of the augmentation and of the noise in training steps apart.
@@ -276,6 +277,7 @@ class CaseData(L.LightningDataModule):
             ),
             collate_fn=_batch,
             num_workers=self.config.workers,
+            worker_init_fn=end_with_parent,
             persistent_workers=self.config.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
