@@ -280,6 +280,7 @@ def read_evaluation(path: Path) -> Evaluation:
         networks = entry(data, "networks", dict[str, Any] | None) or {}
         folders = entry(data, "folders", dict[str, str] | None) or {}
         missing = entry(data, "missing", tuple[str, ...])
+        check_scores(cases)
     except InputError as error:
         said = str(error).removeprefix(f"{path}: ")
         raise InputError(f"{path}: {said}; expected a file of egcnn evaluate") from error
@@ -297,6 +298,21 @@ def read_evaluation(path: Path) -> Evaluation:
         for case, regions in cases.items()
     }
     return Evaluation(scores, missing, sources, folders)
+
+
+def check_scores(cases: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """Check that there are scores, of the same regions in all cases, and of every metric.
+
+    Raises:
+        InputError: otherwise.
+    """
+    shapes = {
+        tuple((region, *row) for region, row in regions.items()) for regions in cases.values()
+    }
+    if len(shapes) != 1 or not all(set(COLUMNS) <= set(row) for row in (*shapes,)[0]):
+        raise InputError("cases: none, or with other regions or scores than the first")
+    if not (*shapes,)[0]:
+        raise InputError("cases: no region")
 
 
 def read_means(path: Path, regions: Iterable[str]) -> Scores:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from os.path import isdir  # False for names that no file can have
 from pathlib import Path
 
 from egcnn.comparison import RECORD, Comparison, read_comparison
@@ -206,7 +207,7 @@ def _evaluated(
 
 
 def _folder(path: str | None) -> Path | None:
-    return Path(path) if path is not None and Path(path).is_dir() else None
+    return Path(path) if path is not None and isdir(path) else None
 
 
 def training_dataset(training: Training, data: Path | None = None) -> Dataset | None:
