@@ -17,7 +17,7 @@ from torch import Tensor
 from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, Dataset, read_edges, read_label
 from egcnn.data.nifti import read_note, stem, volumes
-from egcnn.errors import InputError
+from egcnn.errors import InputError, shown
 from egcnn.files import digest, read_json, without_nan, write_csv, write_json
 from egcnn.inference import EDGES, PROBABILITIES, predict_cases
 from egcnn.lesions import check_installed, lesion_scores
@@ -280,7 +280,7 @@ def read_evaluation(path: Path) -> Evaluation:
         networks = entry(data, "networks", dict[str, Any] | None) or {}
         folders = entry(data, "folders", dict[str, str] | None) or {}
         missing = entry(data, "missing", tuple[str, ...])
-        check_scores(cases)
+        check_scores(cases, COLUMNS)
     except InputError as error:
         said = str(error).removeprefix(f"{path}: ")
         raise InputError(f"{path}: {said}; expected a file of egcnn evaluate") from error
@@ -300,19 +300,28 @@ def read_evaluation(path: Path) -> Evaluation:
     return Evaluation(scores, missing, sources, folders)
 
 
-def check_scores(cases: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-    """Check that there are scores, of the same regions in all cases, and of every metric.
+def check_scores(
+    cases: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Iterable[str]
+) -> None:
+    """Check that there are cases, and that all have the same regions with the same scores.
+
+    Args:
+        cases: per case and region, the scores by name.
+        metrics: names that they must have.
 
     Raises:
         InputError: otherwise.
     """
-    shapes = {
-        tuple((region, *row) for region, row in regions.items()) for regions in cases.values()
-    }
-    if len(shapes) != 1 or not all(set(COLUMNS) <= set(row) for row in (*shapes,)[0]):
-        raise InputError("cases: none, or with other regions or scores than the first")
-    if not (*shapes,)[0]:
-        raise InputError("cases: no region")
+    first = next(iter(cases.values()), {})
+    if not first:
+        raise InputError("no case, or none with a region")
+    scores = {*next(iter(first.values())), *metrics}
+    for name, regions in cases.items():
+        if set(regions) != set(first) or any(set(row) != scores for row in regions.values()):
+            raise InputError(
+                f"{shown(name)} has other regions or scores than the first case; expected the same "
+                f"in all, and at least {', '.join(metrics)}"
+            )
 
 
 def read_means(path: Path, regions: Iterable[str]) -> Scores:
