@@ -19,7 +19,7 @@ from torch import Tensor
 from egcnn.checkpoint import Trained
 from egcnn.data.case import Case, Dataset, read_edges, read_label
 from egcnn.data.nifti import read_note, volumes_by_stem
-from egcnn.errors import InputError, named
+from egcnn.errors import InputError, named, shown
 from egcnn.files import digest, read_json, without_nan, write_csv, write_json
 from egcnn.inference import EDGES, PROBABILITIES, Prediction, predict_cases
 from egcnn.lesions import check_installed, lesion_scores
@@ -346,6 +346,7 @@ def read_evaluation(path: Path) -> Evaluation:
             networks = entry(data, "networks", dict[str, Any] | None) or {}
             folders = entry(data, "folders", dict[str, str] | None) or {}
             missing = entry(data, "missing", tuple[str, ...])
+            check_scores(cases, COLUMNS)
     except InputError as error:
         raise InputError(f"{error}; expected a file of egcnn evaluate") from error
     for compared in sources.values():
@@ -362,6 +363,30 @@ def read_evaluation(path: Path) -> Evaluation:
         for case, regions in cases.items()
     }
     return Evaluation(scores, missing, sources, folders)
+
+
+def check_scores(
+    cases: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Iterable[str]
+) -> None:
+    """Check that there are cases, and that all have the same regions with the same scores.
+
+    Args:
+        cases: per case and region, the scores by name.
+        metrics: names that they must have.
+
+    Raises:
+        InputError: otherwise.
+    """
+    first = next(iter(cases.values()), {})
+    if not first:
+        raise InputError("no case, or none with a region")
+    scores = {*next(iter(first.values())), *metrics}
+    for name, regions in cases.items():
+        if set(regions) != set(first) or any(set(row) != scores for row in regions.values()):
+            raise InputError(
+                f"{shown(name)} has other regions or scores than the first case; expected the same "
+                f"in all, and at least {', '.join(metrics)}"
+            )
 
 
 def read_summary(path: Path, regions: Iterable[str]) -> tuple[Scores, dict[str, Any]]:

@@ -17,12 +17,16 @@ import torch
 
 from egcnn import safetensors
 from egcnn.checkpoint import KEY, PREFIX, load, save
+from egcnn.comparison import Arm, Comparison, Result, read_comparison, write_comparison
 from egcnn.data import open_dataset
 from egcnn.data.splits import FOLD_FILE, split
 from egcnn.data.transforms import PreprocessingSettings
-from egcnn.evaluation import Evaluation, read_summary, write_evaluation
+from egcnn.evaluation import MEAN, Evaluation, read_evaluation, read_summary, write_evaluation
 from egcnn.files import write_csv
 from egcnn.metrics import COLUMNS
+from egcnn.report.found import find
+from egcnn.report.sections import comparison_tables, provenance
+from egcnn.report.sections import scores as scores_section
 from egcnn.training import CONFIG, HISTORY, LAST, TrainingConfig, read_config, read_history
 from egcnn.training.folder import newest_checkpoint
 
@@ -156,7 +160,12 @@ def test_mutated_history_csv(tmp_path: Path) -> None:
 
 def test_mutated_metrics_json(tmp_path: Path) -> None:
     scores = dict.fromkeys(COLUMNS, 0.5) | {"hd95": float("nan")}
-    scored = Evaluation({name: {"WT": scores, "TC": scores} for name in ("a", "b")})
+    origin = {"checkpoint": "12", "steps": 4, "versions": {"egcnn": "0.1.0"}}
+    scored = Evaluation(
+        {name: {"WT": scores, "TC": scores} for name in ("a", "b")},
+        sources={"a": {"prediction": "34", "truth": "56", "origin": origin}},
+        folders={"data": "/data", "predictions": "/predictions"},
+    )
     _, path = write_evaluation(scored, tmp_path)
     assert read_summary(path, ["WT", "TC"])[0]["mean"]["dice"] == 0.5
     text = path.read_bytes()
@@ -164,3 +173,22 @@ def test_mutated_metrics_json(tmp_path: Path) -> None:
         path.write_bytes(copy)
         with refusable(path):
             assert set(read_summary(path, ["WT", "TC"])[0]) == {"WT", "TC", "mean"}
+        with refusable(path):
+            assert "mean" in read_evaluation(path).summary()
+            (found,) = find([tmp_path]).evaluations
+            assert scores_section(found, "")["tables"]
+            provenance([], [found])
+
+
+def test_mutated_comparison_json(tmp_path: Path) -> None:
+    means = dict.fromkeys(COLUMNS, 0.5) | {"hd95": float("nan")}
+    regions = dict.fromkeys(("WT", MEAN), means)
+    arms = (Arm("unet", "none"), Arm("unet", "egcnn", "lr=0.1"))
+    results = (Result(arm, seed, 9, 0.5, regions) for arm in arms for seed in (0, 1))
+    _, _, path = write_comparison(Comparison(tuple(results)), tmp_path)
+    assert read_comparison(tmp_path).arms == arms
+    text = path.read_bytes()
+    for copy in [*map(as_json, mutated_data(json.loads(text), 12)), *mutated_bytes(text, 3)]:
+        path.write_bytes(copy)
+        with refusable(path):
+            assert comparison_tables(read_comparison(tmp_path))

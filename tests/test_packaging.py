@@ -68,7 +68,6 @@ def test_installed_files() -> None:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("egcnn runs from its checkout here: there is no wheel to look into")
     assert "egcnn/py.typed" in files
-    assert "egcnn/report/templates/page.html" in files
     assert any(file.startswith("egcnn/_C.") and file.endswith(".so") for file in files)
     assert not [f for f in files if f.endswith((".cpp", ".cu", ".h")) or "tests/" in f]
     assert {file.split("/")[0].split("-")[0] for file in files} <= {"egcnn", "..", "bin"}

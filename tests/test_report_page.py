@@ -21,7 +21,7 @@ from egcnn.comparison import Arm, compare, write_comparison
 from egcnn.data import open_dataset, write_volume
 from egcnn.errors import InputError
 from egcnn.evaluation import evaluate, read_evaluation, write_evaluation
-from egcnn.metrics import METRICS, VOXEL_METRICS
+from egcnn.metrics import COLUMNS, METRICS, VOXEL_METRICS
 from egcnn.report import write_report
 from egcnn.training import TrainingConfig, fit, plan
 
@@ -248,6 +248,12 @@ def test_what_is_no_report_stays(run: Path, tmp_path: Path) -> None:
         write_report(tmp_path, tmp_path / "page.html")
     with pytest.raises(InputError, match="no such folder"):
         write_report(tmp_path / "none")
+    row = dict.fromkeys(COLUMNS, 0.5)
+    for cases in ({}, {"a": {}}, {"a": {"x": row}, "b": {"y": row}}, {"a": {"x": {"dice": 1}}}):
+        data = {"cases": cases, "missing": []}
+        (tmp_path / "metrics.json").write_text(json.dumps(data))
+        with pytest.raises(InputError, match=r"metrics\.json: .*(no case|other regions or scores)"):
+            write_report(tmp_path, tmp_path / "page.html")
     (tmp_path / "metrics.json").write_text('{"cases": {"a": 1}}')
     with pytest.raises(InputError, match=r"metrics\.json: .*expected a file of egcnn evaluate"):
         write_report(tmp_path, tmp_path / "page.html")

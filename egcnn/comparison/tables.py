@@ -11,9 +11,9 @@ from typing import Any
 from rich.table import Table
 
 from egcnn.comparison.arms import Arm, Kind
-from egcnn.comparison.differences import Comparison, Result
+from egcnn.comparison.differences import COMPARED, Comparison, Result
 from egcnn.errors import InputError
-from egcnn.evaluation import MEAN
+from egcnn.evaluation import MEAN, check_scores
 from egcnn.files import read_json, without_nan, write_csv, write_json, write_text
 from egcnn.machine import versions
 from egcnn.metrics import EDGE_METRICS, METRICS
@@ -192,6 +192,10 @@ def read_comparison(output: str | Path) -> Comparison:
             )
         if not results or any(result.arm.backbone not in BACKBONES for result in results):
             raise InputError("no run, or one of an unknown backbone")
+        needed = (*COMPARED, *EDGES_SHOWN)
+        check_scores({str(n): result.regions for n, result in enumerate(results)}, needed)
+        if MEAN not in results[0].regions:
+            raise InputError(f"regions: no {MEAN!r}")
     except InputError as error:
         said = str(error).removeprefix(f"{path}: ")
         raise InputError(f"{path}: {said}; expected a file of egcnn compare") from error

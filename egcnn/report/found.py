@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from os.path import isdir  # False for names that no file can have
 from pathlib import Path
 
 from egcnn.comparison import RECORD, Comparison, read_comparison
@@ -44,10 +45,16 @@ class Training:
         keys = self.history[0] if self.history else {}
         return [key.removeprefix("dice_") for key in keys if key.startswith("dice_")]
 
-    @cached_property
-    def checkpoints(self) -> dict[str, Path]:
-        """The run's checkpoints by the SHA-256 of the file."""
-        return {digest([path]): path for path in checkpoints(self.folder)}
+    @property
+    def checkpoints(self) -> Iterator[tuple[Path, str]]:
+        """The run's checkpoints, the newest first, and the SHA-256 of each."""
+        return ((p, _digest(p, p.stat().st_mtime_ns)) for p in checkpoints(self.folder))
+
+
+@cache
+def _digest(path: Path, changed: int) -> str:
+    """A file's SHA-256; a large network's checkpoint takes a second."""
+    return digest([path])
 
 
 @dataclass(frozen=True)
@@ -137,14 +144,10 @@ def find(folders: Sequence[Path], data: Path | None = None) -> Found:
         titles = _compared(records[0].parent, comparison)
     evaluations = [_evaluated(scores, title, data, trainings) for scores, title in titles.items()]
     if comparison is None and evaluations:
-        used = {evaluated.checkpoint for evaluated in evaluations}
-        given = {folder.resolve() for folder in folders}
         # Not those of other networks, which happen to lie beside the scores.
-        trainings = [
-            training
-            for training in trainings
-            if training.folder in given or used.intersection(training.checkpoints.values())
-        ]
+        given = {folder.resolve() for folder in folders}
+        given.update(e.checkpoint.parent for e in evaluations if e.checkpoint is not None)
+        trainings = [training for training in trainings if training.folder in given]
     if not trainings and not evaluations and comparison is None:
         raise InputError(
             f"{', '.join(map(str, folders))}: neither a training ({HISTORY}) nor an evaluation "
@@ -190,10 +193,10 @@ def _evaluated(
 ) -> Evaluated:
     evaluation = read_evaluation(folder / SUMMARY)
     made_by = {source["origin"].get("checkpoint") for source in evaluation.sources.values()}
-    checkpoint = None
-    for training in trainings if len(made_by) == 1 else ():
-        (name,) = made_by
-        checkpoint = checkpoint or training.checkpoints.get(str(name))
+    # Of one network, which is most likely that of the training that the scores lie in.
+    near = sorted(trainings, key=lambda training: training.folder != folder.parent)
+    made = (p for t in near for p, name in t.checkpoints if {name} == made_by)
+    checkpoint = next(made, None)
     root = data or _folder(evaluation.folders.get("data"))
     written = _folder(evaluation.folders.get("predictions"))
     # After a move of all together, they lie beside the scores.
@@ -204,7 +207,7 @@ def _evaluated(
 
 
 def _folder(path: str | None) -> Path | None:
-    return Path(path) if path is not None and Path(path).is_dir() else None
+    return Path(path) if path is not None and isdir(path) else None
 
 
 def training_dataset(training: Training, data: Path | None = None) -> Dataset | None:

@@ -207,6 +207,9 @@ def provenance(
 ) -> dict[str, dict[str, str]]:
     """What the results come from, by folder."""
     facts = {f"Training {run.title}": _training_facts(run) for run in trainings}
+    if len(trainings) == 1:
+        hashes = (f"{path.name} {sha[:_HASH]}" for path, sha in trainings[0].checkpoints)
+        facts[f"Training {trainings[0].title}"]["Checkpoints (SHA-256)"] = ", ".join(hashes)
     for evaluated in evaluations:
         networks = {
             str(source["origin"].get("checkpoint")): source["origin"]
@@ -236,9 +239,6 @@ def _training_facts(run: Training) -> dict[str, str]:
         f"on, {len(split['validation'])} held out",
         "Training": f"{len(run.history)} of {config.epochs} epochs, batches of "
         f"{config.batch_size} patches of {patch} voxels, seed {config.seed}",
-        "Checkpoints (SHA-256)": ", ".join(
-            f"{path.name} {name[:_HASH]}" for name, path in run.checkpoints.items()
-        ),
         "Made with": _versions(described.versions),
     }
 
