@@ -286,6 +286,7 @@ def test_nnunet_trains_and_predicts(tmp_path: Path) -> None:
         "nnUNet_extTrainer": os.pathsep.join([str(egcnn.nnunet.FOLDER), str(trainers)]),
         "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "1",
+        "OMP_WAIT_POLICY": "passive",  # it has a thread per core, whatever else runs
         "PYTHONPATH": str(Path(egcnn.__file__).resolve().parents[1]),
     }
 

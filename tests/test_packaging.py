@@ -75,9 +75,10 @@ def test_installed_files() -> None:
 
 def test_built_package_holds_every_module(tmp_path: Path) -> None:
     """Those of folders that nothing imports too, such as the trainer that nnU-Net looks for."""
-    result = build(["build_py", "-d", str(tmp_path)], tmp_path)
+    folder = tmp_path / "built"
+    result = build(["egg_info", "-e", str(tmp_path), "build_py", "-d", str(folder)], tmp_path)
     assert result.returncode == 0, result.stderr
-    built = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.py")}
+    built = {path.relative_to(folder) for path in folder.rglob("*.py")}
     assert built == {path.relative_to(PROJECT) for path in (PROJECT / "egcnn").rglob("*.py")}
 
 
