@@ -52,6 +52,7 @@ DATASETS = {
     "kits19": "kits",
     "nnUNet_raw/Dataset001_BrainTumour": "nnunet",
     "Task04_Hippocampus": "decathlon",
+    "demo/data": "brats",
 }
 
 
