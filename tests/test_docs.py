@@ -1,8 +1,8 @@
 """The documentation: its snippets and commands run, and Sphinx builds it without a warning.
 
 Blocks of a page run one after the other, in one folder that holds :data:`DATASETS` and, for Python,
-one namespace. A block whose info string goes on with ``untested: REASON`` does not run; where one goes
-on with ``needs: MODULE``, the rest of the page is skipped without that module.
+one namespace. A block whose info string goes on with ``untested: REASON`` does not run; where one
+goes on with ``needs: MODULE``, the rest of the page is skipped without that module.
 """
 
 from __future__ import annotations
