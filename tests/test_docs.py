@@ -1,7 +1,8 @@
 """The documentation: its snippets and commands run, and Sphinx builds it without a warning.
 
 Blocks of a page run one after the other, in one folder that holds :data:`DATASETS` and, for Python,
-one namespace. A block whose info string goes on with ``untested: REASON`` does not run.
+one namespace. A block whose info string goes on with ``untested: REASON`` does not run; where one
+goes on with ``needs: MODULE``, the rest of the page is skipped without that module.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PAGES = [
 ]
 RUN = {"python", "console", "shell", "sh", "bash"}
 #: Languages of blocks that are nothing to run.
-SHOWN = {"bibtex", "cpp", "json", "math", "text"}
+SHOWN = {"bibtex", "cpp", "json", "math", "text", "yaml"}
 #: What makes the default configuration of any dataset a training of a second.
 TINY = {
     **{"network.backbone.filters": 2, "epochs": 1, "batch_size": 1, "precision": "32-true"},
@@ -52,6 +53,7 @@ DATASETS = {
     "kits19": "kits",
     "nnUNet_raw/Dataset001_BrainTumour": "nnunet",
     "Task04_Hippocampus": "decathlon",
+    "demo/data": "brats",
 }
 
 
@@ -79,7 +81,7 @@ def commands(text: str) -> list[str]:
 def test_every_block_runs_or_says_why_not(page: Path) -> None:
     for language, mark, text in blocks(page):
         assert language in RUN | SHOWN, text
-        assert not mark or re.match(r"untested: .{9}", mark), mark
+        assert not mark or re.match(r"untested: .{9}|needs: \w+$", mark), mark
         assert language != "console" or commands(text), text
     rest = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     assert not re.search(r"\n\n {4}", rest), "an indented block; expected a fenced one"
@@ -143,14 +145,17 @@ def test_blocks_run(
         (tmp_path / folder.name).symlink_to(folder)
     names: dict[str, Any] = {"__name__": page.stem}
     for language, mark, text in blocks(page):
-        if mark or language not in RUN:
+        if mark.startswith("untested") or language not in RUN:
             continue
+        if mark:
+            pytest.importorskip(mark.removeprefix("needs: "))
         if language == "python":
             exec(compile(text, str(page), "exec"), names)
         elif language == "console":
             for line in commands(text):
                 run_command(line)
         else:
+            assert "egcnn " not in text, "expected ```console, which runs this egcnn"
             subprocess.run(["bash", "-euc", text], check=True)
 
 

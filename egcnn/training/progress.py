@@ -31,7 +31,9 @@ class ProgressBar(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar; a resumed run's begins where it was."""
         self.bar.__enter__()
-        self._show(trainer, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
+        parts = trainer.accumulate_grad_batches
+        epochs, steps = divmod(trainer.global_step, -(-_steps(trainer) // parts))
+        self._show(trainer, epochs * _steps(trainer) + steps * parts)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Start the clock of a step."""

@@ -20,6 +20,7 @@ from egcnn.errors import InputError
 from egcnn.evaluation import evaluate
 from egcnn.inference import predict_case, write_prediction
 from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES
+from egcnn.terminal import Bar
 from egcnn.training import (
     BEST,
     CONFIG,
@@ -374,7 +375,11 @@ def test_a_run_continues_within_an_epoch(
     assert [row["epoch"] for row in read_history(output)] == [1]
     with pytest.raises(InputError, match="accumulate: 2, but the run was interrupted within"):
         fit(replace(config, accumulate=2), brats, output, existing="resume", quiet=True)
-    fit(config, brats, output, existing="resume", quiet=True)
+    shown: list[float] = []
+    monkeypatch.setattr(Bar, "update", lambda _, done, total, text: shown.append(done / total))
+    fit(config, brats, output, existing="resume", quiet=True, title="")
+    assert 0.5 < shown[0] < shown[-1] == 1  # within the second of two epochs
+    assert shown == sorted(shown)
     rows, expected = read_history(output), read_history(tmp_path / "whole")
     for row in (*rows, *expected):
         del row["seconds"], row["step_seconds"]
