@@ -15,8 +15,6 @@ version = release = egcnn.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 exclude_patterns = ["examples"]
-# The pages of the first list may be absent.
-suppress_warnings = ["toc.not_readable"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]  # as GitHub shows it
