@@ -9,6 +9,13 @@ namespace egcnn::cuda {
 namespace {
 
 constexpr int kNormThreads = 256;
+// Of a multiprocessor at a time, so that a thread has 64 registers.
+constexpr int kNormBlocks = 4;
+
+// Of numbers of blocks or channels, below 2^31: 64 bits would take a call.
+__device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
+  return uint32_t(a) / uint32_t(b);
+}
 
 // In memory a sample is one row of voxels after another: each of one channel, or in
 // channels_last_3d a single one, whose voxels have all channels. A block has a chunk of a row's
@@ -37,12 +44,12 @@ struct NormGrid {
   int64_t partials() const { return blocks() * members; }
 
   __device__ int64_t group_of(int64_t sample, int64_t channel) const {
-    return sample * groups + channel / (channels / groups);
+    return sample * groups + divide(channel, channels / groups);
   }
   // Where the sums of the channel's part of a chunk are.
   __device__ int64_t partial(int64_t sample, int64_t channel, int64_t chunk_index) const {
-    const int64_t row = channel / members;
-    return (sample * blocks_of_sample() + row * chunks + chunk_index) * members + channel % members;
+    const int64_t row = divide(channel, members), member = channel - row * members;
+    return (sample * blocks_of_sample() + row * chunks + chunk_index) * members + member;
   }
   __device__ int64_t chunk_size(int64_t chunk_index) const {
     return min(chunk, voxels - chunk_index * chunk);
@@ -53,10 +60,10 @@ struct NormGrid {
 class NormThread {
  public:
   __device__ NormThread(const NormGrid& grid, int64_t block) : grid_(grid) {
-    const int64_t in_sample = block % grid.blocks_of_sample();
-    sample_ = block / grid.blocks_of_sample();
-    row_ = in_sample / grid.chunks;
-    const int64_t chunk_index = in_sample % grid.chunks;
+    sample_ = divide(block, grid.blocks_of_sample());
+    const int64_t in_sample = block - sample_ * grid.blocks_of_sample();
+    row_ = divide(in_sample, grid.chunks);
+    const int64_t chunk_index = in_sample - row_ * grid.chunks;
     size_ = grid.chunk_size(chunk_index);
     start_ =
         ((sample_ * grid.channels / grid.members + row_) * grid.voxels + chunk_index * grid.chunk) *
@@ -78,20 +85,30 @@ class NormThread {
   __device__ bool has_channel() const { return lane_ < lanes_ && member_ < grid_.members; }
   __device__ bool has_voxels() const { return has_channel() && lane_ < size_; }
   __device__ int64_t sample() const { return sample_; }
+  __device__ int member() const { return member_; }
   __device__ int64_t channel() const { return row_ + member_; }
   __device__ int64_t group() const { return grid_.group_of(sample_, channel()); }
 
-  // Calls use(element) for each of the thread's voxels.
-  template <class Use>
-  __device__ __forceinline__ void for_elements(Use&& use) const {
+  // Calls use(element, load(element)) for each of the thread's voxels; several loads are on their
+  // way at a time.
+  template <class Load, class Use>
+  __device__ __forceinline__ void for_elements(Load&& load, Use&& use) const {
     if (!has_channel()) return;
+    constexpr int kAhead = 8;
     const int64_t step = int64_t(lanes_) * grid_.members;
-    int64_t at = start_ + lane_ * grid_.members + member_;
-#pragma unroll 8
-    for (int64_t voxel = lane_; voxel < size_; voxel += lanes_, at += step) use(at);
+    int64_t at = first_element(), left = has_voxels() ? elements() : 0;
+    for (; left >= kAhead; left -= kAhead, at += kAhead * step) {
+      decltype(load(at)) values[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) values[i] = load(at + i * step);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) use(at + i * step, values[i]);
+    }
+    for (; left > 0; --left, at += step) use(at, load(at));
   }
   __device__ int64_t first_element() const { return start_ + lane_ * grid_.members + member_; }
-  __device__ int64_t elements() const { return divide_up<int64_t>(size_ - lane_, lanes_); }
+  // How many for_elements() calls; below 2^31, as chunks are.
+  __device__ int64_t elements() const { return divide(size_ - lane_ + lanes_ - 1, lanes_); }
 
   // Adds up the values of the threads of each channel. All threads call it; the sum belongs to the
   // channel's first thread, for which it calls use(sum).
@@ -143,6 +160,7 @@ struct NormMoments {
   }
 };
 
+// Of x and the gradient, or two sums.
 template <class Acc>
 struct NormPair {
   Acc first, second;
@@ -153,18 +171,15 @@ struct NormPair {
   }
 };
 
-// The parameters as the kernels take them.
-template <class T>
+// What forward's kernels know of the channels and groups.
+template <class Acc>
 struct NormParameters {
-  using Acc = Accumulate<T>;
-  const T* x;
   const Acc *weight, *bias;
   Acc *mean, *rstd;
 
   explicit NormParameters(const GroupNormReLU& p)
-      : x(static_cast<const T*>(p.x.data)), weight(static_cast<const Acc*>(p.weight)),
-        bias(static_cast<const Acc*>(p.bias)), mean(static_cast<Acc*>(p.mean)),
-        rstd(static_cast<Acc*>(p.rstd)) {}
+      : weight(static_cast<const Acc*>(p.weight)), bias(static_cast<const Acc*>(p.bias)),
+        mean(static_cast<Acc*>(p.mean)), rstd(static_cast<Acc*>(p.rstd)) {}
 };
 
 // What a thread's channel gives: y = (x - mean) * scale + bias.
@@ -172,8 +187,7 @@ template <class Acc>
 struct NormChannel {
   Acc mean, scale, bias;
 
-  template <class T>
-  __device__ NormChannel(const NormParameters<T>& p, const NormThread& thread)
+  __device__ NormChannel(const NormParameters<Acc>& p, const NormThread& thread)
       : mean(p.mean[thread.group()]), scale(p.rstd[thread.group()] * p.weight[thread.channel()]),
         bias(p.bias[thread.channel()]) {}
 
