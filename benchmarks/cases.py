@@ -342,6 +342,41 @@ def consistency_case(
     )
 
 
+# --- GroupNorm with ReLU -------------------------------------------------------------------------
+
+
+def norm_case(
+    device: torch.device,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = CONTIGUOUS,
+    group: str = "main",
+) -> Case:
+    """GroupNorm with ReLU in eight groups."""
+
+    def plan() -> Plan:
+        def draw() -> Inputs:
+            x, grad = (normal(shape, device, dtype, memory_format) for _ in range(2))
+            weight, bias = (torch.randn(shape[1], device=device) for _ in range(2))
+            leaves = tuple(tensor.requires_grad_() for tensor in (x, weight, bias))
+            return Inputs((x, 8, weight, bias), leaves, grad)
+
+        # The moments, and the sums of the gradient, need a read of their own.
+        nbytes = math.prod(shape) * dtype.itemsize
+        return Plan(draw, {"forward": 3 * nbytes, "backward": 5 * nbytes, "both": 8 * nbytes})
+
+    return Case(
+        name=f"norm{describe_type(dtype, memory_format)} {shape_name(*shape)}",
+        operator="group_norm_relu",
+        ours=ops.group_norm_relu,
+        voxels=shape[0] * math.prod(shape[2:]),
+        parts=parts_of(group),
+        plan=plan,
+        group=group,
+        peers=peers_of("group_norm_relu", group),
+    )
+
+
 # --- What they share -----------------------------------------------------------------------------
 
 
@@ -379,6 +414,7 @@ class Sizes:
     magnitude: tuple[int, ...]
     gate: tuple[int, ...]
     consistency: tuple[int, ...]
+    norm: tuple[int, ...]
     patch: tuple[int, ...]
     batch: tuple[int, ...]
     sweep: tuple[int, ...]
@@ -392,6 +428,7 @@ QUICK = Sizes(
     magnitude=(1, 2, 9, 11, 13),
     gate=(2, 8, 5, 6, 7),
     consistency=(2, 4, 16, 16, 16),
+    norm=(2, 8, 5, 6, 7),
     patch=(8, 8, 8),
     batch=(2, 9, 8, 7),
     sweep=(1, 8),
@@ -401,6 +438,7 @@ CPU = Sizes(
     magnitude=(1, 4, 160, 192, 128),
     gate=(1, 32, 80, 96, 64),
     consistency=(1, 4, 160, 192, 128),
+    norm=(1, 32, 80, 96, 64),
     patch=(32, 32, 32),
     batch=(4, 96, 96, 96),
     sweep=(1, 8, 16, 32, 64, 128, 160, 256, 384, 512),
@@ -410,6 +448,7 @@ CUDA = Sizes(
     magnitude=(8, 4, 160, 192, 128),
     gate=(8, 32, 160, 192, 128),
     consistency=(8, 4, 160, 192, 128),
+    norm=(8, 32, 160, 192, 128),
     patch=(64, 64, 64),
     batch=(16, 128, 128, 128),
     sweep=(1, 8, 16, 32, 64, 128, 160, 256, 384, 512),

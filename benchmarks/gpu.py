@@ -44,6 +44,7 @@ from benchmarks.cases import (
     edge_case,
     gate_case,
     magnitude_case,
+    norm_case,
     sizes,
 )
 from benchmarks.clocks import Clock, CudaClock, WallClock
@@ -70,6 +71,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate("channel", torch.bfloat16),
         consistency_case(device, s.consistency),
         magnitude_case(device, s.magnitude),
+        norm_case(device, s.norm, torch.bfloat16, LAST),
         edges("labels"),
         edges("random masks"),
         gate("voxel", torch.float32),
@@ -79,8 +81,10 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate("channel", torch.bfloat16, LAST),
         gate("voxel", torch.float32, LAST),
         gate("channel", torch.float32, LAST),
+        norm_case(device, s.norm, torch.bfloat16),
+        norm_case(device, s.norm, torch.float32, LAST),
     ]
-    return every[:5] if quick else every  # each operator once
+    return every[:6] if quick else every  # each operator once
 
 
 @contextlib.contextmanager
