@@ -11,7 +11,15 @@ import argparse
 
 import torch
 
-from benchmarks.cases import LAST, Case, consistency_case, edge_case, gate_case, magnitude_case
+from benchmarks.cases import (
+    LAST,
+    Case,
+    consistency_case,
+    edge_case,
+    gate_case,
+    magnitude_case,
+    norm_case,
+)
 from benchmarks.cases import sizes as all_sizes
 from benchmarks.measuring import make_work
 
@@ -31,6 +39,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate_case(device, one(s.gate), "channel", torch.bfloat16),
         gate_case(device, one(s.gate), "channel", torch.bfloat16, LAST),
         consistency_case(device, one(s.consistency)),
+        norm_case(device, one(s.norm), torch.bfloat16, LAST),
     ]
 
 
