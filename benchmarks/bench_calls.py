@@ -8,7 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, consistency_case, cube, edge_case, gate_case, magnitude_case
+from benchmarks.cases import (
+    Case,
+    consistency_case,
+    cube,
+    edge_case,
+    gate_case,
+    magnitude_case,
+    norm_case,
+)
 
 SIZE = (8, 8, 8)
 
@@ -26,6 +34,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate_case(device, (1, 8, *SIZE), "voxel", **call),
         gate_case(device, (1, 8, *SIZE), "channel", **call),
         consistency_case(device, (1, 4, *SIZE), labels=classes, **call),
+        norm_case(device, (1, 8, *SIZE), **call),
     ]
 
 

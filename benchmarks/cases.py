@@ -382,6 +382,41 @@ def sums_case(
     )
 
 
+# --- GroupNorm with ReLU -------------------------------------------------------------------------
+
+
+def norm_case(
+    device: torch.device,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = CONTIGUOUS,
+    group: str = "main",
+) -> Case:
+    """GroupNorm with ReLU in eight groups."""
+
+    def plan() -> Plan:
+        def draw() -> Inputs:
+            x, grad = (normal(shape, device, dtype, memory_format) for _ in range(2))
+            weight, bias = (torch.randn(shape[1], device=device) for _ in range(2))
+            leaves = tuple(tensor.requires_grad_() for tensor in (x, weight, bias))
+            return Inputs((x, 8, weight, bias), leaves, grad)
+
+        # The moments, and the sums of the gradient, need a read of their own.
+        nbytes = math.prod(shape) * dtype.itemsize
+        return Plan(draw, {"forward": 3 * nbytes, "backward": 5 * nbytes, "both": 8 * nbytes})
+
+    return Case(
+        name=f"norm{describe_type(dtype, memory_format)} {shape_name(*shape)}",
+        operator="group_norm_relu",
+        ours=ops.group_norm_relu,
+        voxels=shape[0] * math.prod(shape[2:]),
+        parts=parts_of(group),
+        plan=plan,
+        group=group,
+        peers=peers_of("group_norm_relu", group),
+    )
+
+
 # --- What they share -----------------------------------------------------------------------------
 
 
@@ -419,6 +454,7 @@ class Sizes:
     magnitude: tuple[int, ...]
     gate: tuple[int, ...]
     consistency: tuple[int, ...]
+    norm: tuple[int, ...]
     sums: tuple[int, ...]
     patch: tuple[int, ...]
     batch: tuple[int, ...]
@@ -432,6 +468,7 @@ QUICK = Sizes(
     edges=(2, 3, 12, 20, 18),
     magnitude=(1, 2, 9, 11, 13),
     gate=(2, 8, 5, 6, 7),
+    norm=(2, 8, 5, 6, 7),
     consistency=(2, 4, 16, 16, 16),
     sums=(2, 3, 16, 16, 16),
     patch=(8, 8, 8),
@@ -441,6 +478,7 @@ QUICK = Sizes(
 CPU = Sizes(
     edges=(1, 3, 155, 240, 240),
     magnitude=(1, 4, 160, 192, 128),
+    norm=(1, 32, 80, 96, 64),
     gate=(1, 32, 80, 96, 64),
     consistency=(1, 4, 160, 192, 128),
     sums=(1, 3, 160, 192, 128),
@@ -450,6 +488,7 @@ CPU = Sizes(
 )
 CUDA = Sizes(
     edges=(8, 3, 155, 240, 240),
+    norm=(8, 32, 160, 192, 128),
     magnitude=(8, 4, 160, 192, 128),
     gate=(8, 32, 160, 192, 128),
     consistency=(8, 4, 160, 192, 128),

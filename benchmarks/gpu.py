@@ -44,6 +44,7 @@ from benchmarks.cases import (
     edge_case,
     gate_case,
     magnitude_case,
+    norm_case,
     sizes,
     sums_case,
 )
@@ -70,6 +71,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate("voxel", torch.bfloat16),
         gate("channel", torch.bfloat16),
         consistency_case(device, s.consistency),
+        norm_case(device, s.norm, torch.bfloat16, LAST),
         magnitude_case(device, s.magnitude),
         sums_case(device, s.sums),
         edges("labels"),
@@ -81,8 +83,10 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate("channel", torch.bfloat16, LAST),
         gate("voxel", torch.float32, LAST),
         gate("channel", torch.float32, LAST),
+        norm_case(device, s.norm, torch.bfloat16),
+        norm_case(device, s.norm, torch.float32, LAST),
     ]
-    return every[:6] if quick else every  # each operator once
+    return every[:7] if quick else every  # each operator once
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from benchmarks.cases import (
     edge_case,
     gate_case,
     magnitude_case,
+    norm_case,
     sums_case,
 )
 from benchmarks.cases import sizes as all_sizes
@@ -30,6 +31,8 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
 
     def one(shape: tuple[int, ...]) -> tuple[int, ...]:
         return (1, *shape[1:])
+
+        (norm_case(device, one(s.norm), torch.bfloat16, LAST),)
 
     return [
         edge_case(device, one(s.edges), "masks"),

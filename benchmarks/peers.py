@@ -399,6 +399,31 @@ def sums_monai(logits: Tensor, target: Tensor) -> Tensor:
     return loss.expand(*logits.shape[:2], 5)
 
 
+# --- GroupNorm with ReLU -------------------------------------------------------------------------
+
+
+def norm_torch(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
+    """Torch's own two operators, as networks have them."""
+    return F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype)).relu_()
+
+
+def norm_channels(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
+    """By definition, with the channels last where they are in memory; when compiled, two passes."""
+    last = not x.is_contiguous()
+    dims = (1, 2, 3, 5) if last else (2, 3, 4, 5)
+    y = x.to(weight.dtype)
+    if last:
+        y = y.movedim(1, -1).unflatten(-1, (groups, -1))
+        shape = (1, 1, 1, 1, groups, -1)
+    else:
+        y = y.unflatten(1, (groups, -1))
+        shape = (1, groups, -1, 1, 1, 1)
+    variance, mean = torch.var_mean(y, dims, correction=0, keepdim=True)
+    y = (y - mean) * (variance + 1e-5).rsqrt() * weight.view(shape) + bias.view(shape)
+    y = y.relu().to(x.dtype)
+    return y.flatten(-2).movedim(-1, 1) if last else y.flatten(1, 2)
+
+
 # --- Calls ---------------------------------------------------------------------------------------
 
 
@@ -410,6 +435,11 @@ def call_pool(x: Tensor, *_: object) -> Tensor:
 def call_conv3d(e: Tensor, m: Tensor, weight_e: Tensor, *_: object) -> Tensor:
     """A native operator of torch with the same input: one of the gate's two products."""
     return F.conv3d(e, weight_e[:, :, None, None, None])
+
+
+def call_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
+    """GroupNorm without ReLU, a native operator of torch."""
+    return F.group_norm(x, groups, weight, bias)
 
 
 def call_cross_entropy(logits: Tensor, target: Tensor, *_: object) -> Tensor:
@@ -527,6 +557,13 @@ PEERS = {
             Peer("eager reference", sums_reference, groups=SWEPT),
             Peer("compiled reference", sums_reference, compiled=True, groups=SWEPT),
             Peer("MONAI DiceCELoss", sums_monai, exact=False, groups=MAIN, package="monai"),
+        ],
+        "group_norm_relu": [
+            Peer("eager torch", norm_torch),
+            Peer("eager reference", reference.group_norm_relu, groups=MAIN),
+            Peer("compiled torch", norm_torch, compiled=True),
+            Peer("compiled channels", norm_channels, compiled=True),
+            Peer("torch group_norm", call_norm, exact=False, groups=CALL),
         ],
     }.items()
 }

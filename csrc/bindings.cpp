@@ -245,6 +245,39 @@ void unpack(Arguments& a, RegionSumsBackward& p) {
   a.read("grad_logits", p.grad_logits);
 }
 
+void unpack_inputs(Arguments& a, GroupNormReLU& p) {
+  p.size = read_floats(a, "x", p.x);
+  a.read("groups", p.groups);
+  const int64_t channels = p.size.channels, groups = p.groups;
+  a.expect(groups > 0 && channels % groups == 0,
+           [&] { return "a divisor of the " + std::to_string(channels) + " channels of x"; });
+  const DType sums = accumulated(p.x.dtype);
+  a.read("weight", p.weight, sums, channels);
+  a.read("bias", p.bias, sums, channels);
+  a.read("mean", p.mean, sums, p.size.batch * groups);
+  a.read("rstd", p.rstd, sums, p.size.batch * groups);
+}
+
+// A volume that is traversed with the strides of x.
+void read_like_x(Arguments& a, const char* name, Tensor& tensor, const GroupNormReLU& p) {
+  a.read(name, tensor, p.size, p.x.dtype);
+  a.expect(tensor.voxel_stride == p.x.voxel_stride, [] { return "the memory format of x"; });
+}
+
+void unpack(Arguments& a, GroupNormReLU& p) {
+  unpack_inputs(a, p);
+  a.read("eps", p.eps);
+  read_like_x(a, "out", p.out, p);
+}
+
+void unpack(Arguments& a, GroupNormReLUBackward& p) {
+  unpack_inputs(a, p);
+  read_like_x(a, "grad", p.grad, p);
+  read_like_x(a, "grad_x", p.grad_x, p);
+  a.read("grad_weight", p.grad_weight);
+  a.read("grad_bias", p.grad_bias);
+}
+
 // --- Kernels ---
 
 template <class Params>

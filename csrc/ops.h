@@ -136,6 +136,28 @@ struct RegionSumsBackward : RegionSums {
 // A byte holds a class, or marks a voxel without one.
 constexpr int64_t kMaxClasses = 255;
 
+// GroupNorm (Wu and He, 2018) and ReLU. Weight, bias, their gradients, mean and reciprocal standard
+// deviation are contiguous, in the accumulation type. All volumes have one memory format.
+struct GroupNormReLU {
+  Tensor x;
+  const void* weight;  // (size.channels)
+  const void* bias;    // (size.channels)
+  void* mean;          // (B, groups), output of forward and input of backward, as rstd
+  void* rstd;
+  Tensor out;
+  Size size;
+  int64_t groups;
+  double eps;  // forward
+  Resources resources;
+};
+
+struct GroupNormReLUBackward : GroupNormReLU {
+  Tensor grad;
+  Tensor grad_x;
+  void* grad_weight;
+  void* grad_bias;
+};
+
 // --- Kernels ---
 
 // One operator on one device type. `workspace` takes the same parameters, whose pointers may be

@@ -95,6 +95,20 @@ def test_edge_gate(
     compare(peer, inputs, inputs if dtype == torch.float32 else (), reference.edge_gate, tolerance)
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@peers_of("group_norm_relu")
+def test_group_norm_relu(
+    peer: Peer, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    x = torch.randn(2, 6, 5, 4, 7).to(dtype, memory_format=memory_format).requires_grad_()
+    weight, bias = (torch.randn(6, requires_grad=True) for _ in range(2))
+    leaves = (x, weight, bias) if dtype == torch.float32 else ()  # rounding flips some slopes
+
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    compare(peer, (x, 2, weight, bias), leaves, reference.group_norm_relu, tolerance)
+
+
 @peers_of("gumbel_consistency")
 @pytest.mark.parametrize("shape", [(2, 4, 6, 9, 7), (1, 3, 1, 4, 9), (2, 5, 8, 8, 8)])
 def test_gumbel_consistency(peer: Peer, shape: tuple[int, ...]) -> None:

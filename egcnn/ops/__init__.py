@@ -7,6 +7,7 @@ operator                    computes                                    source
 :func:`sobel_magnitude`     3D Sobel gradient magnitude                 section 2.1
 :func:`edge_gate`           edge-gated attention with residual          Eqs. 1 and 2
 :func:`gumbel_consistency`  mismatch of predicted and true edges        Eqs. 7 and 8
+:func:`group_norm_relu`     GroupNorm with ReLU                         Wu and He, 2018
 :func:`region_sums`         sums of the Dice and edge losses            Eqs. 4 to 6
 ==========================  ==========================================  ============================
 
@@ -23,6 +24,7 @@ transforms of ``torch.func`` (``grad``, ``vjp``, ``jvp``, ``jacrev``, ``jacfwd``
 from egcnn.ops._backend import backend, backend_info, use_reference
 from egcnn.ops.consistency import gumbel_consistency
 from egcnn.ops.edge_gate import edge_gate
+from egcnn.ops.group_norm_relu import group_norm_relu
 from egcnn.ops.region_sums import region_sums
 from egcnn.ops.sobel_edges import sobel_edges, sobel_magnitude
 
@@ -30,6 +32,7 @@ __all__ = [
     "backend",
     "backend_info",
     "edge_gate",
+    "group_norm_relu",
     "gumbel_consistency",
     "region_sums",
     "sobel_edges",

@@ -227,3 +227,16 @@ def gumbel_consistency(
     mismatch = (_magnitude(sample) - true_magnitude).abs()
     total = torch.where(edges, mismatch, 0).sum((2, 3, 4))
     return (total / edges.sum((2, 3, 4)).clamp(min=1)).mean()
+
+
+# --- GroupNorm with ReLU -------------------------------------------------------------------------
+
+
+def group_norm_relu(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5
+) -> Tensor:
+    """Specification of :func:`egcnn.ops.group_norm_relu`."""
+    dtype = accumulate_dtype(x.dtype)
+    # F.group_norm rejects groups of one value, as in a one-voxel volume; normalised, they are 0.
+    y = torch.group_norm(x.to(dtype), groups, weight.to(dtype), bias.to(dtype), eps)
+    return y.relu_().to(x.dtype)

@@ -404,6 +404,46 @@ void region_sums(DType dtype, Size size) {
   }
 }
 
+void group_norm_relu(DType dtype, Size size) {
+  for (const int64_t groups : {int64_t(1), size.channels}) {
+    if (!selected("group_norm_relu")) continue;
+    const DType sums = accumulate(dtype);
+    Volume x(dtype, size);
+    const auto like_x = [&] {
+      Volume volume(dtype, size);
+      volume.tensor.channel_stride = x.tensor.channel_stride;
+      volume.tensor.voxel_stride = x.tensor.voxel_stride;
+      return volume;
+    };
+    Volume out = like_x(), grad = like_x(), grad_x = like_x();
+    x.fill_with_numbers(size);
+    grad.fill_with_numbers(size);
+    const Buffer weight = numbers(sums, size.channels), bias = numbers(sums, size.channels);
+    const Buffer mean = numbers(sums, size.batch * groups),
+                 rstd = numbers(sums, size.batch * groups);
+    egcnn::GroupNormReLU p{};
+    p.x = x.tensor;
+    p.weight = weight.data();
+    p.bias = bias.data();
+    p.mean = mean.data();
+    p.rstd = rstd.data();
+    p.out = out.tensor;
+    p.size = size;
+    p.groups = groups;
+    p.eps = 1e-5;
+    const std::string options = "; groups " + std::to_string(groups);
+    run(text("group_norm_relu", dtype, p.x, size) + options, egcnn::cuda::kernels().group_norm_relu,
+        p, {&out.buffer, &mean, &rstd});
+    const Buffer grad_weight = numbers(sums, size.channels),
+                 grad_bias = numbers(sums, size.channels);
+    const egcnn::GroupNormReLUBackward q{p, grad.tensor, grad_x.tensor, grad_weight.data(),
+                                         grad_bias.data()};
+    run(text("group_norm_relu_backward", dtype, p.x, size) + options,
+        egcnn::cuda::kernels().group_norm_relu_backward, q,
+        {&grad_x.buffer, &grad_weight, &grad_bias});
+  }
+}
+
 template <class Params>
 void check_launched(const char* name, const Kernel<Params>& kernel) {
   if (launched.count(&kernel)) return;
@@ -425,6 +465,7 @@ int main(int count, char** arguments) {
       edge_gate(dtype, size, size.channels);
       edge_gate(dtype, size, size.channels + 1);
       consistency(dtype, kIntegers[draw() % 5], size);
+      group_norm_relu(dtype, size);
       region_sums(dtype, size);
     }
     for (const DType dtype : kIntegers) sobel_edges(dtype, size);

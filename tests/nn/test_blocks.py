@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 
 from egcnn.nn import ResidualBlock
 from egcnn.nn.blocks import Conv3x3x3, resize
@@ -85,3 +91,23 @@ def test_bf16_weight_gradients_of_thin_volumes(
     torch.testing.assert_close(
         y.double(), expected, atol=LAYER[torch.bfloat16], rtol=LAYER[torch.bfloat16]
     )
+
+
+def test_upsampling_stays_whole_when_compiled() -> None:
+    """By inductor's table, trilinear resampling becomes gathers, and its gradient scatters."""
+    operators: set[str] = set()
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        operators.update(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph)
+
+    backend = aot_autograd(
+        fw_compiler=count, bw_compiler=count, decompositions=select_decomp_table()
+    )
+    x = torch.randn(1, 2, 3, 4, 5, requires_grad=True)
+    like = torch.empty(1, 1, 6, 8, 9)
+    torch.compile(resize, backend=backend)(x, like).sum().backward()
+    assert "aten.upsample_trilinear3d_backward.default" in operators
+    assert not {name for name in operators if "index" in name}
+    expected = F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
+    assert torch.equal(resize(x, like), expected)

@@ -74,8 +74,9 @@ WEIGHTS = torch.ones(1, 1), torch.ones(1, 1), torch.ones(1)
         (lambda: ops.edge_gate(VOXEL, VOXEL, *WEIGHTS), 65),
         (lambda: ops.gumbel_consistency(VOXEL, MASK, seed=WEIGHTS[2][0].long()), 62),
         (lambda: ops.region_sums(VOXEL, MASK, activation="sigmoid"), 60),
+        (lambda: ops.group_norm_relu(VOXEL, 1, WEIGHTS[2], WEIGHTS[2]), 70),
     ],
-    ids=["edges", "magnitude", "gate", "consistency", "sums"],
+    ids=["edges", "magnitude", "gate", "consistency", "sums", "norm"],
 )
 def test_a_call_takes_few_steps_of_python(operator: Callable[[], Tensor], most: int) -> None:
     """Which is what the time of a call on a small volume is made of, and does not flutter."""

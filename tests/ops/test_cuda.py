@@ -63,12 +63,23 @@ def _sums(device: str, activation: str) -> list[Tensor]:
     return [sums.detach(), *torch.autograd.grad(sums.sum(), z)]
 
 
+def _norm(device: str, memory_format: torch.memory_format) -> list[Tensor]:
+    x = torch.linspace(-1, 1, 2 * 8 * 20**3, device=device).mul(40).sin().view(2, 8, 20, 20, 20)
+    weight, bias = torch.linspace(-1, 1, 8, device=device), torch.linspace(0, 1, 8, device=device)
+    inputs = [x.contiguous(memory_format=memory_format), weight, bias]
+    x, weight, bias = (t.requires_grad_() for t in inputs)
+    out = ops.group_norm_relu(x, 4, weight, bias)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), (x, weight, bias))]
+
+
 CALLS: dict[str, Callable[[str], list[Tensor]]] = {
     "edges": _edges,
     "magnitude": _magnitude,
     "voxel gate": lambda device: _gate(device, 1),
     "channel gate": lambda device: _gate(device, 8),
     "consistency": _consistency,
+    "norm": lambda device: _norm(device, torch.contiguous_format),
+    "norm, channels last": lambda device: _norm(device, torch.channels_last_3d),
     "sigmoid sums": lambda device: _sums(device, "sigmoid"),
     "softmax sums": lambda device: _sums(device, "softmax"),
 }

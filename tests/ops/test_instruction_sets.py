@@ -95,6 +95,35 @@ def test_edge_gate(
             assert_near(mine.grad, theirs.grad, dtype)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("channels", [1, 7, 8, 32])
+def test_group_norm_relu(
+    dtype: torch.dtype, memory_format: torch.memory_format, channels: int
+) -> None:
+    x = torch.randn(2, channels, 5, 9, 31).to(dtype).contiguous(memory_format=memory_format)
+    parameters = reference.accumulate_dtype(dtype)
+    # Positive values have no kink to be rounded over.
+    inputs = [
+        x,
+        torch.rand(channels, dtype=parameters),
+        torch.full((channels,), 6.0).to(parameters),
+    ]
+    groups = channels if channels % 2 else channels // 2
+    grad = torch.randn(x.shape).to(dtype)
+    exact = [t.double().clone().requires_grad_() for t in inputs]
+    expected = reference.group_norm_relu(exact[0], groups, *exact[1:])
+    expected.backward(grad.double())
+    x, weight, bias = (t.requires_grad_() for t in inputs)
+    result = ops.group_norm_relu(x, groups, weight, bias)
+    result.backward(grad)
+    assert_near(result.detach(), expected.detach(), dtype)
+    for mine, theirs in zip((x, weight, bias), exact, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert_near(mine.grad, theirs.grad, dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("size", SIZES)

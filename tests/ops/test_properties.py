@@ -114,6 +114,22 @@ def test_edge_gate(size, batch, of_e, of_m, seed, format, dtype, per_voxel, acti
 
 
 @many
+@given(sizes, batches, st.integers(1, 20), st.integers(1, 4), seeds, formats, st.booleans())
+def test_group_norm_relu(size, batch, groups, of_group, seed, format, double) -> None:
+    dtype = torch.float64 if double else torch.float32
+    channels = groups * of_group
+    # Of few levels, so that groups may be constant. Gradients would differ where a value is 0 but
+    # for rounding: the ReLU's kink.
+    x = volume((batch, channels, *size), seed, 5).to(dtype).contiguous(memory_format=format)
+    weight, bias = (volume((channels,), seed + i, 9).to(dtype) for i in (1, 2))
+    exact = [t.double() for t in (x, weight, bias)]
+    expected = reference.group_norm_relu(exact[0], groups, *exact[1:], 1e-2)
+    y = ops.group_norm_relu(x, groups, weight, bias, 1e-2)
+    tolerance = 1e-11 if double else 1e-4
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=tolerance)
+
+
+@many
 @given(
     sizes,
     batches,

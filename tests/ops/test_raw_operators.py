@@ -16,6 +16,8 @@ GATE = (X, X, torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2), True)
 CONSISTENCY = (X, LABELS, SEED, 0.5, True, "softmax", "gt")
 EDGES = torch.ones(1, 2, dtype=torch.int64)
 CANDIDATES = torch.ones(1, 3, 4, 0, dtype=torch.int32)
+NORM = (X, torch.zeros(2), torch.zeros(2), 2, 1e-5)
+NORM_BACKWARD = (X, *NORM[:3], torch.zeros(1, 2), torch.zeros(1, 2), 2)
 BACKWARD = (torch.tensor(1.0), *CONSISTENCY[:3], EDGES, CANDIDATES, *CONSISTENCY[3:])
 
 
@@ -51,6 +53,14 @@ def changed(arguments: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ..
         ("gumbel_consistency_backward", changed(BACKWARD, 4, EDGES[:, :1]), "edges is int64 of"),
         ("gumbel_consistency_backward", changed(BACKWARD, 5, EDGES), "candidates is int64 of"),
         ("gumbel_consistency_backward", changed(BACKWARD, 0, torch.ones(0)), "grad is float32 of"),
+        ("group_norm_relu", changed(NORM, 0, X[0]), "x is float32 of .*expected five dim"),
+        ("group_norm_relu", changed(NORM, 0, X.int()), "x is int32 of"),
+        ("group_norm_relu", changed(NORM, 1, torch.zeros(3)), "weight is float32 of shape"),
+        ("group_norm_relu", changed(NORM, 2, torch.zeros(2).half()), "bias is float16 of shape"),
+        ("group_norm_relu", changed(NORM, 3, 3), "expected a divisor of the 2 channels of x"),
+        ("group_norm_relu", changed(NORM, 3, 0), "expected a divisor of the 2 channels of x"),
+        ("group_norm_relu_backward", changed(NORM_BACKWARD, 0, X[..., :1]), "grad is float32 of"),
+        ("group_norm_relu_backward", changed(NORM_BACKWARD, 4, torch.zeros(2)[:1]), "mean is floa"),
         ("region_sums", (X, X, False, False), "target is float32 of .*2 channels of bool"),
         ("region_sums", (X, LABELS, False, False), "target is uint8 of .*2 channels of bool"),
         ("region_sums", (X.byte(), X.byte(), False, False), "logits is uint8 of .*a float type"),
