@@ -106,7 +106,9 @@ def _scans(files: Mapping[str, Path], modalities: int) -> tuple[Case, ...]:
     channels: dict[str, dict[int, Path]] = {}
     for name, file in files.items():
         match = re.fullmatch(r"(.+)_(\d{4})", name)
-        if match and int(match[2]) < modalities:
+        # Scans that are counted on beyond the channels are numbered themselves.
+        series = match and f"{match[1]}_{modalities:04d}" in files
+        if match and int(match[2]) < modalities and not series:
             channels.setdefault(match[1], {})[int(match[2])] = file
         else:  # its number is no channel's, such as a year
             cases.append(Case(name, (file,)))
