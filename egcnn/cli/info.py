@@ -24,7 +24,7 @@ def demo(
     shape: Annotated[
         str, typer.Option(metavar="D,H,W", help="Size of each case in voxels of 1 mm.")
     ] = "40,40,32",
-    epochs: Annotated[int, typer.Option(metavar="N", help="Passes over the training cases.")] = 28,
+    epochs: Annotated[int, typer.Option(metavar="N", help="Passes over the training cases.")] = 36,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the cases and the training.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the demo in DIR.")
