@@ -7,7 +7,7 @@ namespace egcnn::cuda {
 namespace {
 
 template <class T, bool kSoftmax, bool kEntropy>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSumThreads, 3)
     region_sums_kernel(RegionSums p, Accumulate<T>* partials, int64_t chunks) {
   using Acc = Accumulate<T>;
   constexpr int kSums = kEntropy ? 5 : 3, kWarps = kSumThreads / kWarpSize;
