@@ -45,12 +45,8 @@ _SAFE_SIZE = 3
 
 def resize(x: Tensor, like: Tensor, mode: str = "trilinear") -> Tensor:
     """Resample ``x`` to the size of ``like``, trilinear (``align_corners=False``) or nearest."""
-    size = like.shape[2:]
-    if mode != "trilinear":
-        return F.interpolate(x, size=size, mode=mode)
-    # What F.interpolate calls, but in an overload that torch.compile leaves whole: the other's
-    # gradient becomes eight scatters with atomic additions.
-    return torch.ops.aten.upsample_trilinear3d.default(x, size, False)
+    corners = False if mode == "trilinear" else None
+    return F.interpolate(x, size=like.shape[2:], mode=mode, align_corners=corners)
 
 
 class UpConv(nn.ConvTranspose3d):
