@@ -19,7 +19,7 @@ from ..tolerances import RELATIVE
 
 pytestmark = pytest.mark.usefixtures("device")
 
-# One voxel, odd and prime sizes, and more than a block and a run of voxels.
+# One voxel, odd and prime sizes, more than a chunk or a run of voxels, and more than a block.
 SIZES = [(1, 1, 1), (3, 5, 7), (11, 13, 17), (29, 31, 37)]
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 KINDS = [("sigmoid", False), ("sigmoid", True), ("softmax", False)]
@@ -60,7 +60,10 @@ def test_kernel_agrees_with_the_reference(
     memory_format: torch.memory_format,
     ignore: bool,
     size: tuple[int, int, int],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if size == SIZES[-1] and request.node.callspec.params["device"] == "cuda_on_cpu":
+        pytest.skip("blocks are the CPU's, and the stand-in is slow")
     logits, target = volumes((2, 3, *size), dtype, memory_format)
     ignored = (torch.rand(2, 1, *size) < 0.2) if ignore else None
     exact = logits.double().requires_grad_()
