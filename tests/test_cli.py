@@ -266,6 +266,28 @@ def test_every_kind_of_input(brats: Path, model: Path, tmp_path: Path) -> None:
         )
 
 
+def test_json_names_the_cases_that_were_predicted(
+    brats: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Where the voxels of the second of three cannot be read."""
+    texts: list[str] = []
+    monkeypatch.setattr(Bar, "update", lambda _, done, total, text: texts.append(text))
+    root = shutil.copytree(brats, tmp_path / "brats")
+    first, damaged, third = open_dataset(root).cases
+    file = damaged.images[2]
+    file.write_bytes(file.read_bytes()[:-2000])
+    assert run("predict", model, root, "-o", tmp_path / "p", "--json") == 1
+    said = capfd.readouterr()
+    assert f"{file.name}: truncated" in said.err
+    for case, made in zip((first, third), json.loads(said.out)["predictions"], strict=True):
+        assert (made["case"], Path(made["labels"]).name) == (case.name, f"{case.name}.nii.gz")
+    assert texts[-1].startswith(f"{third.name}, case 3 of 3  window")
+
+
 def test_flips_are_those_of_every_checkpoint(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
