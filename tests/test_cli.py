@@ -191,6 +191,7 @@ def test_json_and_the_progress_bar(
         *("--seeds", "1", "--epochs", "1"),
     )
     assert len(compared["runs"]) == 1
+    assert all((tmp_path / folder / "report.html").is_file() for folder in "pc")
     assert text == "run 1 of 1, unet-seed0: predicting"
 
 
@@ -342,6 +343,18 @@ def test_evaluate_loses_nothing_to_the_terminal(
     monkeypatch.setattr(sys, "stdout", bad_output)
     assert run("evaluate", tmp_path / "p", brats, "-o", tmp_path / "scores") == 0
     assert sorted(os.listdir(tmp_path / "scores")) == ["metrics.csv", "metrics.json", "report.html"]
+
+
+def test_evaluate_writes_the_same_files_with_json(
+    brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case = open_dataset(brats).cases[0]
+    assert case.label is not None
+    shutil.copy(case.label, tmp_path / f"{case.name}.nii.gz")
+    scores = tmp_path / "scores"
+    assert run("evaluate", tmp_path, brats, "-o", scores, "--workers", "0", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["summary"]["WT"]["dice"]["mean"] == 1
+    assert sorted(os.listdir(scores)) == ["metrics.csv", "metrics.json", "report.html"]
 
 
 def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:

@@ -270,6 +270,7 @@ def evaluate(
     written = evaluation.write_evaluation(scored, predictions if output is None else output)
     if as_json:
         say(written[1].read_text(encoding="utf-8"))
+        write_report(written[0].parent)
         return
     show(evaluation_table(scored))
     show(edge_table(scored))
