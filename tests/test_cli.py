@@ -357,6 +357,22 @@ def test_evaluate_writes_the_same_files_with_json(
     assert sorted(os.listdir(scores)) == ["metrics.csv", "metrics.json", "report.html"]
 
 
+def test_evaluate_says_where_scores_are_before_its_report_fails(
+    brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(brats, tmp_path / "brats")
+    case = open_dataset(root).cases[0]
+    assert case.label is not None
+    (tmp_path / "p").mkdir()
+    shutil.copy(case.label, tmp_path / "p" / f"{case.name}.nii.gz")
+    for image in case.images:
+        image.write_bytes(image.read_bytes()[:-2000])
+    assert run("evaluate", tmp_path / "p", root, "--workers", "0") == 1
+    said = capfd.readouterr()
+    assert said.out.splitlines()[-1] == str(tmp_path / "p" / "metrics.json")
+    assert ".nii.gz: truncated" in said.err
+
+
 def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
     """Arguments, and text that the line on stderr must contain."""
     case = open_dataset(brats).cases[0]

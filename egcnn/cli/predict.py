@@ -280,5 +280,6 @@ def evaluate(
         count, all_ = len(scored.missing), len(scored.missing) + len(scored.cases)
         shown = ", ".join(scored.missing[:3]) + (", ..." if count > 3 else "")
         say(f"{count} of {all_} labelled cases have no prediction and are excluded: {shown}")
-    for path in (*written, write_report(written[0].parent)):
+    for path in written:
         say(str(path))
+    say(str(write_report(written[0].parent)))  # reads the images, too

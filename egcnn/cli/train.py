@@ -346,5 +346,6 @@ def compare(
     show(comparison.as_table("Edges", comparison.edge_rows(runs)))
     if lines := comparison.difference_rows(runs):
         show(comparison.as_table("Differences, paired by seed", lines))
-    for path in (*written, write_report(output, device=device)):
+    for path in written:
         say(str(path))
+    say(str(write_report(output, device=device)))
