@@ -32,8 +32,6 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     def one(shape: tuple[int, ...]) -> tuple[int, ...]:
         return (1, *shape[1:])
 
-        (norm_case(device, one(s.norm), torch.bfloat16, LAST),)
-
     return [
         edge_case(device, one(s.edges), "masks"),
         edge_case(device, one(s.edges), "labels"),
@@ -42,6 +40,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate_case(device, one(s.gate), "channel", torch.bfloat16),
         gate_case(device, one(s.gate), "channel", torch.bfloat16, LAST),
         consistency_case(device, one(s.consistency)),
+        norm_case(device, one(s.norm), torch.bfloat16, LAST),
         sums_case(device, one(s.sums)),
     ]
 

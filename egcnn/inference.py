@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,6 +228,7 @@ def predict_cases(
     *,
     edges: bool = False,
     probabilities: bool = False,
+    begin: Callable[[Case], None] | None = None,
     **options: Any,
 ) -> Iterator[tuple[Case, Prediction, Path]]:
     """Segment cases one after the other, and write each prediction at once.
@@ -238,6 +239,7 @@ def predict_cases(
         folder: see :func:`write_prediction`.
         edges: see :func:`write_prediction`.
         probabilities: see :func:`write_prediction`.
+        begin: called with each case before it is segmented.
         options: of :func:`predict_case`.
 
     Yields:
@@ -261,6 +263,8 @@ def predict_cases(
     check_images(cases, len(_members(trained)[0].modalities))
     bad: list[InputError] = []
     for case in cases:
+        if begin is not None:
+            begin(case)
         try:
             prediction = predict_case(trained, case, probabilities=probabilities, **options)
         except InputError as error:

@@ -354,4 +354,7 @@ class EGCNNLoss(nn.Module):
                 edges = edges.amax(1, keepdim=True)
             terms["edge"] = self.edge(edge_logits, edges, ignored)
         weighted = [weights[name] * term for name, term in terms.items()]
-        return {"loss": torch.stack(weighted or [logits.new_zeros(())]).sum(), **terms}
+        if not {"semantic", "consistency"} & set(terms):
+            # Zero, whose gradient is zero too: weights without one fail in training by DDP.
+            weighted.append(logits[:, :0].sum())
+        return {"loss": torch.stack(weighted).sum(), **terms}

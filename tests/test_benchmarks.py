@@ -20,7 +20,7 @@ from egcnn.ops import reference
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS.parent))
 
-from benchmarks import cases, gpu, report, results  # noqa: E402
+from benchmarks import cases, gpu, gpu_profile, report, results  # noqa: E402
 from benchmarks.cases import phantom  # noqa: E402
 from benchmarks.peers import PEERS, Peer, sums_reference  # noqa: E402
 
@@ -203,6 +203,12 @@ def test_gpu_script_without_a_gpu(tmp_path: Path) -> None:
 
     every = (tmp_path / "gpu.md").read_text().split("## Every provider")[1]
     assert every.count("| egcnn |") == len(ours) + 1
+
+
+@pytest.mark.parametrize("script", [gpu, gpu_profile])
+def test_gpu_scripts_know_each_operator(script: Any) -> None:
+    found = {case.operator for case in script.cases(torch.device("cpu"), True)}
+    assert found == set(PEERS)
 
 
 def test_a_fault_costs_one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,7 @@ def test_json_and_the_progress_bar(
         *("--seeds", "1", "--epochs", "1"),
     )
     assert len(compared["runs"]) == 1
+    assert all((tmp_path / folder / "report.html").is_file() for folder in "pc")
     assert text == "run 1 of 1, unet-seed0: predicting"
 
 
@@ -266,6 +267,28 @@ def test_every_kind_of_input(brats: Path, model: Path, tmp_path: Path) -> None:
         )
 
 
+def test_json_names_the_cases_that_were_predicted(
+    brats: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Where the voxels of the second of three cannot be read."""
+    texts: list[str] = []
+    monkeypatch.setattr(Bar, "update", lambda _, done, total, text: texts.append(text))
+    root = shutil.copytree(brats, tmp_path / "brats")
+    first, damaged, third = open_dataset(root).cases
+    file = damaged.images[2]
+    file.write_bytes(file.read_bytes()[:-2000])
+    assert run("predict", model, root, "-o", tmp_path / "p", "--json") == 1
+    said = capfd.readouterr()
+    assert f"{file.name}: truncated" in said.err
+    for case, made in zip((first, third), json.loads(said.out)["predictions"], strict=True):
+        assert (made["case"], Path(made["labels"]).name) == (case.name, f"{case.name}.nii.gz")
+    assert texts[-1].startswith(f"{third.name}, case 3 of 3  window")
+
+
 def test_flips_are_those_of_every_checkpoint(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +343,34 @@ def test_evaluate_loses_nothing_to_the_terminal(
     monkeypatch.setattr(sys, "stdout", bad_output)
     assert run("evaluate", tmp_path / "p", brats, "-o", tmp_path / "scores") == 0
     assert sorted(os.listdir(tmp_path / "scores")) == ["metrics.csv", "metrics.json", "report.html"]
+
+
+def test_evaluate_writes_the_same_files_with_json(
+    brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case = open_dataset(brats).cases[0]
+    assert case.label is not None
+    shutil.copy(case.label, tmp_path / f"{case.name}.nii.gz")
+    scores = tmp_path / "scores"
+    assert run("evaluate", tmp_path, brats, "-o", scores, "--workers", "0", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["summary"]["WT"]["dice"]["mean"] == 1
+    assert sorted(os.listdir(scores)) == ["metrics.csv", "metrics.json", "report.html"]
+
+
+def test_evaluate_says_where_scores_are_before_its_report_fails(
+    brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(brats, tmp_path / "brats")
+    case = open_dataset(root).cases[0]
+    assert case.label is not None
+    (tmp_path / "p").mkdir()
+    shutil.copy(case.label, tmp_path / "p" / f"{case.name}.nii.gz")
+    for image in case.images:
+        image.write_bytes(image.read_bytes()[:-2000])
+    assert run("evaluate", tmp_path / "p", root, "--workers", "0") == 1
+    said = capfd.readouterr()
+    assert said.out.splitlines()[-1] == str(tmp_path / "p" / "metrics.json")
+    assert ".nii.gz: truncated" in said.err
 
 
 def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:

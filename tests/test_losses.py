@@ -290,6 +290,23 @@ def test_terms_that_do_not_count_are_absent() -> None:
     assert "semantic" not in EGCNNLoss(CLASSES, semantic_weight=0)((z, e), labels)
 
 
+@pytest.mark.parametrize("edge_weight", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_count_in_no_term_have_a_gradient_of_zeros(
+    edge_weight: float, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    z, e = (torch.randn(2, 3, 6, 7, 5, dtype=dtype, requires_grad=True) for _ in range(2))
+    loss = EGCNNLoss(CLASSES, semantic_weight=0, consistency_weight=0, edge_weight=edge_weight)
+    terms = loss((z, e), labels_for(CLASSES, "boxes"))
+    assert set(terms) == ({"loss", "edge"} if edge_weight else {"loss"})
+    assert torch.equal(terms["loss"].float(), terms.get("edge", torch.zeros(())))
+    terms["loss"].backward()
+    assert z.grad is not None
+    assert not z.grad.any()
+    assert (e.grad is not None) == bool(edge_weight)
+
+
 def test_the_seed_fixes_the_noise() -> None:
     torch.manual_seed(0)
     z, e = torch.randn(2, 3, 6, 7, 5), torch.randn(2, 3, 6, 7, 5)

@@ -257,6 +257,17 @@ def test_rejections(trainers: ModuleType) -> None:
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "nnunet.md"
 
 
+def documented_trainer() -> str:
+    """The page's trainer of one's own."""
+    text = PAGE.read_text(encoding="utf-8")
+    (block,) = re.findall("^```python[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return str(block)
+
+
+def test_the_documented_trainer_is_found() -> None:
+    assert "class nnUNetTrainerEGCNNShort(nnUNetTrainerEGCNN):" in documented_trainer()
+
+
 def test_the_documented_command_names_the_folder() -> None:
     (line,) = re.findall("^export nnUNet_extTrainer=.*", PAGE.read_text(encoding="utf-8"), re.M)
     line = line.replace("$(python ", f"$({shlex.quote(sys.executable)} ")
@@ -277,7 +288,7 @@ def test_nnunet_trains_and_predicts(tmp_path: Path) -> None:
     trainers = tmp_path / "trainers"
     trainers.mkdir()
     # The documented one, with an iteration of each kind.
-    (block,) = re.findall("```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    block = documented_trainer()
     short = re.sub(r"(self\.num_\w+ = )\d+", r"\g<1>1", block)
     (trainers / "short.py").write_text(short, encoding="utf-8")
     environment = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from operator import itemgetter
 from os.path import exists  # False for joined names that are too long for one
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,34 +88,32 @@ def predict(
             )
     axes = _flips(files, members) if flips else ()
     cases = _input_cases(inputs, members[0], split, files)
-    made = []
-    with Bar() as bar:
-        shown = _Windows(bar, len(cases), math.prod(members[0].preprocessing.patch))
-        predictions = predict_cases(
-            members,
-            cases,
-            output,
-            edges=edges,
-            probabilities=probabilities,
-            overlap=overlap,
-            flips=axes,
-            precision=precision,
-            progress=shown.update,
-        )
-        for number, case in enumerate(cases, 1):
-            started = time.perf_counter()
-            shown.begin(number, case.name)
-            path = next(predictions)[2]  # holds no prediction beside the next
-            seconds = time.perf_counter() - started
-            made.append({"case": case.name, "labels": str(path), "seconds": round(seconds, 3)})
-            if not as_json:
-                say(f"{path}  {seconds:.1f} s")
-    if as_json:
-        say(
-            json.dumps(
-                {"checkpoints": [str(file) for file in files], "predictions": made}, indent=1
+    made: list[dict[str, Any]] = []
+    try:
+        with Bar() as bar:
+            shown = _Windows(bar, len(cases), math.prod(members[0].preprocessing.patch))
+            predictions = predict_cases(
+                members,
+                cases,
+                output,
+                edges=edges,
+                probabilities=probabilities,
+                begin=shown.begin,
+                overlap=overlap,
+                flips=axes,
+                precision=precision,
+                progress=shown.update,
             )
-        )
+            for case, path in map(itemgetter(0, 2), predictions):  # holds none beside the next
+                seconds = time.perf_counter() - shown.started
+                made.append({"case": case.name, "labels": str(path), "seconds": round(seconds, 3)})
+                if not as_json:
+                    say(f"{path}  {seconds:.1f} s")
+    finally:
+        # Also where a case could not be read, which is said when all others are done.
+        if as_json and made:
+            names = [str(file) for file in files]
+            say(json.dumps({"checkpoints": names, "predictions": made}, indent=1))
 
 
 class _Windows:
@@ -122,14 +121,15 @@ class _Windows:
 
     def __init__(self, bar: Bar, cases: int, voxels: int) -> None:
         self.bar, self.cases, self.voxels = bar, cases, voxels
-        self.title, self.number = "", 0
+        self.title, self.number, self.started = "", 0, 0.0
         self.windows, self.seconds, self.before = 0, 0.0, 0.0
 
-    def begin(self, number: int, name: str) -> None:
-        """Show the next case, counted from 1."""
-        self.number, self.title = number, f"{name}, case {number} of {self.cases}"
-        self.before = 0.0
-        self.bar.update(number - 1, self.cases, self.title)
+    def begin(self, case: Case) -> None:
+        """Show the next case."""
+        self.number += 1
+        self.title = f"{case.name}, case {self.number} of {self.cases}"
+        self.started, self.before = time.perf_counter(), 0.0
+        self.bar.update(self.number - 1, self.cases, self.title)
 
     def update(self, done: int, total: int) -> None:
         """Show how many windows of the case are done."""
@@ -270,6 +270,7 @@ def evaluate(
     written = evaluation.write_evaluation(scored, predictions if output is None else output)
     if as_json:
         say(written[1].read_text(encoding="utf-8"))
+        write_report(written[0].parent)
         return
     show(evaluation_table(scored))
     show(edge_table(scored))
@@ -279,5 +280,6 @@ def evaluate(
         count, all_ = len(scored.missing), len(scored.missing) + len(scored.cases)
         shown = ", ".join(scored.missing[:3]) + (", ..." if count > 3 else "")
         say(f"{count} of {all_} labelled cases have no prediction and are excluded: {shown}")
-    for path in (*written, write_report(written[0].parent)):
+    for path in written:
         say(str(path))
+    say(str(write_report(written[0].parent)))  # reads the images, too

@@ -340,10 +340,12 @@ def compare(
     written = comparison.write_comparison(runs, output)
     if as_json:
         say(written[2].read_text(encoding="utf-8"))
+        write_report(output, device=device)
         return
     show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(runs)))
     show(comparison.as_table("Edges", comparison.edge_rows(runs)))
     if lines := comparison.difference_rows(runs):
         show(comparison.as_table("Differences, paired by seed", lines))
-    for path in (*written, write_report(output, device=device)):
+    for path in written:
         say(str(path))
+    say(str(write_report(output, device=device)))

@@ -72,7 +72,13 @@ class ProgressBar(Callback):
         self.dice = f"Dice {float(trainer.callback_metrics['dice']):.3f}"
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remove the bar, however the run ended."""
+        """Remove the bar."""
+        self.bar.__exit__()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Remove the bar of a run that was interrupted or failed, which is not torn down."""
         self.bar.__exit__()
 
     def _show(self, trainer: L.Trainer, done: int, doing: str = "") -> None:

@@ -15,7 +15,7 @@ from egcnn import _C, ops  # type: ignore[attr-defined]
 from egcnn.ops import _backend, _tensors, reference
 from egcnn.ops._tensors import FLOATS
 
-from ..tolerances import assert_near
+from ..tolerances import RELATIVE, assert_near
 
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 SIZES = [(1, 1, 1), (3, 5, 7), (9, 18, 67), (5, 40, 130)]
@@ -122,6 +122,29 @@ def test_group_norm_relu(
         assert mine.grad is not None
         assert theirs.grad is not None
         assert_near(mine.grad, theirs.grad, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("size", SIZES)
+def test_region_sums(
+    dtype: torch.dtype, memory_format: torch.memory_format, activation: str, size: tuple[int, ...]
+) -> None:
+    logits = (4 * torch.randn(2, 3, *size)).to(dtype).contiguous(memory_format=memory_format)
+    target, ignored = torch.rand(logits.shape) < 0.3, torch.rand(2, 1, *size) < 0.2
+    options = {"activation": activation, "entropy": activation == "sigmoid", "ignored": ignored}
+    exact = logits.double().clone().requires_grad_()
+    expected = reference.region_sums(exact, target, **options)
+    sums = ops.region_sums(logits.requires_grad_(), target, **options)
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-5)
+    grad = torch.randn(sums.shape, dtype=sums.dtype)
+    sums.backward(grad)
+    expected.backward(grad.double())
+    assert logits.grad is not None
+    # The slopes of a softmax cancel where a probability is near 1.
+    close = RELATIVE[dtype] * grad.abs().max().item()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=RELATIVE[dtype], atol=close)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -24,6 +24,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sobel_magnitude": ops.sobel_magnitude,
     "edge_gate": lambda x: ops.edge_gate(x, x.sin(), *WEIGHTS),
     "group_norm_relu": lambda x: ops.group_norm_relu(x, 1, WEIGHTS[2], WEIGHTS[2]),
+    "region_sums": lambda x: ops.region_sums(x, TARGET.expand(SIZE), activation="softmax"),
     "gumbel_consistency": lambda x: ops.gumbel_consistency(x, TARGET, hard=False, seed=1),
 }
 
