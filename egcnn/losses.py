@@ -350,8 +350,9 @@ class EGCNNLoss(nn.Module):
             terms["consistency"] = self.consistency(logits, target, seed, ignored)
         if edge_logits is not None and weights["edge"] != 0:
             edges = ops.sobel_edges(masks, threshold=self.settings.edge_threshold)
+            edges = edges.view(torch.bool)  # bytes of 0 and 1, which a conversion would copy
             if edge_logits.shape[1] == 1:
-                edges = edges.amax(1, keepdim=True)
+                edges = edges.any(1, keepdim=True)
             terms["edge"] = self.edge(edge_logits, edges, ignored)
         weighted = [weights[name] * term for name, term in terms.items()]
         if not {"semantic", "consistency"} & set(terms):
