@@ -40,7 +40,7 @@ def region_sums(
 
     With probabilities ``p`` and the truth ``y``, of each sample and region: the sums of ``p y``,
     ``p²`` and ``y²``, and with ``entropy`` also of ``-y log p`` and ``-(1 - y) log(1 - p)``. One
-    pass over the logits forward, one backward, and nothing of the volume's size is kept between.
+    pass over the logits forward, one backward, and nothing is kept between but logits and regions.
 
     Args:
         logits: ``(B, R, D, H, W)``, any float.
