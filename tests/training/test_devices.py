@@ -139,8 +139,12 @@ def test_two_devices_find_the_numbers_of_one(dataset: Dataset, tmp_path: Path) -
     )
     torch.testing.assert_close(step2, step, rtol=0, atol=DIFFERENCE)
     assert last["global_step"] == last2["global_step"] >= 10
-    # In float32 Adam goes either way where a gradient is rounding alone; above it is float64.
-    torch.testing.assert_close(last2["state_dict"], last["state_dict"], rtol=0, atol=2 * LR)
+    # In float32 Adam goes either way where a gradient is rounding alone, in a few weights more than
+    # once; above it is float64.
+    pairs = zip(last["state_dict"].values(), last2["state_dict"].values(), strict=True)
+    apart = torch.cat([(one - other).abs().flatten() for one, other in pairs])
+    assert (apart > 2 * LR).double().mean() < 1e-3
+    assert apart.max() < 10 * LR
     for row, row2 in zip(*map(read_history, runs), strict=True):
         for name in ("seconds", "step_seconds"):
             del row[name], row2[name]
