@@ -74,7 +74,7 @@ WEIGHTS = torch.ones(1, 1), torch.ones(1, 1), torch.ones(1)
         (lambda: ops.edge_gate(VOXEL, VOXEL, *WEIGHTS), 65),
         (lambda: ops.gumbel_consistency(VOXEL, MASK, seed=WEIGHTS[2][0].long()), 62),
         (lambda: ops.region_sums(VOXEL, MASK, activation="sigmoid"), 60),
-        (lambda: ops.group_norm_relu(VOXEL, 1, WEIGHTS[2], WEIGHTS[2]), 70),
+        (lambda: ops.group_norm_relu(VOXEL, 1, WEIGHTS[2], WEIGHTS[2]), 60),
     ],
     ids=["edges", "magnitude", "gate", "consistency", "sums", "norm"],
 )
