@@ -80,7 +80,7 @@ def _run(output: Path, cases: int, shape: tuple[int, int, int], epochs: int, see
     evaluation, views = _predict(run, dataset, predictions)
     written = write_evaluation(evaluation, scores)
     picture = write_picture(
-        views[:_MAX_ROWS],
+        views,
         dataset.regions,
         output / _FILES[0],
         modality=f"image ({shown_modality(dataset).upper()})",
@@ -150,23 +150,24 @@ def _files(output: Path) -> list[Path]:
 
 
 def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list[View]]:
-    """Predict, score and prepare for drawing the cases that the run has not seen."""
+    """Predict and score the cases that the run has not seen, and prepare the first for drawing."""
     # The last epoch, since the best one was chosen on these very cases.
     trained = checkpoint.load(run.last)
     views: list[View] = []
 
     def viewed() -> Iterator[tuple[Case, Prediction, Path]]:
         for case, prediction, path in predict_cases(trained, run.validation, folder, edges=True):
-            views.append(
-                View(
-                    case.name,
-                    read_image(case)[dataset.modalities.index(shown_modality(dataset))].numpy(),
-                    read_label(case, dataset.regions)[0].numpy(),
-                    prediction.labels,
-                    prediction.edges,
-                    (1.0, 1.0, 1.0),
+            if len(views) < _MAX_ROWS:
+                views.append(
+                    View(
+                        case.name,
+                        read_image(case)[dataset.modalities.index(shown_modality(dataset))].numpy(),
+                        read_label(case, dataset.regions)[0].numpy(),
+                        prediction.labels,
+                        prediction.edges,
+                        (1.0, 1.0, 1.0),
+                    )
                 )
-            )
             yield case, prediction, path
 
     return score_predictions(viewed(), dataset, folder), views

@@ -43,14 +43,12 @@ __all__ = [
     "Evaluation",
     "Scores",
     "check_scores",
-    "compared_folders",
     "evaluate",
     "predict_and_evaluate",
     "read_evaluation",
     "read_summary",
     "score",
     "score_predictions",
-    "source",
     "write_evaluation",
 ]
 
@@ -112,11 +110,11 @@ def evaluate(
         {name: scores for name, (scores, _) in zip(files, scored, strict=True)},
         tuple(name for name in labelled if name not in files),
         {name: compared for name, (_, compared) in zip(files, scored, strict=True)},
-        compared_folders(folder, dataset),
+        _folders(folder, dataset),
     )
 
 
-def compared_folders(predictions: Path, dataset: Dataset) -> dict[str, str]:
+def _folders(predictions: Path, dataset: Dataset) -> dict[str, str]:
     """The absolute paths of an :class:`Evaluation`'s folders."""
     return {"predictions": str(predictions.resolve()), "data": str(dataset.root.resolve())}
 
@@ -144,10 +142,10 @@ def _score_files(
     case, path, edge_path = files
     labels = read_label(case, dataset.regions, path).as_tensor()[0]
     edges = None if edge_path is None else read_edges(case, edge_path, dataset.regions)
-    return score(case, labels, dataset, edges, lesions=lesions), source(case, path)
+    return score(case, labels, dataset, edges, lesions=lesions), _source(case, path)
 
 
-def source(case: Case, prediction: Path) -> dict[str, Any]:
+def _source(case: Case, prediction: Path) -> dict[str, Any]:
     """Hashes of a case's prediction and truth, and the prediction's own :func:`read_note`."""
     truth = None if case.label is None else digest([case.label])
     return {"prediction": digest([prediction]), "truth": truth, "origin": read_note(prediction)}
@@ -200,8 +198,8 @@ def score_predictions(
     scores, sources = {}, {}
     for case, prediction, path in predictions:
         scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
-        sources[case.name] = source(case, path)
-    folders = compared_folders(Path(folder), dataset)
+        sources[case.name] = _source(case, path)
+    folders = _folders(Path(folder), dataset)
     return Evaluation(scores, sources=sources, folders=folders)
 
 
