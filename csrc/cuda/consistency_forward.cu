@@ -18,15 +18,6 @@ __device__ unsigned long long to_fixed(double mismatch, int bits) {
   return (unsigned long long)(llrint(ldexp(mismatch, bits)));
 }
 
-template <class V>
-__device__ V warp_sum(V value) {
-  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(kAllLanes, value, lane);
-  return value;
-}
-#if __CUDA_ARCH__ >= 800
-__device__ unsigned warp_sum(unsigned value) { return __reduce_add_sync(kAllLanes, value); }
-#endif
-
 // A tile's sums, in shared memory: a class has the number of its edges and, in pieces, the sum of
 // their mismatches. 32-bit atomics need not be waited for, and pieces leave them room for carries.
 template <class Acc>

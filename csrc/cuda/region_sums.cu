@@ -42,10 +42,8 @@ __global__ void __launch_bounds__(kSumThreads, 3)
     }
 #pragma unroll
     for (int k = 0; k < kSums; ++k) {
-      for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
-        sums[k] += __shfl_down_sync(kAllLanes, sums[k], lanes);
-      }
-      if (lane_index() == 0) warp_sums[c & 1][warp][k] = sums[k];
+      const Acc sum = warp_sum(sums[k]);
+      if (lane_index() == 0) warp_sums[c & 1][warp][k] = sum;
     }
     __syncthreads();  // one is enough: the next channel goes to the other half
     if (threadIdx.x < kSums) {
@@ -65,9 +63,7 @@ __global__ void __launch_bounds__(kWarpSize)
   for (int64_t chunk = lane_index(); chunk < chunks; chunk += kWarpSize) {
     sum += double(partials[(batch * chunks + chunk) * columns + column]);
   }
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
-    sum += __shfl_down_sync(kAllLanes, sum, lanes);
-  }
+  sum = warp_sum(sum);
   if (lane_index() == 0) sums[blockIdx.x] = Acc(sum);
 }
 
