@@ -271,7 +271,7 @@ def test_the_documented_trainer_is_found() -> None:
 def test_the_documented_command_names_the_folder() -> None:
     (line,) = re.findall("^export nnUNet_extTrainer=.*", PAGE.read_text(encoding="utf-8"), re.M)
     line = line.replace("$(python ", f"$({shlex.quote(sys.executable)} ")
-    environment = {**os.environ, "PYTHONPATH": str(PAGE.parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(egcnn.__file__).parents[1])}
     script = f'{line}; printf %s "$nnUNet_extTrainer"'
     assert subprocess.check_output(["sh", "-c", script], env=environment) == os.fsencode(
         egcnn.nnunet.FOLDER
