@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -13,6 +14,29 @@ import torch
 
 from egcnn.data import Dataset, open_dataset
 from egcnn.data.phantom import write_brats
+from egcnn.machine import usable_cores
+
+#: More processes would mostly wait for the longest files.
+MOST_PROCESSES = 8
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite on all cores; a few named tests start faster in one process."""
+    option = config.option
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if not everything or option.usepdb or not config.pluginmanager.hasplugin("xdist"):
+        return
+    if option.numprocesses is None:
+        option.numprocesses = min(usable_cores(), MOST_PROCESSES)
+        option.dist = "loadfile"
+        option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files of most slow tests, so that no process is left with one at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")
