@@ -116,7 +116,7 @@ def save(path: str | Path, trained: Trained) -> None:
         InputError: the file cannot be written, or the package safetensors is missing.
     """
     weights = trained.network.state_dict()
-    if Path(path).suffix == safetensors.SUFFIX:
+    if safetensors.has_suffix(path):
         safetensors.write(path, weights, description(trained))
     else:
         prefixed = {PREFIX + name: value for name, value in weights.items()}
@@ -241,7 +241,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
             weights that are not finite.
     """
     path = Path(path)
-    data = _read_safetensors(path) if path.suffix == safetensors.SUFFIX else read(path)
+    data = _read_safetensors(path) if safetensors.has_suffix(path) else read(path)
     described = data[KEY]
     number = described.get("format")
     if not isinstance(number, int) or number not in READABLE:

@@ -299,10 +299,11 @@ def test_a_bundle_has_no_name_that_is_code(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_safetensors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.safetensors", "A.SafeTensors"])
+def test_safetensors(tmp_path: Path, name: str) -> None:
     pytest.importorskip("safetensors")
     whole = trained()
-    export(whole, tmp_path / "a.safetensors")
+    export(whole, tmp_path / name)
     (image,) = images((1, 2, 9, 7, 5))
-    again = load(tmp_path / "a.safetensors").network
+    again = load(tmp_path / name).network
     assert_same(outputs(again, image), outputs(whole.network, image), 0)
