@@ -31,8 +31,8 @@ struct RegionSumsPlan {
     run = std::clamp<int64_t>(kElements / std::max<int64_t>(channels, 1) / 64 * 64, 64, 1024);
   }
 
-  // Two rows of each channel, and three that all share.
-  size_t scratch_bytes() const { return (2 * channels + 3) * run * element + kLine; }
+  // Two rows of each channel, and two that all share.
+  size_t scratch_bytes() const { return (2 * channels + 2) * run * element + kLine; }
   size_t partial_bytes() const { return batch * blocks * channels * sums * sizeof(double); }
 };
 
