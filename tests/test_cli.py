@@ -582,6 +582,17 @@ def test_running_out_of_memory_is_a_sentence(error: Exception, says: str) -> Non
     assert (_message(wrapped) or "").startswith(says)
 
 
+def test_a_lost_process_is_a_sentence() -> None:
+    from egcnn.cli.root import _message
+
+    gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
+    for error in (RuntimeError(gloo), torch.distributed.DistNetworkError("Broken pipe\nFrame 1")):
+        said = _message(error) or ""
+        assert said.startswith("another process of this training ended")
+        assert str(error).splitlines()[0][:20] in said
+        assert "\n" not in said
+
+
 @pytest.mark.slow
 def test_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
