@@ -87,7 +87,7 @@ size_t region_sums_backward_workspace(const RegionSumsBackward&) { return 0; }
 
 void region_sums_backward_launch(const RegionSumsBackward& p) {
   if (p.size.empty()) return;
-  const int64_t chunks = divide_up<int64_t>(p.size.voxels(), kChunk);
+  const int64_t chunks = divide_up(p.size.voxels(), kChunk);
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     with_kind(p, [&](auto softmax, auto entropy) {

@@ -24,7 +24,7 @@ struct RegionSumsPlan {
 
   explicit RegionSumsPlan(const RegionSums& p)
       : batch(p.size.batch), channels(p.size.channels), voxels(p.size.voxels()),
-        blocks(ceil_div(voxels, kBlock)), sums(p.sum_count()),
+        blocks(divide_up(voxels, kBlock)), sums(p.sum_count()),
         element(accumulator_bytes(p.logits.dtype)) {
     // As many voxels as the first-level cache holds of all channels, in whole lines.
     constexpr int64_t kElements = 4096;
