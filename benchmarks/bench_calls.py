@@ -16,6 +16,7 @@ from benchmarks.cases import (
     gate_case,
     magnitude_case,
     norm_case,
+    sums_case,
 )
 
 SIZE = (8, 8, 8)
@@ -35,6 +36,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate_case(device, (1, 8, *SIZE), "channel", **call),
         consistency_case(device, (1, 4, *SIZE), labels=classes, **call),
         norm_case(device, (1, 8, *SIZE), **call),
+        sums_case(device, (1, 3, *SIZE), **call),
     ]
 
 

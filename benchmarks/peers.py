@@ -442,6 +442,12 @@ def call_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
     return F.group_norm(x, groups, weight, bias)
 
 
+def call_binary_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The cross entropy alone, as one sum."""
+    loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="sum")
+    return loss.expand(*logits.shape[:2], 5)
+
+
 def call_cross_entropy(logits: Tensor, target: Tensor, *_: object) -> Tensor:
     """A native loss of torch over the same logits and labels."""
     return F.cross_entropy(logits, target[:, 0])
@@ -557,6 +563,7 @@ PEERS = {
             Peer("eager reference", sums_reference, groups=SWEPT),
             Peer("compiled reference", sums_reference, compiled=True, groups=SWEPT),
             Peer("MONAI DiceCELoss", sums_monai, exact=False, groups=MAIN, package="monai"),
+            Peer("torch BCE with logits", call_binary_entropy, exact=False, groups=CALL),
         ],
         "group_norm_relu": [
             Peer("eager torch", norm_torch),

@@ -201,7 +201,7 @@ void unpack_inputs(Arguments& a, Consistency& p) {
   a.read("tau", p.tau);
   a.read("hard", p.hard);
   const Size& size = p.size;
-  const int64_t volumes = p.softmax ? 1 : size.channels, words = ceil_div(size.width, 32);
+  const int64_t volumes = p.softmax ? 1 : size.channels, words = divide_up(size.width, 32);
   const int64_t channels = a.read("target", p.target).channels;
   a.expect(channels == volumes && !is_float(p.target.dtype),
            [&] { return std::to_string(volumes) + " channels of integers or bool"; });

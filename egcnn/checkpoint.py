@@ -116,7 +116,7 @@ def save(path: str | Path, trained: Trained) -> None:
         InputError: the file cannot be written, or the package safetensors is missing.
     """
     weights = trained.network.state_dict()
-    if Path(path).suffix == safetensors.SUFFIX:
+    if safetensors.has_suffix(path):
         safetensors.write(path, weights, description(trained))
     else:
         prefixed = {PREFIX + name: value for name, value in weights.items()}
@@ -124,8 +124,27 @@ def save(path: str | Path, trained: Trained) -> None:
 
 
 def description(trained: Trained) -> str:
-    """:meth:`Trained.entry` as JSON, which exported files hold under the name ``"egcnn"``."""
-    return json.dumps(without_nan(trained.entry()))
+    """:meth:`Trained.entry` as JSON, which exported files hold under the name ``"egcnn"``.
+
+    Exported files are handed on: of the training data they hold a hash and counts, but neither
+    the folder nor the names of cases, which may be those of patients.
+    """
+    described = trained.entry()
+    described["provenance"] = _without_names(described["provenance"])
+    return json.dumps(without_nan(described))
+
+
+def _without_names(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    run = entry(provenance, "run", dict[str, Any] | None)
+    if run is None:
+        return dict(provenance)
+    for group, private in (("dataset", {"root"}), ("data", {"cases", "sizes"})):
+        if (facts := entry(run, group, dict[str, Any] | None)) is not None:
+            run[group] = {name: fact for name, fact in facts.items() if name not in private}
+    if (split := entry(run, "split", dict[str, list[str]] | None)) is not None:
+        del run["split"]
+        run["cases"] = {part: len(names) for part, names in split.items()}
+    return {**provenance, "run": run}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -222,7 +241,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Trained:
             weights that are not finite.
     """
     path = Path(path)
-    data = _read_safetensors(path) if path.suffix == safetensors.SUFFIX else read(path)
+    data = _read_safetensors(path) if safetensors.has_suffix(path) else read(path)
     described = data[KEY]
     number = described.get("format")
     if not isinstance(number, int) or number not in READABLE:

@@ -20,8 +20,8 @@ from egcnn.report import (
     View,
     edge_table,
     evaluation_table,
+    try_report,
     write_picture,
-    write_report,
 )
 from egcnn.terminal import Terminal, duration, show
 from egcnn.training import Run, fit, plan
@@ -86,7 +86,7 @@ def _run(output: Path, cases: int, shape: tuple[int, int, int], epochs: int, see
         modality=f"image ({shown_modality(dataset).upper()})",
         colours=shown_colours(dataset),
     )
-    report = write_report(output)
+    report = try_report(output)
     show(evaluation_table(evaluation))
     show(edge_table(evaluation))
     for title, path in (
@@ -99,7 +99,8 @@ def _run(output: Path, cases: int, shape: tuple[int, int, int], epochs: int, see
         ("picture", picture),
         ("report", report),
     ):
-        console.print(f"{title:<12}{path}")
+        if path is not None:
+            console.print(f"{title:<12}{path}")
     console.print(f"done in {duration(time.perf_counter() - started)}")
 
 

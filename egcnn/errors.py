@@ -55,6 +55,16 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def lost_peer(error: BaseException | None) -> BaseException | None:
+    """The one among an exception and its causes, if any, that another process's end has caused."""
+    for link in causes(error):
+        # By name: the command line does not import torch for its messages.
+        kinds = [kind.__name__ for kind in type(link).__mro__]
+        if "DistError" in kinds or "gloo/transport" in str(link):
+            return link
+    return None
+
+
 def input_error(error: BaseException | None) -> InputError | None:
     """The ``InputError`` among an exception and its causes, if any."""
     return next((link for link in causes(error) if isinstance(link, InputError)), None)

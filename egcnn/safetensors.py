@@ -21,6 +21,11 @@ SUFFIX = ".safetensors"
 DESCRIPTION, CHECKSUM = "egcnn", "sha256"
 
 
+def has_suffix(path: str | Path) -> bool:
+    """Whether a path has the suffix of a safetensors file, however that is capitalized."""
+    return Path(path).suffix.lower() == SUFFIX
+
+
 def write(path: str | Path, weights: Mapping[str, Tensor], description: str) -> None:
     """Write weights, and a text in the header's metadata.
 

@@ -136,11 +136,14 @@ def test_what_is_no_checkpoint_of_ours(tmp_path: Path, how: str, says: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_safetensors_hold_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("safetensors")
+@pytest.mark.parametrize("name", ["a.safetensors", "A.SafeTensors"])
+def test_safetensors_hold_the_same(tmp_path: Path, name: str) -> None:
+    library = pytest.importorskip("safetensors")
     before = trained()
-    save(tmp_path / "a.safetensors", before)
-    after = load(tmp_path / "a.safetensors")
+    save(tmp_path / name, before)
+    with library.safe_open(tmp_path / name, framework="pt") as file:
+        assert set(file.keys()) == set(before.network.state_dict())
+    after = load(tmp_path / name)
     assert (after.settings, after.regions) == (before.settings, before.regions)
     assert (after.modalities, after.preprocessing) == (before.modalities, before.preprocessing)
     assert after.provenance["layout"] == "brats"
@@ -193,10 +196,13 @@ def test_what_is_no_safetensors_of_ours(tmp_path: Path, how: str, says: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_safetensors_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["a.safetensors", "A.SafeTensors"])
+def test_safetensors_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(InputError, match=r"not installed; expected pip install 'egcnn\[export\]'"):
-        save(tmp_path / "a.safetensors", trained())
+        save(tmp_path / name, trained())
     assert not list(tmp_path.iterdir())
 
 

@@ -357,7 +357,7 @@ def test_evaluate_writes_the_same_files_with_json(
     assert sorted(os.listdir(scores)) == ["metrics.csv", "metrics.json", "report.html"]
 
 
-def test_evaluate_says_where_scores_are_before_its_report_fails(
+def test_scores_do_not_need_the_report(
     brats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = shutil.copytree(brats, tmp_path / "brats")
@@ -367,10 +367,42 @@ def test_evaluate_says_where_scores_are_before_its_report_fails(
     shutil.copy(case.label, tmp_path / "p" / f"{case.name}.nii.gz")
     for image in case.images:
         image.write_bytes(image.read_bytes()[:-2000])
-    assert run("evaluate", tmp_path / "p", root, "--workers", "0") == 1
+    evaluation = ["evaluate", tmp_path / "p", root, "--workers", "0"]
+    assert run(*evaluation) == 0
     said = capfd.readouterr()
     assert said.out.splitlines()[-1] == str(tmp_path / "p" / "metrics.json")
+    assert len(said.err.splitlines()) == 1
     assert ".nii.gz: truncated" in said.err
+    assert run("report", tmp_path / "p") == 1
+    capfd.readouterr()
+    (tmp_path / "p" / "report.html").write_text("mine")
+    assert run(*evaluation, "--json") == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out)["summary"]["WT"]["dice"]["mean"] == 1
+    assert len(said.err.splitlines()) == 1
+    assert "report.html was not written by egcnn report" in said.err
+    assert (tmp_path / "p" / "report.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_comparison_does_not_need_the_report(
+    brats: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:
+    written = [tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.json"]
+    written[-1].write_text("{}")
+    monkeypatch.setattr("egcnn.comparison.compare", lambda *_, **__: None)
+    monkeypatch.setattr("egcnn.comparison.write_comparison", lambda *_: written)
+    for name in ("rows", "edge_rows", "difference_rows"):
+        monkeypatch.setattr(f"egcnn.comparison.{name}", lambda _: [{"a": "b"}])
+    assert run("compare", brats, "-o", tmp_path, *options) == 0
+    said = capfd.readouterr()
+    assert said.out.splitlines()[-1] == ("{}" if options else str(written[-1]))
+    assert said.err.count("\n") == 1
+    assert f"egcnn report {tmp_path}" in said.err
 
 
 def bad_inputs(brats: Path, model: Path, tmp: Path) -> dict[str, tuple[list[object], str]]:
@@ -550,8 +582,21 @@ def test_running_out_of_memory_is_a_sentence(error: Exception, says: str) -> Non
     assert (_message(wrapped) or "").startswith(says)
 
 
+def test_a_lost_process_is_a_sentence() -> None:
+    from egcnn.cli.root import _message
+
+    gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
+    for error in (RuntimeError(gloo), torch.distributed.DistNetworkError("Broken pipe\nFrame 1")):
+        said = _message(error) or ""
+        assert said.startswith("another process of this training ended")
+        assert str(error).splitlines()[0][:20] in said
+        assert "\n" not in said
+
+
 @pytest.mark.slow
-def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "demo"
     arguments = ["-o", output, "--cases", "3", "--shape", "16,18,20", "--epochs", "1"]
     assert run("demo", *arguments) == 0
@@ -566,7 +611,15 @@ def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert sorted(scores["cases"]) == sorted(names)
     assert run("demo", *arguments) == 1
     assert "holds a demo already" in capfd.readouterr().err
+
+    def fail(*_: object, **__: object) -> None:
+        raise InputError("a damaged image")
+
+    monkeypatch.setattr("egcnn.report.page.write_report", fail)
     assert run("demo", *arguments, "--overwrite") == 0
+    said = capfd.readouterr()
+    assert "a damaged image" in said.err
+    assert "report.html" not in said.out
     (output / "data" / "mine.nii.gz").touch()
     before = sorted(output.rglob("*"))
     assert run("demo", *arguments, "--overwrite") == 1

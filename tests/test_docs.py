@@ -176,3 +176,6 @@ def test_sphinx_has_nothing_to_warn_of(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert "Sobel" in (tmp_path / "html" / "operators.html").read_text(encoding="utf-8")
+    formulas = (tmp_path / "html" / "method.html").read_text(encoding="utf-8")
+    assert 'display="block"' in formulas
+    assert not re.search(r'<(script|link)[^>]*(src|href)="(https?:)?//', formulas)

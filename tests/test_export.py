@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+import egcnn
 from egcnn.checkpoint import KEY, Trained, description, load
 from egcnn.data import BRATS, read_cases, write_volume
 from egcnn.data.transforms import PreprocessingSettings
@@ -75,6 +76,14 @@ def assert_same(found: Any, expected: tuple[Tensor, ...], tolerance: float = BY_
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
+def check_paths(file: Path) -> None:
+    """Check that a file does not name the folders of the code that made it, and their owner."""
+    content = file.read_bytes()
+    for package in (egcnn, torch):
+        folder = Path(package.__file__ or "").parent
+        assert str(folder).encode() not in content
+
+
 @pytest.fixture(scope="module", params=VARIANTS)
 def exported(request: pytest.FixtureRequest) -> tuple[Trained, ExportedProgram]:
     """A network and its program, which takes seconds to make."""
@@ -88,6 +97,7 @@ def test_a_program_computes_the_same(exported: tuple[Trained, ExportedProgram]) 
     targets = {str(node.target) for node in program.graph.nodes}
     assert any("conv3d" in target for target in targets)
     assert not any("egcnn" in target for target in targets)
+    assert not any("stack_trace" in node.meta for node in program.graph.nodes)
     for image in images((1, 2, 16, 16, 16), (3, 2, 24, 16, 40)):
         assert_same(program.module()(image), outputs(whole.network, image))
     assert not whole.network.training
@@ -125,6 +135,7 @@ def test_a_program_of_a_foreign_network() -> None:
 def test_a_program_runs_without_this_package(tmp_path: Path) -> None:
     whole = trained("unet")
     export(whole, tmp_path / "a.pt2", edges=True)
+    check_paths(tmp_path / "a.pt2")
     (image,) = images((1, 2, 24, 16, 32))
     torch.save((image, *outputs(whole.network, image)), tmp_path / "expected.pt")
     code = f"""
@@ -154,6 +165,7 @@ def test_onnx(exported: tuple[Trained, ExportedProgram], tmp_path: Path) -> None
     whole, program = exported
     write_onnx(program, tmp_path / "a.onnx", description(whole))
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    check_paths(tmp_path / "a.onnx")
     session = runtime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
     assert (image.name, image.shape) == ("image", ["batch", 2, "8*depth", "8*height", "8*width"])
@@ -287,10 +299,11 @@ def test_a_bundle_has_no_name_that_is_code(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_safetensors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.safetensors", "A.SafeTensors"])
+def test_safetensors(tmp_path: Path, name: str) -> None:
     pytest.importorskip("safetensors")
     whole = trained()
-    export(whole, tmp_path / "a.safetensors")
+    export(whole, tmp_path / name)
     (image,) = images((1, 2, 9, 7, 5))
-    again = load(tmp_path / "a.safetensors").network
+    again = load(tmp_path / name).network
     assert_same(outputs(again, image), outputs(whole.network, image), 0)

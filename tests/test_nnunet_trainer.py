@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -129,6 +130,13 @@ def trainers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+def test_the_trainer_is_under_60_lines_and_alone_in_its_folder() -> None:
+    """nnU-Net imports all modules there under their names alone, before others of these names."""
+    assert len(TRAINER.read_text(encoding="utf-8").splitlines()) < 60
+    found = {module.name for module in pkgutil.iter_modules([str(egcnn.nnunet.FOLDER)])}
+    assert found == {TRAINER.stem}
+
+
 def test_the_network_returns_what_nnunet_takes(trainers: ModuleType) -> None:
     trainer = trainers.nnUNetTrainerEGCNN(CLASSES)
     trainer.initialize()
@@ -233,19 +241,26 @@ def test_every_parameter_has_a_gradient_as_ddp_demands(trainers: ModuleType) -> 
     trainer = trainers.nnUNetTrainerEGCNN(CLASSES)
     trainer.initialize()
     labels = _labels(3)
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
+
+    def train_and_validate() -> None:
         network = nn.parallel.DistributedDataParallel(trainer.network)
         for _ in range(2):  # the second complains about unused parameters of the first
             trainer.loss(network(torch.randn(2, 2, 8, 12, 8)), [labels, labels]).backward()
         network.module.decoder.deep_supervision = False  # as nnU-Net does it
         assert network(torch.randn(1, 2, 8, 12, 8)).shape == (1, 3, 8, 12, 8)
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        # In a function: if DDP outlives the group, it ends the group's threads while it holds the
+        # interpreter's lock, which they may wait for.
+        train_and_validate()
     finally:
         distributed.destroy_process_group()
 
 
 def test_rejections(trainers: ModuleType) -> None:
     trainer = trainers.nnUNetTrainerEGCNN(CLASSES)
+    trainer.initialize()
     flat = SimpleNamespace(pool_op_kernel_sizes=[[1, 1], [2, 2]])
     with pytest.raises(InputError, match="the configuration is 2D; expected a 3D one"):
         trainer.build_network_architecture(trainer.plans_manager, flat, 1, 2)

@@ -23,7 +23,7 @@ from egcnn.data.nifti import read_note, write_volume
 from egcnn.errors import InputError
 from egcnn.evaluation import SUMMARY, evaluate, write_evaluation
 from egcnn.files import digest
-from egcnn.inference import predict_cases
+from egcnn.inference import predict_cases, training_flips
 from egcnn.training import CONFIG, LAST, TrainingConfig, fit, plan, read_config
 
 
@@ -86,6 +86,27 @@ def test_every_result_says_where_it_comes_from(
     }
     assert table["networks"][note["checkpoint"]]["config"] == note["config"]
     assert table["versions"] == machine.versions()
+
+
+def test_an_export_names_neither_folders_nor_cases(
+    run: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    trained = checkpoint.load(run / LAST)
+    text = checkpoint.description(trained)
+    assert not any(case.name in text for case in dataset.cases)
+    assert str(dataset.root.parent) not in text
+    told = json.loads(text)["provenance"]
+    before = trained.provenance["run"]
+    assert told["run"]["data"] == {"sha256": data_digest(dataset.cases)["sha256"]}
+    assert told["run"]["cases"] == {part: len(names) for part, names in before["split"].items()}
+    assert told["run"]["config"] == before["config"]
+    assert told["checkpoint"] == trained.provenance["checkpoint"]
+    again = replace(trained, provenance=told)
+    assert json.loads(checkpoint.description(again))["provenance"] == told
+    assert training_flips(again) == training_flips(trained)
+    # A checkpoint keeps what resuming takes.
+    checkpoint.save(tmp_path / "a.ckpt", trained)
+    assert checkpoint.load(tmp_path / "a.ckpt").provenance["run"] == before
 
 
 def test_a_note_keeps_the_volume_as_it_is(tmp_path: Path) -> None:

@@ -218,6 +218,17 @@ def test_an_evaluation_without_its_network_or_data(
     assert "<canvas" not in text
 
 
+def test_a_page_names_no_folder_outside(run: Path, page: Path, data: Path, tmp_path: Path) -> None:
+    """Not even where two folders have one name: the page may be handed on."""
+    for name in ("a", "b"):
+        shutil.copytree(run, tmp_path / name / "run")
+    text = write_report([tmp_path / "a" / "run", tmp_path / "b" / "run"]).read_text()
+    assert "a/run" in text
+    assert "b/run" in text
+    for folder in (tmp_path, data.parent):
+        assert str(folder) not in text
+
+
 def test_predictions_of_a_training_are_kept(run: Path, page: Path, tmp_path: Path) -> None:
     moved = tmp_path / "run"
     shutil.copytree(run, moved)

@@ -11,10 +11,8 @@ namespace {
 
 template <class B>
 int64_t tile_count(const Consistency& p) {
-  return (p.softmax ? 1 : p.size.channels) * p.size.batch *
-         divide_up<int64_t>(p.size.depth, B::kDepth) *
-         divide_up<int64_t>(p.size.height, B::kHeight) *
-         divide_up<int64_t>(p.size.width, B::kWidth);
+  return (p.softmax ? 1 : p.size.channels) * p.size.batch * divide_up(p.size.depth, B::kDepth) *
+         divide_up(p.size.height, B::kHeight) * divide_up(p.size.width, B::kWidth);
 }
 
 struct Plan {
@@ -74,7 +72,7 @@ Plan make_plan(const ConsistencyBackward& p, void (*kernel)(Task)) {
   t.classes = p.softmax ? int(size.channels) : 1;
   t.first_code = p.softmax ? 0 : kInside;
   t.voxels = size.voxels();
-  t.row_words = divide_up<int64_t>(size.width, 32);
+  t.row_words = divide_up(size.width, 32);
   t.inverse_tau = 1 / p.tau;
   t.target_vectors = p.target.dtype == DType::u8 && p.target.voxel_stride == 1 &&
                      size.width % 16 == 0 && aligned(p.target);
@@ -87,7 +85,7 @@ Plan make_plan(const ConsistencyBackward& p, void (*kernel)(Task)) {
 
   constexpr bool kForward = std::is_same_v<B, ForwardBox>;
   t.tiles = unsigned(tile_count<B>(p));
-  t.tile_rows = unsigned(t.tiles / divide_up<int64_t>(size.width, B::kWidth));
+  t.tile_rows = unsigned(t.tiles / divide_up(size.width, B::kWidth));
   t.stride = kForward ? 1 : mixing_stride(t.tile_rows);
   const int64_t pairs = size.batch * size.channels, soft = t.classes * accumulate * B::kBytes;
   plan.blocks = block_count(p, kernel, t.tiles, soft);

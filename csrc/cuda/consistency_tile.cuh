@@ -90,9 +90,9 @@ struct Tile {
 template <class B>
 __device__ Tile tile_at(const Task& t, unsigned index) {
   const Size& s = t.p.size;
-  const unsigned across = unsigned(divide_up<int64_t>(s.width, B::kWidth));
-  const unsigned down = unsigned(divide_up<int64_t>(s.height, B::kHeight));
-  const unsigned deep = unsigned(divide_up<int64_t>(s.depth, B::kDepth));
+  const unsigned across = unsigned(divide_up(s.width, B::kWidth));
+  const unsigned down = unsigned(divide_up(s.height, B::kHeight));
+  const unsigned deep = unsigned(divide_up(s.depth, B::kDepth));
   unsigned column = index / across;
   if (t.stride > 1) column = unsigned(uint64_t(column) * t.stride % t.tile_rows);
   const unsigned layer = column / down, volume = layer / deep;

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(1024)
 template <class Acc, class Columns>
 void sum_partials(const Acc* partials, int64_t rows, const Columns& columns,
                   const Resources& resources) {
-  launch("edge_gate_backward: sums", resources, divide_up<int64_t>(columns.count(), 32), 1024, 0,
+  launch("edge_gate_backward: sums", resources, divide_up(columns.count(), 32), 1024, 0,
          sum_partials_kernel<Acc, Columns>, partials, rows, columns);
 }
 

@@ -212,8 +212,8 @@ struct ChannelColumns : WeightGradients<Acc> {
   int64_t e_chunks, chunks, weights;
 
   explicit ChannelColumns(const EdgeGateBackward& p)
-      : WeightGradients<Acc>(p), e_chunks(divide_up<int64_t>(p.size.channels, kChunk)),
-        chunks(e_chunks + divide_up<int64_t>(p.main_channels, kChunk)),
+      : WeightGradients<Acc>(p), e_chunks(divide_up(p.size.channels, kChunk)),
+        chunks(e_chunks + divide_up(p.main_channels, kChunk)),
         weights(e_chunks * chunks * kFragments) {}
 
   __host__ __device__ int64_t count() const { return weights + e_chunks * kChunk; }

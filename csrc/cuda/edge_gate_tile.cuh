@@ -36,11 +36,11 @@ struct Gate {
         weight_e(static_cast<const Acc*>(p.weight_e)),
         weight_m(static_cast<const Acc*>(p.weight_m)), bias(static_cast<const Acc*>(p.bias)),
         e_channels(p.size.channels), m_channels(p.main_channels), gates(p.gates),
-        voxels(p.size.voxels()), volume_tiles(divide_up<int64_t>(voxels, kTile)),
+        voxels(p.size.voxels()), volume_tiles(divide_up(voxels, kTile)),
         tiles(p.size.batch * int64_t(volume_tiles)), relu(p.relu) {}
 
-  __host__ __device__ int64_t e_chunks() const { return divide_up<int64_t>(e_channels, kChunk); }
-  __host__ __device__ int64_t m_chunks() const { return divide_up<int64_t>(m_channels, kChunk); }
+  __host__ __device__ int64_t e_chunks() const { return divide_up(e_channels, kChunk); }
+  __host__ __device__ int64_t m_chunks() const { return divide_up(m_channels, kChunk); }
 
   // The calling lane's voxels of a tile, none of a tile past the last.
   __device__ __forceinline__ LaneVoxels lane_voxels(uint32_t tile) const {
@@ -92,8 +92,8 @@ void with_layout(const EdgeGateBackward& p, Body&& body) {
 // Enough blocks of `warps` warps for all tiles, but no more than are resident at a time.
 template <class Params, class... Parameters>
 int64_t block_count(const Params& p, void (*kernel)(Parameters...), int warps) {
-  const int64_t tiles = p.size.batch * divide_up<int64_t>(p.size.voxels(), kTile);
-  return std::min(divide_up<int64_t>(tiles, warps),
+  const int64_t tiles = p.size.batch * divide_up(p.size.voxels(), kTile);
+  return std::min(divide_up(tiles, warps),
                   resident_blocks(p.resources.device, kernel, kWarpSize * warps));
 }
 

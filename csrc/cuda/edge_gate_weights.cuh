@@ -76,13 +76,11 @@ struct PackedWeights {
       : data(static_cast<Acc*>(p.resources.workspace)), e_channels(p.size.channels),
         m_channels(p.main_channels) {}
 
-  __host__ __device__ int64_t e_chunks() const {
-    return many ? divide_up<int64_t>(e_channels, kChunk) : 1;
-  }
+  __host__ __device__ int64_t e_chunks() const { return many ? divide_up(e_channels, kChunk) : 1; }
   // There are as many gates as channels of e.
   __host__ __device__ int64_t gate_chunks() const { return e_chunks(); }
   __host__ __device__ int64_t chunks() const {
-    return e_chunks() + (many ? divide_up<int64_t>(m_channels, kChunk) : 1);
+    return e_chunks() + (many ? divide_up(m_channels, kChunk) : 1);
   }
   int64_t count(bool with_transposed) const {
     return gate_chunks() * (kChunk + (with_transposed ? 2 : 1) * chunks() * kFragments);
@@ -155,7 +153,7 @@ void pack_weights(const Params& p, bool with_transposed) {
   using Acc = Accumulate<T>;
   const PackedWeights<T> packed(p);
   const int64_t count = packed.count(with_transposed);
-  launch("edge_gate: packing weights", p.resources, divide_up<int64_t>(count, 256), 256, 0,
+  launch("edge_gate: packing weights", p.resources, divide_up(count, 256), 256, 0,
          pack_weights_kernel<tf32, T>, packed, static_cast<const Acc*>(p.weight_e),
          static_cast<const Acc*>(p.weight_m), static_cast<const Acc*>(p.bias), count);
 }

@@ -135,9 +135,9 @@ void group_norm_relu_backward_launch(const GroupNormReLUBackward& p) {
     launch("group_norm_relu_backward: channels", p.resources, grid.samples * grid.channels,
            kNormThreads, 0, norm_channels_kernel<Acc>, grid, partials, channels);
     const int64_t threads = std::max(grid.samples * grid.groups, grid.channels);
-    launch("group_norm_relu_backward: factors", p.resources,
-           divide_up<int64_t>(threads, kNormThreads), kNormThreads, 0, norm_factors_kernel<T>, grid,
-           parameters, channels, factors, grad_weight, grad_bias);
+    launch("group_norm_relu_backward: factors", p.resources, divide_up(threads, kNormThreads),
+           kNormThreads, 0, norm_factors_kernel<T>, grid, parameters, channels, factors,
+           grad_weight, grad_bias);
     launch("group_norm_relu_backward", p.resources, grid.blocks(), kNormThreads, 0,
            normalize_backward_kernel<T>, grid, parameters, x, grad, factors,
            static_cast<T*>(p.grad_x.data));

@@ -130,9 +130,4 @@ __host__ __device__ inline int64_t offset(const Tensor& tensor, int64_t batch, i
          voxel * tensor.voxel_stride;
 }
 
-template <class Int>
-__host__ __device__ constexpr Int divide_up(Int n, Int by) {
-  return (n + by - 1) / by;
-}
-
 }  // namespace egcnn::cuda

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kWarpSize)
   if (lane_index() == 0) sums[blockIdx.x] = Acc(sum);
 }
 
-int64_t chunk_count(const RegionSums& p) { return divide_up<int64_t>(p.size.voxels(), kChunk); }
+int64_t chunk_count(const RegionSums& p) { return divide_up(p.size.voxels(), kChunk); }
 
 }  // namespace
 

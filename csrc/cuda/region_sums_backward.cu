@@ -54,31 +54,29 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t batch = blockIdx.x / chunks;
   const Voxels<T> voxels(p, batch, blockIdx.x % chunks);
   const Softmax<T> softmax(p, voxels);
-  const Acc* const grads = static_cast<const Acc*>(p.grad) + batch * p.size.channels * 3;
-  const auto slope = [&](int64_t c, Acc probability, uint8_t truth) {
-    const Acc grad = (truth != 0 ? grads[3 * c] : Acc(0)) + 2 * grads[3 * c + 1] * probability;
-    return counted(truth) ? grad : Acc(0);
-  };
-  Acc mean[kVoxels] = {};
-  for (int64_t c = 0; c < p.size.channels; ++c) {
-    Acc z[kVoxels];
+  constexpr int kSums = 3;
+  const Acc* const grads = static_cast<const Acc*>(p.grad) + batch * p.size.channels * kSums;
+  // Calls body(i, p, dp, z[i]) for the voxels of a channel. Both are 0 where one does not count,
+  // whose logit may be NaN.
+  const auto for_voxels = [&](int64_t c, Acc(&z)[kVoxels], auto&& body) {
     uint8_t truth[kVoxels];
     voxels.read(p, c, z, truth);
+    const Acc overlap = grads[kSums * c], squares = 2 * grads[kSums * c + 1];
 #pragma unroll
     for (int i = 0; i < kVoxels; ++i) {
-      const Acc probability = softmax(i, z[i]);
-      mean[i] += slope(c, probability, truth[i]) * probability;
+      const Acc probability = counted(truth[i]) ? softmax(i, z[i]) : Acc(0);
+      body(i, probability, (truth[i] == 1 ? overlap : Acc(0)) + squares * probability, z[i]);
     }
+  };
+  Acc z[kVoxels], mean[kVoxels] = {};
+  for (int64_t c = 0; c < p.size.channels; ++c) {
+    for_voxels(c, z,
+               [&](int i, Acc probability, Acc slope, Acc&) { mean[i] += slope * probability; });
   }
   for (int64_t c = 0; c < p.size.channels; ++c) {
-    Acc z[kVoxels];
-    uint8_t truth[kVoxels];
-    voxels.read(p, c, z, truth);
-#pragma unroll
-    for (int i = 0; i < kVoxels; ++i) {
-      const Acc probability = softmax(i, z[i]);
-      z[i] = probability * (slope(c, probability, truth[i]) - mean[i]);
-    }
+    for_voxels(c, z, [&](int i, Acc probability, Acc slope, Acc& out) {
+      out = probability * (slope - mean[i]);
+    });
     write(p, voxels, batch, c, z);
   }
 }
@@ -89,7 +87,7 @@ size_t region_sums_backward_workspace(const RegionSumsBackward&) { return 0; }
 
 void region_sums_backward_launch(const RegionSumsBackward& p) {
   if (p.size.empty()) return;
-  const int64_t chunks = divide_up<int64_t>(p.size.voxels(), kChunk);
+  const int64_t chunks = divide_up(p.size.voxels(), kChunk);
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     with_kind(p, [&](auto softmax, auto entropy) {

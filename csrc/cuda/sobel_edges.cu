@@ -26,9 +26,8 @@ Tensor channels_from(Tensor tensor, int64_t first) {
 template <class T>
 void launch_region_bits(const Tensor& labels, const Tensor& bits, const Size& size, bool masks,
                         const RegionLabels& known, const Resources& resources, int64_t first) {
-  launch("sobel_edges", resources, size.batch * divide_up<int64_t>(size.voxels(), kThreads),
-         kThreads, 0, region_bits_kernel<T>, channels_from<T>(labels, first), bits, size, masks,
-         known);
+  launch("sobel_edges", resources, size.batch * divide_up(size.voxels(), kThreads), kThreads, 0,
+         region_bits_kernel<T>, channels_from<T>(labels, first), bits, size, masks, known);
 }
 
 template <Layout kLayout>
@@ -44,9 +43,9 @@ void launch_label_edges(LabelEdges p, const Resources& resources) {
 
 void launch_label_edges(LabelEdges p, const Resources& resources) {
   const Size& size = p.size;
-  p.row_words = divide_up<int64_t>(size.width, kWord);
-  p.columns = p.row_words * divide_up<int64_t>(size.depth, kPlanes);
-  p.groups = unsigned(divide_up<int64_t>(p.columns, kBlockColumns));
+  p.row_words = divide_up(size.width, kWord);
+  p.columns = p.row_words * divide_up(size.depth, kPlanes);
+  p.groups = unsigned(divide_up(p.columns, kBlockColumns));
   const auto aligned = [](const Tensor& tensor) {
     return reinterpret_cast<uintptr_t>(tensor.data) % kWord == 0;
   };

@@ -29,7 +29,7 @@ struct Columns {
   Columns(const char* name, const Size& size, const Tensor& like, int64_t resident)
       : size(size), planes(int(std::min<int64_t>(size.depth, INT32_MAX))),
         adjacent(like.voxel_stride == 1 ? 1u : equal_part(size.channels, kMostAdjacent)) {
-    planes = int(march_length(size.depth, divide_up<int64_t>(count(), kThreads), resident));
+    planes = int(march_length(size.depth, divide_up(count(), kThreads), resident));
     // The coordinates within a channel, the offsets within a window, and columns have 32 bits.
     if (std::max({size.depth, size.height, size.width * like.voxel_stride * 16}) > INT32_MAX ||
         count() > UINT32_MAX) {
@@ -38,9 +38,8 @@ struct Columns {
   }
 
   __host__ __device__ int64_t count() const {
-    return size.batch * divide_up<int64_t>(size.channels, adjacent) *
-           divide_up<int64_t>(size.depth, planes) * divide_up<int64_t>(size.height, N) *
-           divide_up<int64_t>(size.width, X) * adjacent;
+    return size.batch * divide_up(size.channels, adjacent) * divide_up(size.depth, planes) *
+           divide_up(size.height, N) * divide_up(size.width, X) * adjacent;
   }
 
   // The column's channel may be past the last.
@@ -52,10 +51,10 @@ struct Columns {
     };
     Column c;
     c.channel = digit(adjacent);
-    c.x = int(digit(divide_up<int64_t>(size.width, X))) * X;
-    c.y = int(digit(divide_up<int64_t>(size.height, N))) * N;
-    c.z = int(digit(divide_up<int64_t>(size.depth, planes))) * planes;
-    c.channel += int64_t(digit(divide_up<int64_t>(size.channels, adjacent))) * adjacent;
+    c.x = int(digit(divide_up(size.width, X))) * X;
+    c.y = int(digit(divide_up(size.height, N))) * N;
+    c.z = int(digit(divide_up(size.depth, planes))) * planes;
+    c.channel += int64_t(digit(divide_up(size.channels, adjacent))) * adjacent;
     c.batch = i;
     return c;
   }

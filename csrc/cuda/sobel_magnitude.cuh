@@ -109,8 +109,8 @@ void launch_magnitude(const char* name, const Tensor& x, const Tensor& out, cons
     const auto kernel = magnitude_kernel<T, Out, kAdjacent>;
     const Columns<kAlongX<T, kAdjacent>, kAlongY> columns(
         name, size, x, resident_blocks(resources.device, kernel, kThreads));
-    launch(name, resources, divide_up<int64_t>(columns.count(), kThreads), kThreads, 0, kernel, x,
-           out, columns, squared_limit(Accumulate<T>(threshold)));
+    launch(name, resources, divide_up(columns.count(), kThreads), kThreads, 0, kernel, x, out,
+           columns, squared_limit(Accumulate<T>(threshold)));
   };
   constexpr int X = kAlongX<T, true>;
   if (adjacent<T, X>(x, size) && adjacent<Out, X>(out, size)) return launch_as(std::true_type());

@@ -129,8 +129,8 @@ void sobel_magnitude_backward_launch(const SobelMagnitudeBackward& p) {
     const Columns<1, kRows> columns("sobel_magnitude_backward", p.size, p.x,
                                     resident_blocks(p.resources.device, kernel, kThreads));
     launch("sobel_magnitude_backward", p.resources,
-           divide_up<int64_t>(columns.count(), kThreads - 2 * int64_t(columns.adjacent)), kThreads,
-           0, kernel, p.grad, p.x, p.grad_x, columns);
+           divide_up(columns.count(), kThreads - 2 * int64_t(columns.adjacent)), kThreads, 0,
+           kernel, p.grad, p.x, p.grad_x, columns);
   });
 }
 

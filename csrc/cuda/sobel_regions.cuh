@@ -20,7 +20,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     region_bits_kernel(Tensor labels, Tensor bits, Size size, bool masks, RegionLabels known) {
   const int64_t voxels = size.depth * size.height * size.width;
-  const unsigned blocks = unsigned(divide_up<int64_t>(voxels, kThreads));
+  const unsigned blocks = unsigned(divide_up(voxels, kThreads));
   const int64_t batch = blockIdx.x / blocks;
   const int64_t voxel = int64_t(blockIdx.x % blocks) * kThreads + threadIdx.x;
   if (voxel >= voxels) return;

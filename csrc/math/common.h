@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define EGCNN_MATH static __host__ __device__ __forceinline__
@@ -16,9 +17,13 @@ namespace egcnn {
 // A bool tensor is passed as u8; torch stores 0 or 1.
 enum class DType : int { f64, f32, f16, bf16, u8, i8, i16, i32, i64 };
 
-// a / b rounded up, and a rounded up to a multiple of b, of numbers that are not negative.
-EGCNN_MATH constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-EGCNN_MATH constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+// a / b rounded up, and a rounded up to a multiple of b, of numbers that are not negative. Whatever
+// their types, they are taken as Int.
+template <class Int = int64_t>
+EGCNN_MATH constexpr Int divide_up(std::common_type_t<Int> a, std::common_type_t<Int> b) {
+  return (a + b - 1) / b;
+}
+EGCNN_MATH constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 }  // namespace egcnn
 

@@ -256,7 +256,7 @@ def evaluate(
     from egcnn import evaluation
     from egcnn.data import open_dataset
     from egcnn.machine import usable_cores
-    from egcnn.report import edge_table, evaluation_table, lesion_table, write_report
+    from egcnn.report import edge_table, evaluation_table, lesion_table, try_report
     from egcnn.terminal import show
 
     scored = evaluation.evaluate(
@@ -270,7 +270,7 @@ def evaluate(
     written = evaluation.write_evaluation(scored, predictions if output is None else output)
     if as_json:
         say(written[1].read_text(encoding="utf-8"))
-        write_report(written[0].parent)
+        try_report(written[0].parent)
         return
     show(evaluation_table(scored))
     show(edge_table(scored))
@@ -282,4 +282,5 @@ def evaluate(
         say(f"{count} of {all_} labelled cases have no prediction and are excluded: {shown}")
     for path in written:
         say(str(path))
-    say(str(write_report(written[0].parent)))  # reads the images, too
+    if (page := try_report(written[0].parent)) is not None:
+        say(str(page))

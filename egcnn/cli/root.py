@@ -12,7 +12,7 @@ import typer
 
 import egcnn
 from egcnn.cli.options import examples
-from egcnn.errors import causes, input_error
+from egcnn.errors import brief, causes, input_error, lost_peer
 from egcnn.machine import prepare_cpu
 from egcnn.terminal import tolerate, visible
 
@@ -57,6 +57,11 @@ def _message(error: BaseException | None) -> str | None:
             return message
     if error is None:
         return None
+    if (lost := lost_peer(error)) is not None:
+        return (
+            "another process of this training ended, or does not answer "
+            f"({brief(str(lost).splitlines()[0])}); what that process printed says why"
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return _from_worker(str(error))

@@ -297,7 +297,7 @@ def compare(
     from egcnn.inference import choose_device
     from egcnn.machine import first_process
     from egcnn.nn import BACKBONES
-    from egcnn.report import write_report
+    from egcnn.report import try_report
     from egcnn.terminal import Terminal, say, show
     from egcnn.training import plan
 
@@ -340,7 +340,7 @@ def compare(
     written = comparison.write_comparison(runs, output)
     if as_json:
         say(written[2].read_text(encoding="utf-8"))
-        write_report(output, device=device)
+        try_report(output, device=device)
         return
     show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(runs)))
     show(comparison.as_table("Edges", comparison.edge_rows(runs)))
@@ -348,4 +348,5 @@ def compare(
         show(comparison.as_table("Differences, paired by seed", lines))
     for path in written:
         say(str(path))
-    say(str(write_report(output, device=device)))
+    if (page := try_report(output, device=device)) is not None:
+        say(str(page))

@@ -44,7 +44,7 @@ def export(trained: Trained, path: str | Path, *, edges: bool = False) -> None:
         InputError: another suffix, ``edges`` of another format or of a network without edge
             stream, or as the function.
     """
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if edges and not trained.settings.edge:
         raise InputError("edges: the network has no edge stream; expected one that has")
     if edges and suffix not in _PROGRAMS:

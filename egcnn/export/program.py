@@ -53,9 +53,13 @@ def export_program(
     # Two images: torch.export takes a size of 1 for a constant.
     example = torch.zeros(2, channels, *size)
     with use_reference(), torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             InferenceNetwork(plain, edges=edges), (example,), dynamic_shapes={"image": shapes}
         )
+    # Where the code lies on this machine is nobody else's business.
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def trained_program(trained: Trained, *, edges: bool = False) -> ExportedProgram:

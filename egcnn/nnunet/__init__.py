@@ -6,5 +6,5 @@ nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerEGCNN
 
 from pathlib import Path
 
-#: Where the trainer lies.
-FOLDER = Path(__file__).resolve().parent
+#: Where the trainer lies. nnU-Net imports every module of this folder, under its name alone.
+FOLDER = Path(__file__).resolve().parent / "trainers"

@@ -14,7 +14,9 @@ from egcnn.ops._tensors import (
     DEVICES,
     FLOATS,
     check_volume,
+    converted,
     dense,
+    empty_gradients,
     empty_like,
     launch,
     memory_format,
@@ -65,8 +67,7 @@ def group_norm_relu(
             )
     if not native(x):
         return reference.group_norm_relu(x, groups, weight, bias, eps)
-    dtype = reference.accumulate_dtype(x.dtype)
-    weight, bias = (p if p.dtype == dtype else p.to(dtype) for p in (weight, bias))
+    weight, bias = converted(reference.accumulate_dtype(x.dtype), weight, bias)
     return torch.ops.egcnn.group_norm_relu(x, weight, bias, groups, eps)[0]
 
 
@@ -101,25 +102,16 @@ def _(
     return out, mean, rstd
 
 
-def _empty_gradients(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    parameters = [
-        torch.empty_like(p, memory_format=torch.contiguous_format) for p in (weight, bias)
-    ]
-    return empty_like(x), parameters[0], parameters[1]
-
-
 @torch.library.register_fake("egcnn::group_norm_relu_backward")
-def _(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *others: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_gradients(x, weight, bias)
+def _(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    return empty_gradients((x,), weight, bias)
 
 
 @torch.library.impl("egcnn::group_norm_relu_backward", DEVICES)
 def _(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, groups: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = _empty_gradients(x, weight, bias)
+) -> tuple[Tensor, ...]:
+    gradients = empty_gradients((x,), weight, bias)
     # The kernel traverses all three volumes with the same strides.
     grad = grad.contiguous(memory_format=memory_format(x))
     parameters = (weight.contiguous(), bias.contiguous(), mean, rstd)

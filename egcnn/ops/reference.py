@@ -131,6 +131,8 @@ def region_sums(
 ) -> Tensor:
     """Specification of :func:`egcnn.ops.region_sums`."""
     z = logits.to(accumulate_dtype(logits.dtype))
+    if ignored is not None:  # whatever they hold: NaN times a gradient of 0 is NaN
+        z = z.masked_fill(ignored, 0)
     p = z.softmax(1) if activation == "softmax" else z.sigmoid()
     y = (target if target.is_floating_point() else target != 0).to(z.dtype)
     terms = [p * y, p * p, y * y]

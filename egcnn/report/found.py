@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from os.path import isdir  # False for names that no file can have
+from os.path import commonpath, isdir  # isdir is False for names that no file can have
 from pathlib import Path
 
 from egcnn.comparison import RECORD, Comparison, read_comparison
@@ -169,11 +169,13 @@ def _files(folders: Sequence[Path], name: str) -> Iterator[Path]:
 def _titles(folders: Sequence[Path]) -> dict[Path, str]:
     """A name for each folder: its own, or that of the training whose predictions it holds.
 
-    Folders of the same name are told apart by their paths.
+    Folders of the same name are told apart by their paths, from the folder that holds them all:
+    the page may be handed on.
     """
     names = {f: f.parent.name if f.name == "predictions" else f.name for f in folders}
     counts = Counter(names.values())
-    return {f: name if counts[name] == 1 else str(f) for f, name in names.items()}
+    shared = commonpath([f.parent for f in folders]) if folders else ""
+    return {f: n if counts[n] == 1 else str(f.relative_to(shared)) for f, n in names.items()}
 
 
 def _compared(folder: Path, comparison: Comparison) -> dict[Path, str]:

@@ -14,7 +14,7 @@ import egcnn
 from egcnn.checkpoint import load
 from egcnn.data.layouts import shown_colours
 from egcnn.data.nifti import volumes
-from egcnn.errors import InputError
+from egcnn.errors import InputError, brief, input_error
 from egcnn.evaluation import evaluate, predict_and_evaluate, write_evaluation
 from egcnn.files import write_text
 from egcnn.inference import choose_device
@@ -23,6 +23,7 @@ from egcnn.panels import DISAGREEMENT, OPACITY, PLANES, heat_colours, region_col
 from egcnn.report import curves, sections
 from egcnn.report.found import Evaluated, Found, Training, find, training_dataset
 from egcnn.report.views import views
+from egcnn.terminal import say
 from egcnn.training import LAST
 
 REPORT = "report.html"
@@ -64,6 +65,24 @@ def write_report(
         found = find(places, where)
     write_text(path, render(found, places[0].resolve().name, device))
     return path
+
+
+def try_report(folder: Path, *, device: str = "auto") -> Path | None:
+    """Write the report of scores, which are complete without it: a failure is a line on stderr.
+
+    Args:
+        folder: see :func:`write_report`.
+        device: likewise.
+
+    Returns:
+        the path of the page; None if there is none.
+    """
+    try:
+        return write_report(folder, device=device)
+    except Exception as error:  # also one of ours, which the command shows with its traceback
+        reason = input_error(error) or f"{type(error).__name__}: {brief(error)}"
+        say(f"no report: {reason}; to try again: egcnn report {folder}", stderr=True)
+        return None
 
 
 def _check_place(path: Path) -> None:

@@ -23,7 +23,7 @@ from egcnn.data.case import Case, Dataset
 from egcnn.data.hashes import data_digest, data_sizes
 from egcnn.data.inspection import check_headers
 from egcnn.data.splits import split
-from egcnn.errors import InputError, brief, input_error
+from egcnn.errors import InputError, brief, input_error, lost_peer
 from egcnn.files import owned
 from egcnn.inference import choose_device
 from egcnn.machine import first_process, prepare_cpu, versions
@@ -156,7 +156,7 @@ def fit(
         except Exception as error:  # of many types, depending on the damage
             if (wrong := input_error(error)) is not None:  # MONAI's transforms chain it
                 raise wrong from error
-            if start is None or history.started:
+            if start is None or history.started or lost_peer(error) is not None:
                 raise
             raise InputError(
                 f"checkpoint: {start} cannot be resumed ({type(error).__name__}: {brief(error)}); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -144,6 +145,25 @@ def test_nan_comes_out_of_the_region_that_has_it(activation: str, entropy: bool)
     assert sums[0, 1, 1].isnan()
     assert not sums[1].isnan().any()
     assert sums[0, 0, 1].isnan() == (activation == "softmax")
+
+
+@pytest.mark.parametrize(("activation", "entropy"), KINDS)
+@pytest.mark.parametrize("held", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("function", [ops.region_sums, reference.region_sums])
+def test_ignored_voxels_have_no_part_whatever_they_hold(
+    activation: str, entropy: bool, held: float, function: Callable[..., Tensor]
+) -> None:
+    logits, target = volumes((2, 3, 4, 5, 7))
+    ignored = torch.rand(2, 1, 4, 5, 7) < 0.2
+    found = []
+    for value in (0.0, held):
+        z = logits.masked_fill(ignored, value).requires_grad_()
+        sums = function(z, target, activation=activation, entropy=entropy, ignored=ignored)
+        sums.sin().sum().backward()
+        assert z.grad is not None
+        assert not z.grad.masked_select(ignored).any()  # NaN is true
+        found.append((sums.detach(), z.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_the_same_bits_with_any_number_of_threads() -> None:

@@ -165,6 +165,18 @@ def test_a_state_that_does_not_fit(
     assert "\n" not in str(caught.value)
 
 
+def test_a_lost_process_is_no_damage(
+    run: Path, brats: Dataset, tiny: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:4821")
+
+    monkeypatch.setattr("egcnn.training.run._trainer", lost)
+    with pytest.raises(RuntimeError, match="Connection closed by peer") as caught:
+        fit(tiny, brats, run, existing="resume", quiet=True)
+    assert not isinstance(caught.value, InputError)
+
+
 @pytest.mark.parametrize(
     "content",
     [None, "{", '{"config": 3}', "[" * 10**5],

@@ -27,7 +27,7 @@ static inline void for_batches(const Group* group, const Group* end, int64_t mos
 class Band {
  public:
   Band(const ConsistencyPlan& plan, const Strip& strip, Arena& arena)
-      : plan_(plan), strip_(strip), room_(plan.rows * ceil_div(strip.width, kGroup) + 1) {
+      : plan_(plan), strip_(strip), room_(plan.rows * divide_up(strip.width, kGroup) + 1) {
     arena.take(groups_, kRing * room_);
     arena.take(starts_, kRing * (plan.rows + 1));
     arena.take(around_, plan.words);

@@ -40,13 +40,13 @@ struct ConsistencyPlan {
     // About 2^20 elements for the samples and gradients in flight.
     int64_t fit = (int64_t(1) << 20) / (2 * kRing * classes * size.width);
     fit = fit < 16 ? 16 : fit;
-    strips = ceil_div(size.height, fit);
-    strip = ceil_div(size.height, strips);
+    strips = divide_up(size.height, fit);
+    strip = divide_up(size.height, strips);
     rows = strip + 2 * kReach;
     plane = rows * size.width + kSlack;
     planes = volumes * strips * size.depth;
-    words = ceil_div(size.width, kWord);
-    sets = ceil_div(classes, kWord);
+    words = divide_up(size.width, kWord);
+    sets = divide_up(classes, kWord);
   }
 };
 

@@ -117,7 +117,7 @@ EGCNN_OUT_OF_LINE void load_row(const Tensor& t, int64_t c, const Block& b, Pref
   with_float_of<Acc>(t.dtype, [&](auto* type) {
     constexpr int64_t line = kLine / sizeof(*type);
     load_run(static_cast<decltype(type)>(t.data) + t.offset(b.batch, c, b.voxel), b.n,
-             queue.take(ceil_div(b.n, line)), out, use);
+             queue.take(divide_up(b.n, line)), out, use);
   });
   constexpr int64_t lanes = kLanes<Acc>;
   for (int64_t v = round_up(b.n, lanes); v < b.padded; v += lanes) {
@@ -151,7 +151,7 @@ EGCNN_OUT_OF_LINE void load_block(const Tensor& t, int64_t channels, const Block
     const auto* in = static_cast<decltype(type)>(t.data) + t.offset(b.batch, 0, b.voxel);
     for (int64_t v = 0; v < n; v += lanes) {
       const int64_t voxels = n - v < lanes ? n - v : lanes;
-      load_run(in + v * channels, voxels * channels, queue.take(ceil_div(voxels * channels, line)),
+      load_run(in + v * channels, voxels * channels, queue.take(divide_up(voxels * channels, line)),
                transit, nothing);
       for (int64_t c = 0; c < channels; c += lanes) {
         transpose(transit + c, channels, voxels, out + c * pitch + v, pitch, channels - c);

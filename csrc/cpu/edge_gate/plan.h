@@ -74,9 +74,9 @@ struct EdgeGatePlan {
     // worth starting.
     const int64_t fit = (stage_next ? kCached : kCachedBesideNext) / rows;
     const int64_t least = gates == 1 ? kLeastVoxels : kLeastChannels;
-    const int64_t enough = std::max(ceil_div(size.batch * voxels, kEnoughBlocks), least);
+    const int64_t enough = std::max(divide_up(size.batch * voxels, kEnoughBlocks), least);
     block = std::clamp(round_up(std::min(fit, enough), kBlockStep), kBlockStep, kMostVoxels);
-    blocks = ceil_div(voxels, block);
+    blocks = divide_up(voxels, block);
     jobs = size.batch * blocks;
     pitch = block + kLineOfFloats;
     sums = loaded * pitch;

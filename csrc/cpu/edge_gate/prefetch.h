@@ -47,7 +47,7 @@ class PrefetchQueue {
   Lines take(int64_t most) {
     if (current_ == size_) return {nullptr, 0};
     Array& array = arrays_[current_];
-    const int64_t left = ceil_div(array.bytes - done_, kLine);
+    const int64_t left = divide_up(array.bytes - done_, kLine);
     Lines lines{array.row + done_, left < most ? left : most};
     if (array.to.row != nullptr) {
       lines.to = array.to.row + done_;

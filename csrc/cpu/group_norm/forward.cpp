@@ -29,7 +29,7 @@ static void sum_job(const NormThread<T, Acc>& t, int64_t sample, int64_t index) 
   double *const means = t.memory.first(index), *const distances = t.memory.second(index);
   for (int64_t i = 0; i < job.n; i += plan.block) {
     const int64_t n = std::min(plan.block, job.n - i);
-    const int64_t eighth = std::min(n, round_up(ceil_div(n, 8), plan.period));
+    const int64_t eighth = std::min(n, round_up(divide_up(n, 8), plan.period));
     std::fill_n(pivots, plan.period, Acc(0));
     sum_moments(x + i, eighth, plan.period, pivots, sums, squares);
     t.fold(sums);

@@ -37,9 +37,9 @@ struct NormPlan {
     members = p.x.voxel_stride == 1 ? 1 : channels;
     row = members * p.size.voxels();
     period = std::lcm(members, kWidest);
-    chunk = std::max(ceil_div(elements, kEnoughJobs), kLeastElements);
+    chunk = std::max(divide_up(elements, kEnoughJobs), kLeastElements);
     chunk = round_up(std::min(chunk, row), period);
-    chunks = ceil_div(row, chunk);
+    chunks = divide_up(row, chunk);
     jobs = channels / members * chunks;
     block = round_up(kBlock, period);
     piece = round_up(kPiece, period);

@@ -31,7 +31,7 @@ struct Slab {
 // Calls body(slab, scratch) for every slab, distributed over the threads.
 template <class Body>
 static inline void for_slabs(const SobelPlan& t, const Resources& resources, Body&& body) {
-  const int64_t y_tiles = ceil_div(t.height, t.tile), z_tiles = ceil_div(t.depth, t.planes);
+  const int64_t y_tiles = divide_up(t.height, t.tile), z_tiles = divide_up(t.depth, t.planes);
   const int64_t slabs = t.volumes * z_tiles * y_tiles;
 #pragma omp parallel num_threads(resources.threads) if (slabs > 1)
   {

@@ -46,17 +46,17 @@ struct SobelPlan {
     const int64_t line = kLine / element;
     left = round_up(step, line);
     // Pairs of whole vectors may be written without touching the next row.
-    pitch = left + std::max(ceil_div(width + step, line), ceil_div(width, 2 * line) * 2) * line;
+    pitch = left + std::max(divide_up(width + step, line), divide_up(width, 2 * line) * 2) * line;
     // As many rows as fit in the second-level cache; enough slabs for an even distribution, but
     // none so thin that it mostly reads its neighbours' rows.
     constexpr int64_t kCache = 384 << 10, kThin = 8, kSlabsPerThread = 8;
     const int64_t fit = kCache / ((3 + extra) * pitch * element) - 2 * halo;
-    const int64_t slabs = ceil_div(kSlabsPerThread * threads, volumes);
-    int64_t y_tiles = ceil_div(height, std::max(fit, kThin));
-    const int64_t z_tiles = std::min(ceil_div(slabs, y_tiles), ceil_div(depth, kThin));
-    y_tiles = std::max(y_tiles, std::min(slabs / z_tiles, ceil_div(height, kThin)));
-    planes = ceil_div(depth, z_tiles);
-    tile = ceil_div(height, y_tiles);
+    const int64_t slabs = divide_up(kSlabsPerThread * threads, volumes);
+    int64_t y_tiles = divide_up(height, std::max(fit, kThin));
+    const int64_t z_tiles = std::min(divide_up(slabs, y_tiles), divide_up(depth, kThin));
+    y_tiles = std::max(y_tiles, std::min(slabs / z_tiles, divide_up(height, kThin)));
+    planes = divide_up(depth, z_tiles);
+    tile = divide_up(height, y_tiles);
   }
 
   int64_t rows() const { return tile + 2 * halo; }
@@ -67,7 +67,7 @@ struct SobelPlan {
   }
 
   // Words of bits from row to row, and from plane to plane.
-  int64_t row_words() const { return ceil_div(width, kSobelWord); }
+  int64_t row_words() const { return divide_up(width, kSobelWord); }
   int64_t plane_words() const { return (tile + 2) * row_words() + kSobelWordSpill; }
 
   // Bytes for one mark per row and two more, in whole vectors.

@@ -36,7 +36,7 @@ class Run {
   Run(const RegionSums& p, int64_t pitch, char* scratch)
       : p_(p), channels_(p.size.channels), pitch_(pitch),
         probabilities_(reinterpret_cast<Acc*>(scratch)), truth_(probabilities_ + channels_ * pitch),
-        counted_(truth_ + channels_ * pitch), spare_(counted_ + pitch) {}
+        spare_(truth_ + channels_ * pitch) {}
 
   // Reads n voxels, and turns logits into probabilities unless they are independent.
   void read(int64_t batch, int64_t voxel, int64_t n) {
@@ -65,9 +65,9 @@ class Run {
     if (p_.softmax) return differentiate_softmax(grads);
     for (int64_t c = 0; c < channels_; ++c) {
       if (p_.entropy) {
-        differentiate_row<true>(c, grads + c * 5);
+        differentiate_row<true>(c, grads + c * p_.sum_count());
       } else {
-        differentiate_row<false>(c, grads + c * 3);
+        differentiate_row<false>(c, grads + c * p_.sum_count());
       }
     }
   }
@@ -136,14 +136,13 @@ class Run {
   template <bool entropy, bool ready>
   void add_row(int64_t channel, double* totals) {
     Acc* const p = logits(channel);
-    const Acc* const truth = this->truth(channel);
-    Acc* const inside = counted_;  // 1 for voxels of the region, 0 for all others
+    Acc* const inside = truth(channel);  // becomes 1 for voxels of the region, 0 for all others
     Acc* const inside_entropy = spare_;
     Acc* const outside_entropy = spare_ + pitch_;
     for (int64_t i = 0; i < n_; ++i) {
-      const Acc z = p[i];
-      const bool is_counted = truth[i] >= 0;
-      inside[i] = truth[i] > 0 ? truth[i] : 0;
+      const Acc z = p[i], truth = inside[i];
+      const bool is_counted = truth >= 0;
+      inside[i] = truth > 0 ? truth : 0;
       if constexpr (ready) {
         p[i] = is_counted ? z : 0;
       } else {
@@ -151,8 +150,8 @@ class Run {
         p[i] = is_counted ? found.p : 0;
         if constexpr (entropy) {
           const Acc positive = z < 0 ? 0 : z;
-          inside_entropy[i] = truth[i] > 0 ? found.softplus + (positive - z) : 0;
-          outside_entropy[i] = truth[i] == 0 ? found.softplus + positive : 0;
+          inside_entropy[i] = truth > 0 ? found.softplus + (positive - z) : 0;
+          outside_entropy[i] = truth == 0 ? found.softplus + positive : 0;
         }
       }
     }
@@ -203,12 +202,13 @@ class Run {
     Acc* const mean = spare_;
     std::fill_n(mean, n_, Acc(0));
     for (int64_t c = 0; c < channels_; ++c) {
-      const Acc* const p = logits(c);
+      Acc* const p = logits(c);
       Acc* const slope = truth(c);
-      const Acc overlap = grads[3 * c], squares = 2 * grads[3 * c + 1];
+      const Acc* const grad = grads + c * p_.sum_count();
+      const Acc overlap = grad[0], squares = 2 * grad[1];
       for (int64_t i = 0; i < n_; ++i) {
-        const Acc grad = (slope[i] > 0 ? overlap : 0) + squares * p[i];
-        slope[i] = slope[i] < 0 ? 0 : grad;
+        p[i] = slope[i] < 0 ? 0 : p[i];  // NaN may be where voxels do not count
+        slope[i] = (slope[i] > 0 ? overlap : 0) + squares * p[i];
         mean[i] += slope[i] * p[i];
       }
     }
@@ -223,8 +223,7 @@ class Run {
   int64_t channels_, pitch_, n_ = 0;
   Acc* probabilities_;  // or logits, or gradients: (channels, pitch)
   Acc* truth_;          // or slopes: (channels, pitch)
-  Acc* counted_;
-  Acc* spare_;  // two more rows
+  Acc* spare_;          // two more rows
 };
 
 }  // namespace egcnn::EGCNN_ISA
