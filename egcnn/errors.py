@@ -21,6 +21,20 @@ class InputError(ValueError):
         super().__init__("\\n".join(message.splitlines()))
 
 
+def not_installed(what: str, package: str, extra: str) -> InputError:
+    """The error of a package that one of this package's extras brings.
+
+    Args:
+        what: needs it.
+        package: its name.
+        extra: as in ``pyproject.toml``.
+    """
+    return InputError(
+        f"{what}: {package} is not installed; expected pip install '.[{extra}]' in a checkout of "
+        f"egcnn, or 'egcnn[{extra}]' from an index that has it"
+    )
+
+
 @contextmanager
 def named(what: object) -> Iterator[None]:
     """Begin the message of an ``InputError`` of this block with a file or argument, once."""

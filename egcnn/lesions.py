@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from egcnn.errors import InputError
+from egcnn.errors import not_installed
 from egcnn.metrics import LESION_METRICS
 
 
@@ -17,9 +17,7 @@ def check_installed() -> None:
     try:
         import panoptica  # noqa: F401
     except ImportError:
-        raise InputError(
-            "lesions: panoptica is not installed; expected pip install 'egcnn[lesions]'"
-        ) from None
+        raise not_installed("lesions", "panoptica", "lesions") from None
 
 
 def lesion_scores(prediction: NDArray[Any], truth: NDArray[Any]) -> dict[str, float]:

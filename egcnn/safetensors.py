@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from egcnn.errors import InputError, brief
+from egcnn.errors import InputError, brief, not_installed
 from egcnn.files import write_bytes
 
 SUFFIX = ".safetensors"
@@ -67,9 +67,7 @@ def _library() -> ModuleType:
     try:
         import safetensors
     except ImportError:
-        raise InputError(
-            "safetensors: the package is not installed; expected pip install 'egcnn[export]'"
-        ) from None
+        raise not_installed(SUFFIX, "safetensors", "export") from None
     return safetensors
 
 

@@ -294,7 +294,7 @@ def test_the_documented_command_names_the_folder() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not INSTALLED, reason="needs pip install 'egcnn[nnunet]'")
+@pytest.mark.skipif(not INSTALLED, reason="needs pip install '.[nnunet]'")
 def test_nnunet_trains_and_predicts(tmp_path: Path) -> None:
     """Regions of four modalities: plan, train an epoch, validate, and predict two cases."""
     dataset = tmp_path / "raw" / "Dataset999_Phantom"

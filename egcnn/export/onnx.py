@@ -15,7 +15,7 @@ import torch
 from torch.export import ExportedProgram
 
 from egcnn.checkpoint import KEY
-from egcnn.errors import InputError
+from egcnn.errors import InputError, not_installed
 from egcnn.files import write_bytes
 
 #: A file of Protocol Buffers cannot be larger.
@@ -44,9 +44,7 @@ def write_onnx(program: ExportedProgram, path: str | Path, description: str = ""
         try:
             importlib.import_module(package)
         except ImportError:
-            raise InputError(
-                f"export: {package} is not installed; expected pip install 'egcnn[export]'"
-            ) from None
+            raise not_installed("export", package, "export") from None
     size = sum(value.nbytes for value in program.state_dict.values())
     if size > _LARGEST:
         raise InputError(
