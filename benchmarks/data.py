@@ -188,6 +188,17 @@ def patches_in_memory(setting: Setting) -> dict[str, float]:
     return {"patches a second": _patches_a_second(_in_memory(setting), setting)}
 
 
+@dataclass(frozen=True)
+class _Augment:
+    """Our augmentation for nnU-Net's loader."""
+
+    ours: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+    def __call__(self, image: torch.Tensor, segmentation: torch.Tensor) -> dict[str, torch.Tensor]:
+        item = self.ours({"image": image, "label": segmentation})
+        return {"image": item["image"], "segmentation": item["label"]}
+
+
 def patches_nnunet(setting: Setting) -> dict[str, float]:
     """nnU-Net's files, loader and worker processes; our preprocessing and augmentation."""
     from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
@@ -202,15 +213,10 @@ def patches_nnunet(setting: Setting) -> dict[str, float]:
     folder = setting.folder / "nnunet"
     folder.mkdir(exist_ok=True)
     _save_for_nnunet(_mapped(setting), folder, setting.patch)
-    augment = augmentation(setting.patch)
-
-    def transforms(image: torch.Tensor, segmentation: torch.Tensor) -> dict[str, torch.Tensor]:
-        item = augment({"image": image, "label": segmentation})
-        return {"image": item["image"], "segmentation": item["label"]}
-
+    augment = _Augment(augmentation(setting.patch))
     labels = LabelManager({"background": 0, "tumour": 1}, None)
     data = nnUNetDatasetBlosc2(str(folder))
-    loader = nnUNetDataLoader(data, 1, setting.patch, setting.patch, labels, transforms=transforms)
+    loader = nnUNetDataLoader(data, 1, setting.patch, setting.patch, labels, transforms=augment)
     batches = NonDetMultiThreadedAugmenter(
         loader, None, setting.workers, 2 * setting.workers, wait_time=0.002
     )
