@@ -1,7 +1,8 @@
-"""Preprocessing, patches, prediction and evaluation, beside MONAI's where it does the same.
+"""Reading, preprocessing, patches, prediction, evaluation, beside MONAI's and nnU-Net's.
 
 ``python -m benchmarks.data [--quick] [--output JSON]``: on phantoms of BraTS's size, each
-measurement in a process of its own, whose peak memory is that of the process.
+measurement in a process of its own, whose peak memory is that of the process. What needs nnU-Net
+(``pip install 'egcnn[nnunet]'``) is skipped without it.
 """
 
 from __future__ import annotations
@@ -75,11 +76,13 @@ def _monai_preprocessing() -> Any:
         Spacingd,
     )
 
+    from egcnn.data.transforms import RAS
+
     keys = ("image", "label")
     return Compose(
         [
             LoadImaged(keys, ensure_channel_first=True),
-            Orientationd(keys, axcodes="RAS"),
+            Orientationd(keys, axcodes="RAS", labels=RAS),
             Spacingd(keys, pixdim=(1, 1, 1), mode=("bilinear", "nearest")),
             NormalizeIntensityd("image", nonzero=True, channel_wise=True),
             EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False),
@@ -134,6 +137,29 @@ def _forever(epochs: Any) -> Iterator[Any]:
         epochs.set_epoch(epochs.epoch + 1)
 
 
+def read_ours(setting: Setting) -> dict[str, float]:
+    from egcnn.data import read_image, read_label
+
+    dataset = _dataset(setting)
+    found: dict[str, float] = {}
+    with timed(found, "seconds a case", setting.cases):
+        for case in dataset.cases:
+            read_image(case)
+            read_label(case, dataset.regions)
+    return found
+
+
+def read_monai(setting: Setting) -> dict[str, float]:
+    from monai.transforms import LoadImaged
+
+    files, read = _monai_files(setting), LoadImaged(("image", "label"), ensure_channel_first=True)
+    found: dict[str, float] = {}
+    with timed(found, "seconds a case", setting.cases):
+        for case in files:
+            read(case)
+    return found
+
+
 def preprocess_ours(setting: Setting) -> dict[str, float]:
     found: dict[str, float] = {}
     with timed(found, "seconds a case", setting.cases):
@@ -160,6 +186,71 @@ def patches_persistent(setting: Setting) -> dict[str, float]:
 
 def patches_in_memory(setting: Setting) -> dict[str, float]:
     return {"patches a second": _patches_a_second(_in_memory(setting), setting)}
+
+
+@dataclass(frozen=True)
+class _Augment:
+    """Our augmentation for nnU-Net's loader."""
+
+    ours: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+    def __call__(self, image: torch.Tensor, segmentation: torch.Tensor) -> dict[str, torch.Tensor]:
+        item = self.ours({"image": image, "label": segmentation})
+        return {"image": item["image"], "segmentation": item["label"]}
+
+
+def patches_nnunet(setting: Setting) -> dict[str, float]:
+    """nnU-Net's files, loader and worker processes; our preprocessing and augmentation."""
+    from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
+        NonDetMultiThreadedAugmenter,
+    )
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    from egcnn.data.transforms import augmentation
+
+    folder = setting.folder / "nnunet"
+    folder.mkdir(exist_ok=True)
+    _save_for_nnunet(_mapped(setting), folder, setting.patch)
+    augment = _Augment(augmentation(setting.patch))
+    labels = LabelManager({"background": 0, "tumour": 1}, None)
+    data = nnUNetDatasetBlosc2(str(folder))
+    loader = nnUNetDataLoader(data, 1, setting.patch, setting.patch, labels, transforms=augment)
+    batches = NonDetMultiThreadedAugmenter(
+        loader, None, setting.workers, 2 * setting.workers, wait_time=0.002
+    )
+    next(batches), next(batches)  # the workers have started
+    start = time.perf_counter()
+    for _ in range(setting.patches):
+        next(batches)
+    seconds = time.perf_counter() - start
+    batches._finish()
+    return {"patches a second": setting.patches / seconds}
+
+
+def _save_for_nnunet(cases: Any, folder: Path, patch: tuple[int, int, int]) -> None:
+    """Write cases as nnU-Net's preprocessing does."""
+    from nnunetv2.training.dataloading.nnunet_dataset import (
+        comp_blosc2_params,
+        nnUNetDatasetBlosc2,
+    )
+
+    for number in range(len(cases)):
+        image = cases[number]["image"].numpy()
+        label = cases[number]["label"].numpy().astype(np.int16)
+        blocks, chunks = comp_blosc2_params(image.shape, patch, image.itemsize)
+        blocks_seg, chunks_seg = comp_blosc2_params(label.shape, patch, label.itemsize)
+        nnUNetDatasetBlosc2.save_case(
+            np.ascontiguousarray(image),
+            label,
+            {"class_locations": {}},
+            str(folder / f"case_{number}"),
+            chunks=chunks,
+            blocks=blocks,
+            chunks_seg=chunks_seg,
+            blocks_seg=blocks_seg,
+        )
 
 
 def _trained(setting: Setting) -> Any:
@@ -191,13 +282,14 @@ def predict_monai(setting: Setting) -> dict[str, float]:
     from monai.inferers import sliding_window_inference
     from monai.transforms import LoadImage, NormalizeIntensity, Orientation, Spacing
 
+    from egcnn.data.transforms import RAS
     from egcnn.windows import window_size
 
     trained, case = _trained(setting), _dataset(setting).cases[0]
     found: dict[str, float] = {}
     with timed(found, "seconds"), torch.inference_mode():
         image = LoadImage(ensure_channel_first=True)([str(path) for path in case.images])
-        turn, respace = Orientation("RAS"), Spacing((1, 1, 1))
+        turn, respace = Orientation("RAS", labels=RAS), Spacing((1, 1, 1))
         normalize = NormalizeIntensity(nonzero=True, channel_wise=True)
         prepared = normalize(respace(turn(image)))
 
@@ -263,11 +355,14 @@ def evaluate_monai(setting: Setting) -> dict[str, float]:
 
 #: What is measured, who does it, and how. Patches follow preprocessing, whose files they read.
 MEASUREMENTS: tuple[tuple[str, str, Callable[[Setting], dict[str, float]]], ...] = (
+    ("reading", "egcnn", read_ours),
+    ("reading", "MONAI LoadImage", read_monai),
     ("preprocessing", "egcnn --cache", preprocess_ours),
     ("preprocessing", "MONAI PersistentDataset", preprocess_monai),
     ("patches", "egcnn --cache", patches_ours),
     ("patches", "MONAI PersistentDataset", patches_persistent),
     ("patches", "MONAI CacheDataset", patches_in_memory),
+    ("patches", "nnU-Net's loader", patches_nnunet),
     ("prediction", "egcnn predict", predict_ours),
     ("prediction", "MONAI sliding_window_inference", predict_monai),
     ("evaluation", "egcnn, edges scored too", evaluate_ours),
@@ -275,7 +370,7 @@ MEASUREMENTS: tuple[tuple[str, str, Callable[[Setting], dict[str, float]]], ...]
 )
 
 
-def _measured(work: Callable[[Setting], dict[str, float]], setting: Setting) -> dict[str, float]:
+def _measured(work: Callable[[Any], dict[str, float]], setting: Any) -> dict[str, float]:
     found = work(setting)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {name: float(np.round(value, 4)) for name, value in found.items()} | {
@@ -283,7 +378,8 @@ def _measured(work: Callable[[Setting], dict[str, float]], setting: Setting) -> 
     }
 
 
-def _elsewhere(work: Callable[[Setting], dict[str, float]], setting: Setting) -> dict[str, float]:
+def elsewhere(work: Callable[[Any], dict[str, float]], setting: Any) -> dict[str, float]:
+    """Measure in a process of its own, and its peak memory in GiB."""
     # Not forked, which would begin with the memory of the runs before.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measured, work, setting).result()
@@ -303,7 +399,11 @@ def main(arguments: list[str] | None = None) -> None:
         rows = []
         print("| what | by | measured |\n|---|---|---|")
         for what, by, work in MEASUREMENTS:
-            found = _measured(work, setting) if options.quick else _elsewhere(work, setting)
+            try:
+                found = _measured(work, setting) if options.quick else elsewhere(work, setting)
+            except ModuleNotFoundError as error:
+                print(f"| {what} | {by} | skipped: needs {error.name} |", flush=True)
+                continue
             rows.append({"what": what, "by": by, **found})
             shown = ", ".join(f"{value:g} {name}" for name, value in found.items())
             print(f"| {what} | {by} | {shown} |", flush=True)

@@ -15,16 +15,18 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from egcnn.checkpoint import Trained
-from egcnn.data.case import Case, Dataset, read_edges, read_label
+from egcnn.data.case import Case, Dataset, Spacing, read_edges, read_label
 from egcnn.data.nifti import read_note, volumes_by_stem
+from egcnn.edges import EdgeGrid
 from egcnn.errors import InputError
 from egcnn.files import digest
-from egcnn.inference import EDGES, PROBABILITIES, Prediction, predict_cases
+from egcnn.inference import EDGES, PROBABILITIES, Prediction, noted_spacing, predict_cases
 from egcnn.lesions import check_installed, lesion_scores
 from egcnn.metrics import case_metrics, mean_and_deviation
 from egcnn.processes import in_processes
 from egcnn.scores import (
     MEAN,
+    OWN_VOXELS,
     SUMMARY,
     TABLE,
     Evaluation,
@@ -38,6 +40,7 @@ from egcnn.terminal import Bar, tracked
 
 __all__ = [
     "MEAN",
+    "OWN_VOXELS",
     "SUMMARY",
     "TABLE",
     "Evaluation",
@@ -64,7 +67,8 @@ def evaluate(
     """Score the label maps in a folder, and any edge probabilities there, against a dataset.
 
     Edge probabilities in files have steps of 1/255, which changes best F1 and average precision
-    slightly, and F1 at 0.5 not at all.
+    slightly, and F1 at 0.5 not at all. True edges are taken at the voxel size of the network that a
+    prediction names (:func:`egcnn.inference.noted_spacing`).
 
     Args:
         predictions: folder with ``NAME.nii.gz`` (or ``.nii``) per case, and optionally
@@ -142,13 +146,20 @@ def _score_files(
     case, path, edge_path = files
     labels = read_label(case, dataset.regions, path).as_tensor()[0]
     edges = None if edge_path is None else read_edges(case, edge_path, dataset.regions)
-    return score(case, labels, dataset, edges, lesions=lesions), _source(case, path)
+    source = _source(case, path)
+    spacing = source["edge_spacing"]
+    return score(case, labels, dataset, edges, edge_spacing=spacing, lesions=lesions), source
 
 
 def _source(case: Case, prediction: Path) -> dict[str, Any]:
-    """Hashes of a case's prediction and truth, and the prediction's own :func:`read_note`."""
-    truth = None if case.label is None else digest([case.label])
-    return {"prediction": digest([prediction]), "truth": truth, "origin": read_note(prediction)}
+    """Hashes of a case's prediction and truth, and what the prediction says of its network."""
+    note = read_note(prediction)
+    return {
+        "prediction": digest([prediction]),
+        "truth": None if case.label is None else digest([case.label]),
+        "edge_spacing": noted_spacing(note),
+        "origin": note,
+    }
 
 
 def score(
@@ -157,6 +168,7 @@ def score(
     dataset: Dataset,
     edges: ArrayLike | Tensor | None = None,
     *,
+    edge_spacing: Spacing | None = None,
     lesions: bool = False,
 ) -> Scores:
     """Score one case's label map, and its edge probabilities, against the truth.
@@ -166,12 +178,16 @@ def score(
         labels: ``(D, H, W)`` on the case's own grid.
         dataset: defines the regions.
         edges: see :func:`egcnn.metrics.case_metrics`.
+        edge_spacing: the network's voxel size in mm, at which edges are taken; None takes them on
+            the case's own voxels.
         lesions: score lesions too, which takes panoptica.
     """
     truth = read_label(case, dataset.regions)
-    spacing = [float(size) for size in voxel_sizes(truth.affine.numpy())]
+    affine = truth.affine.numpy()
+    spacing = [float(size) for size in voxel_sizes(affine)]
     true = truth.as_tensor()[0]
-    scores = case_metrics(labels, true, dataset.regions, spacing, edges=edges)
+    grid = EdgeGrid(affine, edge_spacing)
+    scores = case_metrics(labels, true, dataset.regions, spacing, edges=edges, edge_grid=grid)
     if lesions:
         ignored = dataset.regions.ignored(true[None, None])
         predicted, actual = (
@@ -197,8 +213,11 @@ def score_predictions(
     """
     scores, sources = {}, {}
     for case, prediction, path in predictions:
-        scores[case.name] = score(case, prediction.labels, dataset, prediction.edges)
         sources[case.name] = _source(case, path)
+        spacing = sources[case.name]["edge_spacing"]
+        scores[case.name] = score(
+            case, prediction.labels, dataset, prediction.edges, edge_spacing=spacing
+        )
     folders = _folders(Path(folder), dataset)
     return Evaluation(scores, sources=sources, folders=folders)
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from egcnn.checkpoint import Trained
 from egcnn.checks import DEFAULT_OVERLAP, check_memory, check_overlap, check_precision
-from egcnn.data.case import Case, read_image
+from egcnn.data.case import Case, Spacing, read_image
 from egcnn.data.inspection import check_images
 from egcnn.data.nifti import Header, write_probabilities, write_volume
 from egcnn.data.resampling import resample, resampled, resampling_bytes
-from egcnn.data.transforms import preprocessing
+from egcnn.data.transforms import PreprocessingSettings, preprocessing
 from egcnn.errors import InputError
 from egcnn.files import digest
 from egcnn.machine import prepare_cpu, versions
@@ -298,17 +298,38 @@ def _origin(trained: Trained | Sequence[Trained]) -> dict[str, Any]:
         if len(members) == 1:
             return members[0]
         names = " ".join(str(member["checkpoint"]) for member in members)
-        return {"checkpoint": names, "members": members, "versions": versions()}
+        shared = {"preprocessing": members[0]["preprocessing"], "versions": versions()}
+        return {"checkpoint": names, "members": members, **shared}
     provenance = trained.provenance
     run = entry(provenance, "run", dict[str, Any] | None) or {}
     return {
         "checkpoint": provenance.get("checkpoint"),
         "steps": provenance.get("steps"),
         "data": (entry(run, "data", dict[str, Any] | None) or {}).get("sha256"),
+        "preprocessing": trained.preprocessing.to_dict(),
         "config": run.get("config"),
         "trained": provenance.get("versions"),
         "versions": versions(),
     }
+
+
+def noted_spacing(note: Mapping[str, Any]) -> Spacing | None:
+    """The voxel size in mm at which a prediction's network computes.
+
+    Args:
+        note: of :func:`egcnn.data.nifti.read_note`.
+
+    Returns:
+        the size along the RAS axes; None if the network keeps each case's own voxels, or the note
+        is none of ours.
+    """
+    # Where it was before it had a place of its own.
+    config = note.get("config")
+    earlier = config.get("preprocessing") if isinstance(config, Mapping) else None
+    try:
+        return PreprocessingSettings.from_dict(note.get("preprocessing", earlier)).spacing
+    except InputError:
+        return None
 
 
 def _place(path: Path) -> Path:

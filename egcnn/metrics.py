@@ -16,8 +16,9 @@ from torch import Tensor
 
 from egcnn import ops
 from egcnn.checks import check_spacing
+from egcnn.edges import EdgeGrid, label_edges
 from egcnn.errors import InputError
-from egcnn.regions import Regions
+from egcnn.regions import Regions, equals
 
 #: HD95 in mm if exactly one of prediction and truth is empty: the diagonal of a 240 x 240 x 155
 #: volume, as in BraTS.
@@ -134,8 +135,10 @@ def dice(prediction: Tensor, truth: Tensor) -> Tensor:
     return _ratio(2 * intersection, total, total)
 
 
-def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """Score edge probabilities against the Sobel edges of the true regions.
+def edge_scores(
+    probabilities: Tensor, masks: Tensor, edges: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Score edge probabilities against the edges of the true regions.
 
     ``f1`` at the threshold 0.5 and ``best_f1`` at the best one; ``average_precision``, the area
     under precision over recall in steps; ``thickness``, the number of predicted edge voxels over
@@ -149,6 +152,8 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
         probabilities: ``(B, R, D, H, W)`` in [0, 1]; 0 and 1 for binary edges. A single channel
             (``edges="union"``) is compared with the union of all regions' edges.
         masks: the true binary regions, ``(B, R, D, H, W)``.
+        edges: their edges, 0 or 1, with as many channels as the probabilities; None takes the Sobel
+            edges of the masks.
 
     Returns:
         By name in :data:`EDGE_METRICS`, ``(B, R)`` float64.
@@ -156,20 +161,20 @@ def edge_scores(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
     Raises:
         InputError: shapes that differ or are not five-dimensional.
     """
-    if masks.ndim == 5 and probabilities.ndim == 5 and probabilities.shape[1] == 1:
-        truth = ops.sobel_edges(masks).amax(1, keepdim=True).bool()
-        inside = (masks != 0).any(1, keepdim=True) & ~truth
-    else:
-        truth = ops.sobel_edges(masks).bool()
-        inside = (masks != 0) & ~truth
-    edges = probabilities >= 0.5
-    intersection, predicted, true = _counts(edges, truth)
+    union = masks.ndim == probabilities.ndim == 5 and probabilities.shape[1] == 1
+    if edges is None:
+        edges = ops.sobel_edges(masks)
+        edges = edges.amax(1, keepdim=True) if union else edges
+    truth = edges.bool()
+    inside = ((masks != 0).any(1, keepdim=True) if union else masks != 0) & ~truth
+    found = probabilities >= 0.5
+    intersection, predicted, true = _counts(found, truth)
     scores = {
         "f1": _ratio(2 * intersection, predicted + true, predicted + true),
         "best_f1": torch.full_like(true, torch.nan),
         "average_precision": torch.full_like(true, torch.nan),
         "thickness": predicted / true,
-        "interior": _counts(edges, inside)[0] / inside.sum((2, 3, 4)),
+        "interior": _counts(found, inside)[0] / inside.sum((2, 3, 4)),
     }
     scores["thickness"][true == 0] = torch.nan
     for b, r in (true > 0).nonzero().tolist():
@@ -200,26 +205,39 @@ def threshold_counts(probabilities: Tensor, truth: Tensor) -> tuple[Tensor, Tens
 
 
 def edge_scores_by_source(
-    predicted: Tensor, true: Tensor, edges: Tensor | None
+    prediction: Tensor,
+    truth: Tensor,
+    regions: Regions,
+    edges: Tensor | None,
+    grid: EdgeGrid | None = None,
 ) -> dict[str, Tensor]:
     """:func:`edge_scores` of every source.
 
     Args:
-        predicted: the predicted binary regions, reported ones only, ``(B, F, D, H, W)``.
-        true: likewise, the true regions.
+        prediction: integer label map ``(B, 1, D, H, W)``. Voxels that the truth ignores count as
+            outside of all regions.
+        truth: likewise.
+        regions: their regions, of which the reported ones are scored.
         edges: the edge head's probabilities, with a channel per region or one for all; None without
             an edge stream.
+        grid: see :func:`egcnn.edges.label_edges`; takes B = 1.
 
     Returns:
         By column name (``edge_f1``, ``sobel_f1`` and so on), ``(B, F)`` float64.
     """
-    sources = {"sobel": ops.sobel_edges(predicted).float()}
+    if (ignored := regions.ignore_index) is not None:
+        prediction = prediction.masked_fill(equals(truth, ignored), ignored)
+    masks = regions.reported(regions.masks(truth))
+    true = label_edges(truth, regions, grid)
+    found = {"sobel": edge_scores(label_edges(prediction, regions, grid).float(), masks, true)}
     if edges is not None:
-        sources["edge"] = edges
+        if edges.shape[1] == 1 < masks.shape[1]:
+            true = label_edges(truth, regions, grid, union=True)
+        found["edge"] = edge_scores(edges, masks, true)
     return {
         f"{source}_{name}": values
-        for source, probabilities in sources.items()
-        for name, values in edge_scores(probabilities, true).items()
+        for source, scores in found.items()
+        for name, values in scores.items()
     }
 
 
@@ -263,6 +281,7 @@ def case_metrics(
     spacing: Sequence[float],
     *,
     edges: ArrayLike | Tensor | None = None,
+    edge_grid: EdgeGrid | None = None,
     tolerance: float = 1.0,
 ) -> dict[str, dict[str, float]]:
     """Every metric of every reported region of one case.
@@ -286,6 +305,8 @@ def case_metrics(
         spacing: size of a voxel along each axis in mm.
         edges: the edge head's probabilities, ``(F, D, H, W)`` for the F reported regions or
             ``(1, D, H, W)`` for their union, whose scores are repeated for every region.
+        edge_grid: where the edges of both label maps are taken, see
+            :func:`egcnn.edges.label_edges`; None takes them on these voxels.
         tolerance: tolerance of ``surface_dice`` in mm.
 
     Returns:
@@ -326,7 +347,7 @@ def case_metrics(
                 f"edges have shape {channels}; expected {(len(names), *true.shape[2:])}, or one "
                 "channel for the edges of any region"
             )
-    rows |= edge_scores_by_source(predicted, true, edge_head)
+    rows |= edge_scores_by_source(predicted_labels, true_labels, regions, edge_head, edge_grid)
     result: dict[str, dict[str, float]] = {}
     for index, region in enumerate(names):
         values = {name: float(row[0, index]) for name, row in rows.items()}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from egcnn import ops
+from egcnn.edges import EdgeGrid, label_edges
 from egcnn.regions import Regions
 
 Codes = NDArray[np.uint8]
@@ -84,13 +84,12 @@ def disagreement(truth: NDArray[Any], prediction: NDArray[Any], regions: Regions
     return codes
 
 
-def true_edges(labels: NDArray[Any], regions: Regions) -> NDArray[np.uint8]:
-    """Sobel edges of the reported regions of a label map ``(D, H, W)``: ``(F, D, H, W)``, 0 or 1.
-
-    They are what the edge head is trained on (section 2.1 of the paper).
-    """
-    masks = regions.masks(torch.from_numpy(labels.astype(np.int64))[None, None])
-    return regions.reported(ops.sobel_edges(masks))[0].numpy()
+def true_edges(
+    labels: NDArray[Any], regions: Regions, grid: EdgeGrid | None = None, *, union: bool = False
+) -> NDArray[np.uint8]:
+    """:func:`egcnn.edges.label_edges` of a label map ``(D, H, W)``: ``(F, D, H, W)``, 0 or 1."""
+    volume = torch.from_numpy(labels.astype(np.int64))[None, None]
+    return label_edges(volume, regions, grid, union=union)[0].numpy()
 
 
 def edge_codes(edges: NDArray[Any]) -> Codes:

@@ -8,6 +8,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from egcnn.data.case import Spacing
 from egcnn.errors import InputError, named, shown
 from egcnn.files import read_json, without_nan, write_csv, write_json
 from egcnn.machine import versions
@@ -19,6 +20,8 @@ TABLE = "metrics.csv"
 SUMMARY = "metrics.json"
 #: Name of the mean over regions among the regions of a summary.
 MEAN = "mean"
+#: Where edges are taken of predictions that do not name a network's voxel size.
+OWN_VOXELS = "own voxels"
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,9 @@ class Evaluation:
         cases: per case name and region, the metrics of ``egcnn.metrics.case_metrics``, and those of
             ``egcnn.lesions.lesion_scores`` if they were asked for.
         missing: names of the labelled cases that have no prediction.
-        sources: per case name, what was compared: hashes of the prediction and of the truth, and
-            what the prediction says of its origin.
+        sources: per case name, what was compared: hashes of the prediction and of the truth, what
+            the prediction says of its origin, and the voxel size in mm at which edges were taken
+            (``"edge_spacing"``; None for the case's own voxels).
         folders: where the ``"predictions"`` and the ``"data"`` lie.
     """
 
@@ -46,6 +50,17 @@ class Evaluation:
             for scores in case.values():
                 return tuple(scores)
         return COLUMNS
+
+    def edge_spacing(self, case: str) -> Spacing | None:
+        """The voxel size in mm at which the edges of a case were taken; None for its own voxels."""
+        spacing: Spacing | None = self.sources.get(case, {}).get("edge_spacing")
+        return spacing
+
+    @property
+    def edge_space(self) -> str:
+        """Where edges were taken, for readers: ``"own voxels"``, ``"voxels of 1 mm"``, or both."""
+        found = dict.fromkeys(self.edge_spacing(case) for case in self.cases)
+        return ", ".join(map(_voxels, found))
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
         """Each metric's mean and standard deviation, per region and for :data:`MEAN`.
@@ -74,7 +89,8 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
     means).
 
     NaN is an empty field in the table and null in the summary. The summary also says what was
-    compared (``"sources"``) and, by the hash of the checkpoint, what made it (``"networks"``).
+    compared (``"sources"``), where edges were taken (``"edge_space"``) and, by the hash of the
+    checkpoint, what made it (``"networks"``).
 
     Returns:
         the paths of the two files.
@@ -99,6 +115,7 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
             networks.setdefault(compared["checkpoint"], origin)
     data = {
         "summary": evaluation.summary(),
+        "edge_space": evaluation.edge_space,
         "cases": evaluation.cases,
         "missing": list(evaluation.missing),
         "folders": dict(evaluation.folders),
@@ -109,6 +126,13 @@ def write_evaluation(evaluation: Evaluation, output: str | Path) -> tuple[Path, 
     written = output / SUMMARY
     write_json(written, data)
     return table, written
+
+
+def _voxels(spacing: Spacing | None) -> str:
+    if spacing is None:
+        return OWN_VOXELS
+    sizes = spacing[:1] if len(set(spacing)) == 1 else spacing
+    return f"voxels of {'x'.join(f'{size:g}' for size in sizes)} mm"
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -126,6 +150,9 @@ def read_evaluation(path: Path) -> Evaluation:
             folders = entry(data, "folders", dict[str, str] | None) or {}
             missing = entry(data, "missing", tuple[str, ...])
             check_scores(cases, COLUMNS)
+            for compared in sources.values():
+                # Files of before have none: edges were taken on own voxels.
+                compared["edge_spacing"] = entry(compared, "edge_spacing", Spacing | None)
     except InputError as error:
         raise InputError(f"{error}; expected a file of egcnn evaluate") from error
     for compared in sources.values():
@@ -168,7 +195,7 @@ def check_scores(
             )
 
 
-def read_summary(path: Path, regions: Iterable[str]) -> tuple[Scores, dict[str, Any]]:
+def read_summary(path: Path, regions: Iterable[str]) -> tuple[Scores, dict[str, Any], str]:
     """Read the means over cases from a :data:`SUMMARY` that :func:`write_evaluation` wrote.
 
     Args:
@@ -177,7 +204,7 @@ def read_summary(path: Path, regions: Iterable[str]) -> tuple[Scores, dict[str, 
 
     Returns:
         per region, and for :data:`MEAN`, each metric's mean, NaN where it was NaN; and its
-        ``"networks"``.
+        ``"networks"`` and ``"edge_space"``.
 
     Raises:
         InputError: no such file, or not such a file of these regions.
@@ -192,6 +219,7 @@ def read_summary(path: Path, regions: Iterable[str]) -> tuple[Scores, dict[str, 
                 for metric in COLUMNS:
                     mean = entry(entry(row, metric, dict[str, Any]), "mean", float | None)
                     means.setdefault(region, {})[metric] = nan if mean is None else mean
-            return means, entry(data, "networks", dict[str, Any] | None) or {}
+            networks = entry(data, "networks", dict[str, Any] | None) or {}
+            return means, networks, entry(data, "edge_space", str | None) or OWN_VOXELS
     except InputError as error:
         raise InputError(f"{error}; delete it to have its run evaluated again") from error

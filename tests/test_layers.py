@@ -23,7 +23,7 @@ FLOORS = (
     ("egcnn.ops",),
     ("egcnn.regions",),
     ("egcnn.data",),
-    ("egcnn.nn",),
+    ("egcnn.nn", "egcnn.edges"),
     ("egcnn.losses", "egcnn.metrics", "egcnn.panels", "egcnn.safetensors", "egcnn.windows"),
     ("egcnn.checkpoint", "egcnn.lesions", "egcnn.nnunet", "egcnn.scores"),
     ("egcnn.inference", "egcnn.export"),

@@ -163,7 +163,9 @@ def test_mutated_metrics_json(tmp_path: Path) -> None:
     origin = {"checkpoint": "12", "steps": 4, "versions": {"egcnn": "0.1.0"}}
     scored = Evaluation(
         {name: {"WT": scores, "TC": scores} for name in ("a", "b")},
-        sources={"a": {"prediction": "34", "truth": "56", "origin": origin}},
+        sources={
+            "a": {"prediction": "34", "truth": "56", "edge_spacing": (1, 1, 2), "origin": origin}
+        },
         folders={"data": "/data", "predictions": "/predictions"},
     )
     _, path = write_evaluation(scored, tmp_path)

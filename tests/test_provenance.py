@@ -80,6 +80,7 @@ def test_every_result_says_where_it_comes_from(
         case.name: {
             "prediction": digest([path]),
             "truth": digest([case.label or ""]),
+            "edge_spacing": [1.0, 1.0, 1.0],
             "inputs": note["inputs"],
             "checkpoint": note["checkpoint"],
         }

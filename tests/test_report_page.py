@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from egcnn.checkpoint import load
-from egcnn.comparison import Arm, compare, write_comparison
+from egcnn.comparison import Arm, Comparison, Result, compare, write_comparison
 from egcnn.data import open_dataset, write_volume
 from egcnn.errors import InputError
-from egcnn.evaluation import evaluate, read_evaluation, write_evaluation
+from egcnn.evaluation import MEAN, Evaluation, evaluate, read_evaluation, write_evaluation
 from egcnn.metrics import COLUMNS, METRICS, VOXEL_METRICS
 from egcnn.report import write_report
+from egcnn.report.found import find
 from egcnn.training import TrainingConfig, fit, plan
 
 # Names as an attacker's, or a careless colleague's, file may have.
@@ -289,6 +290,22 @@ def test_a_comparison_side_by_side(data: Path, tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text('{"runs": []}')
     with pytest.raises(InputError, match=r"comparison\.json: no run"):
         write_report(tmp_path)
+
+
+def test_a_comparison_shows_what_the_paper_s_figures_do(tmp_path: Path) -> None:
+    """Seg-Net with and without the edge stream, wherever it stands among the backbones."""
+    means = dict.fromkeys(COLUMNS, 0.5)
+    arms = [Arm(name, kind) for name in ("unet", "segnet") for kind in ("none", "egcnn")]
+    results = [
+        Result(arm, seed, 9, 0.5, {"organ": means, MEAN: means}) for arm in arms for seed in (3, 1)
+    ]
+    for result in results:
+        scores = tmp_path / f"{result.arm.name}-seed{result.seed}" / "predictions"
+        write_evaluation(Evaluation({"a": {"organ": means}}), scores)
+    for shown, title in ((results, "Seg-Net"), (results[:4], "U-Net")):
+        write_comparison(Comparison(tuple(shown)), tmp_path)
+        found = find([tmp_path]).evaluations
+        assert [evaluated.title for evaluated in found] == [f"{title}, EG-CNN", f"{title}, none"]
 
 
 def browser() -> str:

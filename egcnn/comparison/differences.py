@@ -10,7 +10,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from egcnn.comparison.arms import KINDS, Arm, Kind
-from egcnn.evaluation import MEAN
+from egcnn.evaluation import MEAN, OWN_VOXELS
 
 #: Metrics that are compared, averaged over regions.
 COMPARED = ("dice", "surface_dice", "hd95")
@@ -28,6 +28,7 @@ class Result:
         regions: per region, and for :data:`egcnn.evaluation.MEAN`, the mean of each metric over
             held-out cases.
         networks: what made the predictions; see :func:`egcnn.evaluation.write_evaluation`.
+        edge_space: where edges were taken; see :class:`egcnn.evaluation.Evaluation`.
     """
 
     arm: Arm
@@ -36,6 +37,7 @@ class Result:
     step_seconds: float
     regions: dict[str, dict[str, float]]
     networks: dict[str, Any] = field(default_factory=dict)
+    edge_space: str = OWN_VOXELS
 
 
 @dataclass(frozen=True)

@@ -134,9 +134,10 @@ def _train(
 
 def _result(dataset: Dataset, config: TrainingConfig, run: Path, arm: Arm) -> Result:
     """Read a finished run's folder."""
-    regions, networks = read_summary(run / EVALUATION, dataset.regions.reported_names)
+    names = dataset.regions.reported_names
+    regions, networks, edge_space = read_summary(run / EVALUATION, names)
     steps = [row["step_seconds"] for row in read_history(run) if "step_seconds" in row]
     if not steps:
         raise InputError(f"{run / HISTORY}: no row with 'step_seconds'; expected one per epoch")
     size = parameters(config.network, len(dataset.modalities), len(dataset.regions))
-    return Result(arm, config.seed, size, median(steps), regions, networks)
+    return Result(arm, config.seed, size, median(steps), regions, networks, edge_space)

@@ -13,7 +13,7 @@ from rich.table import Table
 from egcnn.comparison.arms import Arm, Kind
 from egcnn.comparison.differences import COMPARED, Comparison, Result
 from egcnn.errors import InputError
-from egcnn.evaluation import MEAN, check_scores
+from egcnn.evaluation import MEAN, OWN_VOXELS, check_scores
 from egcnn.files import read_json, without_nan, write_csv, write_json, write_text
 from egcnn.machine import versions
 from egcnn.metrics import EDGE_METRICS, METRICS
@@ -72,6 +72,7 @@ def edge_rows(comparison: Comparison) -> list[dict[str, str]]:
             title: _spread([run.regions[MEAN][metric] for run in comparison.of(arm)], 3)
             for metric, title in EDGES_SHOWN.items()
         }
+        | {"Edges taken on": ", ".join(dict.fromkeys(r.edge_space for r in comparison.of(arm)))}
         for arm in comparison.arms
     ]
 
@@ -152,6 +153,7 @@ def write_comparison(comparison: Comparison, output: str | Path) -> tuple[Path, 
                 "step_seconds": result.step_seconds,
                 "regions": result.regions,
                 "networks": result.networks,
+                "edge_space": result.edge_space,
             }
             for result in comparison.results
         ],
@@ -188,6 +190,7 @@ def read_comparison(output: str | Path) -> Comparison:
                     entry(run, "step_seconds", float),
                     regions,
                     entry(run, "networks", dict[str, Any] | None) or {},
+                    entry(run, "edge_space", str | None) or OWN_VOXELS,
                 )
             )
         if not results or any(result.arm.backbone not in BACKBONES for result in results):

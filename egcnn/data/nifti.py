@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
+from os.path import isfile  # False for names that no file can have
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -101,7 +102,7 @@ def find_volume(folder: Path, name: str) -> Path | None:
     """The file ``name.nii.gz`` or ``name.nii`` of a folder, or None; the ending in either case."""
     for suffix in SUFFIXES:
         for ending in (suffix, suffix.upper()):
-            if (path := folder / (name + ending)).is_file():
+            if isfile(path := folder / (name + ending)):
                 return path
     return None
 

@@ -216,10 +216,8 @@ def preprocessing(settings: PreprocessingSettings, regions: Regions | None) -> C
     """
     steps: list[Any] = [
         EnsureTyped("image", dtype=torch.float32, track_meta=True),
-        Orientationd(_KEYS, axcodes="RAS", labels=RAS, allow_missing_keys=True),
+        *respacing(settings.spacing, regions),
     ]
-    if settings.spacing is not None:
-        steps.append(Respaced(settings.spacing, regions))
     if settings.normalization == "zscore":
         steps.append(ZScored("image"))
     else:
@@ -230,6 +228,19 @@ def preprocessing(settings: PreprocessingSettings, regions: Regions | None) -> C
     return Compose(steps)
 
 
+def respacing(spacing: Spacing | None, regions: Regions | None) -> list[Transform]:
+    """The steps of :func:`preprocessing` that change the grid: to RAS axes and a voxel size.
+
+    They take an image, a label map, or both.
+
+    Args:
+        spacing: voxel size in mm along the RAS axes; None keeps each volume's own.
+        regions: see :class:`Respaced`.
+    """
+    turn = Orientationd(_KEYS, axcodes="RAS", labels=RAS, allow_missing_keys=True)
+    return [turn, *([] if spacing is None else [Respaced(spacing, regions)])]
+
+
 class Respaced(Transform):
     """Resample the image linearly, and the label by the largest share of a value.
 
@@ -238,7 +249,7 @@ class Respaced(Transform):
         regions: what a label map may hold; None if labels are never read.
 
     Raises:
-        InputError: the resampled image does not fit into memory.
+        InputError: a resampled volume does not fit into memory.
     """
 
     def __init__(self, spacing: Spacing, regions: Regions | None) -> None:
@@ -248,20 +259,22 @@ class Respaced(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Resample the volumes, unless the voxels already have that size."""
         d = dict(data)
-        image: MetaTensor = d["image"]
-        affine = image.affine.numpy()
+        first: MetaTensor = d["image"] if "image" in d else d["label"]
+        affine = first.affine.numpy()
         size = "x".join(f"{number:g}" for number in self.spacing)
         # Of the size alone: beyond memory, a shape may be beyond int64 as well.
-        about = _turned_shape(image.shape[1:], affine, self.spacing)
+        about = _turned_shape(first.shape[1:], affine, self.spacing)
         check_memory(
-            f"{image.meta.get('filename_or_obj', 'image')}: resampled to {size} mm, shape {about}",
-            resampling_bytes(len(image), about),
+            f"{first.meta.get('filename_or_obj', 'image')}: resampled to {size} mm, shape {about}",
+            resampling_bytes(len(first), about),
         )
-        shape, target = respaced(image.shape[1:], affine, self.spacing)
+        shape, target = respaced(first.shape[1:], affine, self.spacing)
         if target is affine:
             return d
         matrix = np.linalg.solve(affine, target)
-        new = {"image": resample(image.as_tensor(), matrix, shape)}
+        new = {}
+        if "image" in d:
+            new["image"] = resample(d["image"].as_tensor(), matrix, shape)
         if self.regions is not None and "label" in d:
             label = d["label"].as_tensor()
             new["label"] = resample_labels(label, matrix, shape, self.regions.values)

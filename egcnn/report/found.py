@@ -179,8 +179,13 @@ def _titles(folders: Sequence[Path]) -> dict[Path, str]:
 
 
 def _compared(folder: Path, comparison: Comparison) -> dict[Path, str]:
-    """The folders of a comparison's evaluations that are shown, and their titles."""
-    backbone = comparison.arms[0].backbone
+    """The folders of a comparison's evaluations that are shown, and their titles.
+
+    They are those of the paper's Figures 2 and 3, of Seg-Net with and without the edge stream; of
+    another backbone where there is no Seg-Net.
+    """
+    backbones = [arm.backbone for arm in comparison.arms]
+    backbone = "segnet" if "segnet" in backbones else backbones[0]
     shown = {}
     for arm in sorted(comparison.arms, key=lambda arm: arm.kind != "egcnn"):
         seed = min(result.seed for result in comparison.of(arm))

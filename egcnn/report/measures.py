@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
+from egcnn.edges import EdgeGrid
 from egcnn.metrics import THRESHOLDS, threshold_counts
 from egcnn.panels import true_edges
 from egcnn.regions import Regions
@@ -77,6 +78,7 @@ def add_case(
     edges: NDArray[Any] | None,
     regions: Regions,
     spacing: Sequence[float],
+    grid: EdgeGrid | None = None,
 ) -> None:
     """Count a case.
 
@@ -87,6 +89,7 @@ def add_case(
         edges: edge probabilities ``(F, D, H, W)`` or ``(1, D, H, W)``; None if there are none.
         regions: the regions.
         spacing: voxel size in mm.
+        grid: where the true edges are taken; see :func:`egcnn.edges.label_edges`.
     """
     sums.cases += 1
     # No label is negative.
@@ -106,10 +109,8 @@ def add_case(
     if edges is None:
         return
     sums.edge_cases += 1
-    true: NDArray[np.bool_] = true_edges(truth, regions).astype(bool)
-    if len(edges) == 1:
-        sums.union = len(true) > 1
-        true = np.asarray(true.any(0, keepdims=True))
+    sums.union = len(edges) == 1 < len(regions.foreground)
+    true = true_edges(truth, regions, grid, union=sums.union).astype(bool)
     for place in range(len(true)):
         pair = (torch.from_numpy(np.ascontiguousarray(x[place][counted])) for x in (edges, true))
         hits, called = threshold_counts(*pair)

@@ -9,6 +9,7 @@ from typing import Any
 
 from egcnn import comparison as compared
 from egcnn.data.case import read_edges, read_label
+from egcnn.edges import EdgeGrid
 from egcnn.evaluation import MEAN, Evaluation
 from egcnn.metrics import (
     EDGE_METRICS,
@@ -62,7 +63,7 @@ def scores(evaluated: Evaluated, title: str) -> dict[str, Any]:
     evaluation = evaluated.evaluation
     tables = {"Segmentation": _by_region(evaluation, VOXEL_METRICS)}
     if edges := _edges(evaluation):
-        tables["Edges"] = edges
+        tables[f"Edges, taken on {evaluation.edge_space}"] = edges
     if LESION_METRICS[0] in evaluation.columns:
         tables["Lesions"] = _by_region(evaluation, LESION_METRICS)
     regions = list(next(iter(evaluation.cases.values())))
@@ -153,8 +154,9 @@ def measured(evaluated: Evaluated) -> Measures | None:
         predicted = read_label(case, dataset.regions, evaluated.prediction(case.name))
         file = evaluated.edges(case.name)
         edges = None if file is None else read_edges(case, file, dataset.regions).numpy()
-        spacing = [float(size) for size in truth.pixdim]
-        add_case(sums, truth.numpy()[0], predicted.numpy()[0], edges, dataset.regions, spacing)
+        grid = EdgeGrid(truth.affine.numpy(), evaluated.evaluation.edge_spacing(case.name))
+        volumes = truth.numpy()[0], predicted.numpy()[0]
+        add_case(sums, *volumes, edges, dataset.regions, [float(n) for n in truth.pixdim], grid)
     return sums
 
 

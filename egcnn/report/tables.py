@@ -39,7 +39,8 @@ def edge_table(evaluation: Evaluation) -> Table:
 
     See ``egcnn.metrics.edge_scores`` for the metrics.
     """
-    table = Table(title=_title("Edges", evaluation))
+    caption = f"edges taken on {evaluation.edge_space}"
+    table = Table(title=_title("Edges", evaluation), caption=caption)
     table.add_column("Region")
     table.add_column("Edges of")
     for metric in EDGE_METRICS:

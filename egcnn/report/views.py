@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from egcnn import windows
 from egcnn.checkpoint import Trained, load
-from egcnn.data.case import Case, Dataset, read_edges, read_image, read_label
+from egcnn.data.case import Case, Dataset, Spacing, read_edges, read_image, read_label
 from egcnn.data.layouts import shown_colours, shown_modality
 from egcnn.data.resampling import resample
 from egcnn.data.transforms import preprocessing
+from egcnn.edges import EdgeGrid
 from egcnn.inference import autocast, default_precision
 from egcnn.panels import (
     DISAGREEMENT,
@@ -117,7 +118,8 @@ def views(
         ]
         if len(shown) == 1:
             shown = [Shown("", shown[0].labels, shown[0].edges, shown[0].attention)]
-        yield {"name": name, "why": why, **_view(case, first.dataset, shown)}
+        spacing = first.evaluation.edge_spacing(name)
+        yield {"name": name, "why": why, **_view(case, first.dataset, shown, spacing)}
 
 
 def _shown(evaluated: Evaluated, trained: Trained | None, case: Case, regions: Regions) -> Shown:
@@ -130,7 +132,9 @@ def _shown(evaluated: Evaluated, trained: Trained | None, case: Case, regions: R
     return Shown(evaluated.title, labels, edges, attention)
 
 
-def _view(case: Case, dataset: Dataset, shown: Sequence[Shown]) -> dict[str, Any]:
+def _view(
+    case: Case, dataset: Dataset, shown: Sequence[Shown], edge_spacing: Spacing | None
+) -> dict[str, Any]:
     """The volumes and panels of one case, as plain data."""
     regions = dataset.regions
     modality = shown_modality(dataset)
@@ -141,6 +145,7 @@ def _view(case: Case, dataset: Dataset, shown: Sequence[Shown]) -> dict[str, Any
     if not foreground.any():
         foreground = region_codes(shown[0].labels, regions) > 0
     part = frame(image, foreground, affine)
+    edges = true_edges(truth, regions, EdgeGrid(affine, edge_spacing))
     colours = region_colours(regions, shown_colours(dataset))
     ct = dataset.normalization == "ct"
     inside = image[image != image.flat[0]]
@@ -154,12 +159,13 @@ def _view(case: Case, dataset: Dataset, shown: Sequence[Shown]) -> dict[str, Any
         "shape": [len(count) for count in axes],
         "start": [int(count.argmax()) if count.any() else len(count) // 2 for count in axes],
         "image": grey_slices(part.cut(grey(image, (window[0], window[1])))),
-        "panels": list(_panels(truth, shown, part, regions, colours, unit)),
+        "panels": list(_panels(truth, edges, shown, part, regions, colours, unit)),
     }
 
 
 def _panels(
     truth: NDArray[Any],
+    edges: NDArray[np.uint8],
     shown: Sequence[Shown],
     part: Frame,
     regions: Regions,
@@ -182,8 +188,7 @@ def _panels(
         yield {"title": "Prediction", **made, "codes": found}
         differs = codes(disagreement(truth, one.labels, regions), wrong)
         yield {"title": "Disagreement", **made, "codes": differs}
-    edges = edge_codes(true_edges(truth, regions))
-    yield {"title": "True edges", "codes": codes(edges, fading)}
+    yield {"title": "True edges", "codes": codes(edge_codes(edges), fading)}
     for one in shown:
         if one.edges is not None:
             # The union's edges have no region.

@@ -130,7 +130,10 @@ class SegmentationTask(L.LightningModule):
             predicted = predicted.masked_fill(ignored, 0)
         if edges is not None:
             edges = self.regions.reported(edges.to(label.device))
-        scores = {"dice": dice(predicted, true), **edge_scores_by_source(predicted, true, edges)}
+        scores = {
+            "dice": dice(predicted, true),
+            **edge_scores_by_source(labels, label, self.regions, edges),
+        }
         for metric, values in scores.items():
             for value, name in zip(values[0], self.regions.reported_names, strict=True):
                 self._log_score(f"{metric}_{name}", value, item["weight"], metric == "dice")
