@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks.peers import PEERS, Peer, mixed_voxels
 from egcnn import ops
 from egcnn.data import BRATS
+from egcnn.losses import EGCNNLoss
 
 #: Real label maps, which are not part of the project.
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -379,6 +380,49 @@ def sums_case(
         plan=plan,
         group=group,
         peers=peers_of("region_sums", group),
+    )
+
+
+# --- The total loss ------------------------------------------------------------------------------
+
+
+def loss_case(
+    device: torch.device,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = CONTIGUOUS,
+    *,
+    group: str = "main",
+) -> Case:
+    """The total loss of BraTS's three nested regions, of which 2% of the voxels are edges."""
+    batch, _, *size = shape
+    loss = EGCNNLoss(BRATS)
+
+    def plan() -> Plan:
+        labels = brats_phantom(batch, tuple(size), device)
+
+        def draw() -> Inputs:
+            logits, edge_logits = (
+                normal(shape, device, dtype, memory_format).requires_grad_() for _ in range(2)
+            )
+            seed = torch.randint(0, 2**62, (), device=device)
+            grad = torch.ones((), device=device)
+            return Inputs((logits, edge_logits, labels, seed), (logits, edge_logits), grad)
+
+        nbytes = 2 * math.prod(shape) * dtype.itemsize
+        read = nbytes + labels.nbytes
+        moved = {"forward": read, "backward": read + nbytes, "both": 2 * read + nbytes}
+        return Plan(draw, moved)
+
+    return Case(
+        name=f"total loss{describe_type(dtype, memory_format)} {shape_name(*shape)}",
+        operator="total_loss",
+        ours=lambda logits, edges, labels, seed: loss((logits, edges), labels, seed)["loss"],
+        voxels=batch * math.prod(size),
+        parts=parts_of(group),
+        plan=plan,
+        group=group,
+        peers=peers_of("total_loss", group),
     )
 
 

@@ -21,6 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from egcnn import ops
+from egcnn.data import BRATS
+from egcnn.losses import ConsistencyLoss, DiceLoss, EdgeLoss
 from egcnn.ops import reference
 
 Regions = Sequence[Sequence[int]]
@@ -399,6 +402,40 @@ def sums_monai(logits: Tensor, target: Tensor) -> Tensor:
     return loss.expand(*logits.shape[:2], 5)
 
 
+# --- The total loss ------------------------------------------------------------------------------
+
+
+def loss_separate(logits: Tensor, edge_logits: Tensor, labels: Tensor, seed: Tensor) -> Tensor:
+    """The total loss of BraTS's regions by one loss after the other, each with its operator."""
+    masks = BRATS.masks(labels).view(torch.bool)
+    edges = ops.sobel_edges(masks).view(torch.bool)
+    return (
+        DiceLoss(activation="sigmoid")(logits, masks)
+        + ConsistencyLoss(activation="sigmoid")(logits, masks, seed)
+        + EdgeLoss()(edge_logits, edges)
+    )
+
+
+def loss_reference(logits: Tensor, edge_logits: Tensor, labels: Tensor, seed: Tensor) -> Tensor:
+    """The same by the operators' references."""
+    masks = BRATS.masks(labels)
+    sums = reference.region_sums(logits, masks, "sigmoid")
+    edges = reference.region_sums(edge_logits, reference.sobel_edges(masks), "sigmoid", True)
+    return (
+        DiceLoss(activation="sigmoid").of_sums(sums)
+        + reference.gumbel_consistency(logits, masks, seed, activation="sigmoid")
+        + EdgeLoss().of_sums(edges, masks[0, 0].numel())
+    )
+
+
+def loss_monai(logits: Tensor, edge_logits: Tensor, labels: Tensor, seed: Tensor) -> Tensor:
+    """MONAI's Dice loss with cross entropy of the logits alone; no edges, no consistency."""
+    from monai.losses import DiceCELoss
+
+    masks = BRATS.masks(labels).to(logits.dtype)
+    return DiceCELoss(sigmoid=True, squared_pred=True)(logits, masks)
+
+
 # --- GroupNorm with ReLU -------------------------------------------------------------------------
 
 
@@ -564,6 +601,12 @@ PEERS = {
             Peer("compiled reference", sums_reference, compiled=True, groups=SWEPT),
             Peer("MONAI DiceCELoss", sums_monai, exact=False, groups=MAIN, package="monai"),
             Peer("torch BCE with logits", call_binary_entropy, exact=False, groups=CALL),
+        ],
+        "total_loss": [
+            Peer("eager separate", loss_separate, groups=SIZES),
+            Peer("eager reference", loss_reference, groups=MAIN),
+            Peer("compiled reference", loss_reference, compiled=True, groups=MAIN),
+            Peer("MONAI DiceCELoss", loss_monai, exact=False, groups=MAIN, package="monai"),
         ],
         "group_norm_relu": [
             Peer("eager torch", norm_torch),

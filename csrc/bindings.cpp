@@ -129,18 +129,24 @@ std::string adding_up_to(size_t entries) {
 // unpack() fills in the parameters of each operator, unpack_inputs() those that its forward and
 // backward share.
 
-void unpack(Arguments& a, SobelEdges& p) {
-  const auto& values = a.read_list("values", p.region_values);
-  const auto& counts = a.read_list("counts", p.region_counts);
+// The label values of regions, one region after the other, and how many each has; their number.
+size_t read_regions(Arguments& a, const int64_t*& first_value, const int64_t*& first_count) {
+  const auto& values = a.read_list("values", first_value);
+  const auto& counts = a.read_list("counts", first_count);
   size_t unused = values.size();
   for (const int64_t count : counts) {
     a.expect(count > 0 && size_t(count) <= unused, [&] { return adding_up_to(values.size()); });
     unused -= size_t(count);
   }
   a.expect(unused == 0, [&] { return adding_up_to(values.size()); });
+  return counts.size();
+}
+
+void unpack(Arguments& a, SobelEdges& p) {
+  read_regions(a, p.region_values, p.region_counts);
   a.read("threshold", p.threshold);
   const int64_t channels = a.read("labels", p.labels).channels;
-  a.expect(counts.empty() || (channels == 1 && !is_float(p.labels.dtype)),
+  a.expect(p.region_counts == nullptr || (channels == 1 && !is_float(p.labels.dtype)),
            [] { return "one channel of integers or bool, as there are regions"; });
   p.size = a.read("edges", p.edges);
 }
@@ -191,12 +197,16 @@ void unpack(Arguments& a, EdgeGateBackward& p) {
   a.read("grad_bias", p.grad_bias);
 }
 
-void unpack_inputs(Arguments& a, Consistency& p) {
-  p.size = read_floats(a, "logits", p.logits);
+void read_softmax(Arguments& a, Consistency& p, const Size& size) {
   a.read("softmax", p.softmax);
-  a.expect(!p.softmax || p.size.channels <= kMaxClasses, [] {
+  a.expect(!p.softmax || size.channels <= kMaxClasses, [] {
     return "at most " + std::to_string(kMaxClasses) + " channels of logits with softmax";
   });
+}
+
+void unpack_inputs(Arguments& a, Consistency& p) {
+  p.size = read_floats(a, "logits", p.logits);
+  read_softmax(a, p, p.size);
   a.read("both", p.support_both);
   a.read("tau", p.tau);
   a.read("hard", p.hard);
@@ -245,6 +255,52 @@ void unpack(Arguments& a, RegionSumsBackward& p) {
   a.read("grad_logits", p.grad_logits);
 }
 
+void unpack_inputs(Arguments& a, LossSums& p) {
+  Consistency& consistency = p.consistency;
+  const Size size = read_floats(a, "logits", consistency.logits);
+  const Size edge_size = read_floats(a, "edge_logits", p.edges.logits);
+  const bool fits = edge_size.channels == 1 || edge_size.channels == size.channels;
+  a.expect(fits && p.edges.logits.dtype == consistency.logits.dtype,
+           [] { return "the type of the logits, and as many channels or one"; });
+  read_softmax(a, consistency, size);
+  const size_t regions = read_regions(a, consistency.region_values, consistency.region_counts);
+  a.expect(regions == 0 || int64_t(regions) == size.channels,
+           [&] { return "none, or as many as channels of the logits"; });
+  const int64_t volumes = consistency.softmax || regions > 0 ? 1 : size.channels;
+  const int64_t channels = a.read("labels", consistency.target).channels;
+  a.expect(channels == volumes && !is_float(consistency.target.dtype),
+           [&] { return std::to_string(volumes) + " channels of integers or bool"; });
+  a.read("tau", consistency.tau);
+  a.read("hard", consistency.hard);
+  a.read("threshold", p.threshold);
+  a.read("per_sample", consistency.seed_per_sample);
+  a.read("seed", consistency.seed, DType::i64, consistency.seed_per_sample ? size.batch : 1);
+  a.read("edges", consistency.edges, DType::i64, size.batch * size.channels);
+  consistency.size = p.regions.size = p.edges.size = size;
+  p.edges.size.channels = edge_size.channels;
+  p.regions.logits = consistency.logits;
+  p.regions.softmax = consistency.softmax;
+  p.edges.entropy = true;
+}
+
+void unpack(Arguments& a, LossSums& p) {
+  unpack_inputs(a, p);
+  const DType sums = accumulated(p.consistency.logits.dtype);
+  a.read("consistency", p.consistency.loss, sums, 1);
+  a.read("sums", p.regions.sums, sums, sums_of(p.regions));
+  a.read("edge_sums", p.edges.sums, sums, sums_of(p.edges));
+}
+
+void unpack(Arguments& a, LossSumsBackward& p) {
+  unpack_inputs(a, p);
+  const DType type = p.regions.logits.dtype, sums = accumulated(type);
+  a.read("grad_consistency", p.grad_consistency, sums, 1);
+  a.read("grad_sums", p.grad_regions, sums, sums_of(p.regions));
+  a.read("grad_edge_sums", p.grad_edges, sums, sums_of(p.edges));
+  a.read("grad_logits", p.grad_logits, p.regions.size, type);
+  a.read("grad_edge_logits", p.grad_edge_logits, p.edges.size, type);
+}
+
 void unpack_inputs(Arguments& a, GroupNormReLU& p) {
   p.size = read_floats(a, "x", p.x);
   a.read("groups", p.groups);
@@ -282,6 +338,9 @@ void unpack(Arguments& a, GroupNormReLUBackward& p) {
 
 template <class Params>
 void run(const Kernels& kernels, const Kernel<Params>& kernel, const py::args& values) {
+  if (kernel.launch == nullptr) {
+    throw py::type_error(std::string("egcnn: there is no such kernel on ") + kernels.name);
+  }
   Arguments arguments(values, kernels.name == std::string_view("cuda"));
   Params params{};
   Resources& resources = params.resources;

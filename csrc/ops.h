@@ -89,13 +89,17 @@ struct EdgeGateBackward : EdgeGate {
   void* grad_bias;
 };
 
-// Eqs. 7 and 8. `seed` points to one int64, `loss` and `grad` to one number of the accumulation
-// type.
+// Eqs. 7 and 8. `loss` and `grad` point to one number of the accumulation type.
 struct Consistency {
   Tensor logits;
-  Tensor target;  // softmax: one channel of class indices; else one channel per region
-  Size size;      // of logits
+  // One channel of class indices with softmax, else one channel per region.
+  Tensor target;
+  // CPU: if not null, `target` is a label map instead, with regions or classes as in SobelEdges.
+  const int64_t* region_values;
+  const int64_t* region_counts;
+  Size size;  // of logits
   const int64_t* seed;
+  bool seed_per_sample;  // CPU: each sample has a seed, and draws as if it were alone in its batch
   double tau;
   bool hard;
   bool softmax;       // exclusive classes, at most kMaxClasses; else independent regions
@@ -133,6 +137,25 @@ struct RegionSumsBackward : RegionSums {
   Tensor grad_logits;
 };
 
+// All sums of the total loss (Eq. 3) at once: those of the logits over the regions and of the edge
+// logits, with the cross entropies, over the regions' edges, and the consistency loss, whose target
+// says what the regions are. `regions` and `edges` have no target of their own.
+struct LossSums {
+  Consistency consistency;
+  RegionSums regions;
+  RegionSums edges;  // of as many channels, or of one, for the edges of any region
+  double threshold;  // Sobel magnitude above which a voxel is an edge of the edge logits
+  Resources resources;
+};
+
+struct LossSumsBackward : LossSums {
+  const void* grad_consistency;
+  const void* grad_regions;
+  const void* grad_edges;
+  Tensor grad_logits;
+  Tensor grad_edge_logits;
+};
+
 // A byte holds a class, or marks a voxel without one.
 constexpr int64_t kMaxClasses = 255;
 
@@ -160,8 +183,8 @@ struct GroupNormReLUBackward : GroupNormReLU {
 
 // --- Kernels ---
 
-// One operator on one device type. `workspace` takes the same parameters, whose pointers may be
-// null.
+// One operator on one device type, null where the device has none. `workspace` takes the same
+// parameters, whose pointers may be null.
 template <class Params>
 struct Kernel {
   size_t (*workspace)(const Params&);

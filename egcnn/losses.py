@@ -168,6 +168,10 @@ class DiceLoss(nn.Module):
         """
         _check("DiceLoss", logits, target)
         sums = ops.region_sums(logits, target, activation=self.activation, ignored=ignored)
+        return self.of_sums(sums)
+
+    def of_sums(self, sums: Tensor) -> Tensor:
+        """The loss from the sums ``(B, R, 3)`` of :func:`egcnn.ops.region_sums`."""
         return _dice_losses(sums[:, self.first :], self.eps).mean()
 
 
@@ -203,6 +207,10 @@ class EdgeLoss(nn.Module):
         sums = ops.region_sums(
             edge_logits, edges, activation="sigmoid", entropy=True, ignored=ignored
         )
+        return self.of_sums(sums, voxels)
+
+    def of_sums(self, sums: Tensor, voxels: Tensor | int) -> Tensor:
+        """The loss from the sums ``(B, R, 5)`` of :func:`egcnn.ops.region_sums` over voxels."""
         dice = _dice_losses(sums, self.settings.eps).mean()
         edge_voxels, inside, outside = sums[..., 2:].unbind(-1)
         positive, negative = self._weights(edge_voxels, voxels)
@@ -340,22 +348,53 @@ class EGCNNLoss(nn.Module):
                 )
             if (unlabelled := self.regions.ignored(labels)) is not None:
                 ignored = unlabelled if ignored is None else ignored | unlabelled
-        masks = labels if ready else self.regions.masks(labels)
         weights = self.settings.weights(edge_logits is not None)
-        terms = {}
-        if weights["semantic"] != 0:
-            terms["semantic"] = self.semantic(logits, masks, ignored)
-        if weights["consistency"] != 0:
-            target = self.regions.classes(labels) if exclusive else masks
-            terms["consistency"] = self.consistency(logits, target, seed, ignored)
-        if edge_logits is not None and weights["edge"] != 0:
-            edges = ops.sobel_edges(masks, threshold=self.settings.edge_threshold)
-            edges = edges.view(torch.bool)  # bytes of 0 and 1, which a conversion would copy
-            if edge_logits.shape[1] == 1:
-                edges = edges.any(1, keepdim=True)
-            terms["edge"] = self.edge(edge_logits, edges, ignored)
+        support = self.settings.consistency.support
+        whole = ignored is None and all(weights.values()) and support == "gt"
+        if whole and edge_logits is not None and edge_logits.dtype == logits.dtype:
+            regions, edges, consistency = ops.loss_sums(
+                logits,
+                edge_logits,
+                labels,
+                None if ready else self.regions.labels,
+                activation=self.regions.activation,
+                threshold=self.settings.edge_threshold,
+                tau=self.consistency.tau,
+                hard=self.consistency.settings.hard,
+                seed=seed,
+            )
+            terms = {"semantic": self.semantic.of_sums(regions), "consistency": consistency}
+            terms["edge"] = self.edge.of_sums(edges, logits[0, 0].numel())
+        else:
+            masks = labels if ready else self.regions.masks(labels).view(torch.bool)
+            terms = self._one_by_one(segmentation, labels, masks, seed, ignored)
         weighted = [weights[name] * term for name, term in terms.items()]
         if not {"semantic", "consistency"} & set(terms):
             # Zero, whose gradient is zero too: weights without one fail in training by DDP.
             weighted.append(logits[:, :0].sum())
         return {"loss": torch.stack(weighted).sum(), **terms}
+
+    def _one_by_one(
+        self,
+        segmentation: tuple[Tensor, Tensor | None],
+        labels: Tensor,
+        masks: Tensor,
+        seed: Tensor | int | None,
+        ignored: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The terms that have a weight, from labels and their regions."""
+        (logits, edge_logits), regions = segmentation, self.regions
+        weights = self.settings.weights(edge_logits is not None)
+        terms = {}
+        if weights["semantic"] != 0:
+            terms["semantic"] = self.semantic(logits, masks, ignored)
+        if weights["consistency"] != 0:
+            # As in the masks, a label that no class has is none.
+            target = regions.classes(labels, len(regions)) if regions.exclusive else masks
+            terms["consistency"] = self.consistency(logits, target, seed, ignored)
+        if edge_logits is not None and weights["edge"] != 0:
+            edges = ops.sobel_edges(masks, threshold=self.settings.edge_threshold).view(torch.bool)
+            if edge_logits.shape[1] == 1:
+                edges = edges.any(1, keepdim=True)
+            terms["edge"] = self.edge(edge_logits, edges, ignored)
+        return terms

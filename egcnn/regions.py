@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from egcnn.errors import InputError, shown
-from egcnn.ops._tensors import equals
+from egcnn.ops._tensors import class_indices, equals, region_masks
 from egcnn.typed import entry
 
 Activation = Literal["softmax", "sigmoid"]
@@ -134,29 +134,18 @@ class Regions:
 
     def masks(self, labels: Tensor) -> Tensor:
         """Convert a label map ``(B, 1, D, H, W)`` to binary regions ``(B, R, D, H, W)``, uint8."""
-        masks = torch.empty(
-            (labels.shape[0], len(self), *labels.shape[2:]), dtype=torch.uint8, device=labels.device
-        )
-        for region, values in enumerate(self.labels):
-            inside = equals(labels[:, 0], values[0])
-            for value in values[1:]:
-                inside |= equals(labels[:, 0], value)
-            masks[:, region] = inside
-        return masks
+        return region_masks(labels, self.labels).view(torch.uint8)
 
-    def classes(self, labels: Tensor) -> Tensor:
+    def classes(self, labels: Tensor, other: int = 0) -> Tensor:
         """Convert a label map ``(B, 1, D, H, W)`` to class indices, int64 (softmax only).
 
-        Values that no class has become 0, the background.
+        Values that no class has become ``other``, by default the background.
         """
         if not self.exclusive:
             raise InputError(
                 "regions: classes() expects exclusive classes; these are sigmoid regions"
             )
-        classes = torch.zeros(labels.shape, dtype=torch.int64, device=labels.device)
-        for channel, (value,) in enumerate(self.labels):
-            classes.masked_fill_(equals(labels, value), channel)
-        return classes
+        return class_indices(labels, self.labels, other)
 
     def ignored(self, labels: Tensor) -> Tensor | None:
         """The ignored voxels of a label map ``(B, 1, D, H, W)``, bool; None without any value."""

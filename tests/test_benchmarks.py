@@ -24,7 +24,7 @@ sys.path.append(str(BENCHMARKS.parent))
 
 from benchmarks import cases, gpu, gpu_profile, report, results  # noqa: E402
 from benchmarks.cases import phantom  # noqa: E402
-from benchmarks.peers import PEERS, Peer, sums_reference  # noqa: E402
+from benchmarks.peers import PEERS, Peer, loss_reference, sums_reference  # noqa: E402
 
 REGIONS = [(1, 2, 4), (1, 4), (4,)]
 SHAPES = [(2, 3, 5, 7, 6), (1, 1, 1, 4, 9), (1, 2, 1, 1, 1)]
@@ -127,6 +127,14 @@ def test_region_sums(peer: Peer) -> None:
     logits = torch.randn(2, 3, 6, 9, 7, requires_grad=True)
     target = (torch.rand(logits.shape) < 0.2).to(torch.uint8)
     compare(peer, (logits, target), (logits,), sums_reference, 1e-5)
+
+
+@peers_of("total_loss")
+def test_total_loss(peer: Peer) -> None:
+    logits, edge_logits = (torch.randn(2, 3, 6, 9, 7, requires_grad=True) for _ in range(2))
+    labels = torch.tensor([0, 1, 2, 4])[torch.randint(0, 4, (2, 1, 6, 9, 7))]
+    inputs = (logits, edge_logits, labels, torch.tensor(5))
+    compare(peer, inputs, inputs[:2], loss_reference, 1e-4)
 
 
 def compare(

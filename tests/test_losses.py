@@ -14,6 +14,7 @@ from egcnn.data import BRATS
 from egcnn.errors import InputError
 from egcnn.losses import (
     ConsistencyLoss,
+    ConsistencySettings,
     DiceLoss,
     EdgeLoss,
     EdgeLossSettings,
@@ -240,17 +241,65 @@ def test_total_is_finite_and_adds_up(
         assert torch.isfinite(tensor).all()
 
 
-def test_total_is_made_of_its_parts() -> None:
+@pytest.mark.parametrize("regions", [BRATS, CLASSES], ids=["sigmoid", "softmax"])
+@pytest.mark.parametrize("edge_channels", [3, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", [5, [5, 6]])
+def test_total_is_the_sum_of_its_parts(
+    regions: Regions, edge_channels: int, dtype: torch.dtype, seed: Any
+) -> None:
     torch.manual_seed(0)
-    z, e = torch.randn(2, 3, 6, 7, 5), torch.randn(2, 3, 6, 7, 5)
-    labels = labels_for(BRATS, "boxes")
-    terms = EGCNNLoss(BRATS)((z, e), labels, seed=5)
-    masks = BRATS.masks(labels)
-    edges = ops.sobel_edges(labels, BRATS.labels)
-    assert torch.equal(terms["semantic"], DiceLoss(activation="sigmoid")(z, masks))
-    assert torch.equal(terms["edge"], EdgeLoss()(e, edges))
-    consistency = ConsistencyLoss(activation="sigmoid")(z, masks, 5)
-    assert torch.equal(terms["consistency"], consistency)
+    z = torch.randn(2, 3, 6, 7, 5, dtype=dtype).requires_grad_()
+    e = torch.randn(2, edge_channels, 6, 7, 5, dtype=dtype).requires_grad_()
+    labels = labels_for(regions, "boxes")
+    labels[0, 0, 0, 0, 0] = 100  # a value of no region
+    seed = torch.tensor(seed)
+    activation = regions.activation
+    settings = LossSettings(edge_threshold=0.4, edge=EdgeLossSettings(reduction="mean"))
+    settings = settings.change({"semantic_weight": 0.5, "dice.include_background": False})
+    terms = EGCNNLoss(regions, settings)((z, e), labels, seed)
+    masks = regions.masks(labels)
+    edges = ops.sobel_edges(masks, threshold=0.4)
+    classes = regions.classes(labels, other=3) if regions.exclusive else masks
+    parts = {
+        "semantic": DiceLoss(settings.dice, activation=activation)(z, masks),
+        "consistency": ConsistencyLoss(activation=activation)(z, classes, seed),
+        "edge": EdgeLoss(settings.edge)(e, edges if edge_channels == 3 else edges.amax(1, True)),
+    }
+    for name, part in parts.items():
+        torch.testing.assert_close(terms[name], part, rtol=BY_SUM, atol=BY_SUM)
+    total = 0.5 * parts["semantic"] + parts["consistency"] + parts["edge"]
+    torch.testing.assert_close(terms["loss"], total, rtol=BY_SUM, atol=BY_SUM)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    for mine, other in zip(
+        *(torch.autograd.grad(t, (z, e)) for t in (terms["loss"], total)), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance * 1e-2)
+
+
+def test_total_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    at_once = ops.loss_sums
+
+    def counted(*arguments: Any, **options: Any) -> ops.LossSums:
+        calls.append(options)
+        return at_once(*arguments, **options)
+
+    monkeypatch.setattr(ops, "loss_sums", counted)
+    z, e, labels = (
+        torch.randn(2, 3, 6, 7, 5),
+        torch.randn(2, 3, 6, 7, 5),
+        labels_for(BRATS, "boxes"),
+    )
+    ignored = torch.zeros(2, 1, 6, 7, 5, dtype=torch.bool)
+    EGCNNLoss(BRATS)((z, e), labels, seed=5)
+    assert len(calls) == 1
+    EGCNNLoss(BRATS)((z, e), labels, seed=5, ignored=ignored)
+    EGCNNLoss(BRATS)((z, None), labels, seed=5)
+    EGCNNLoss(BRATS)((z, e.double()), labels, seed=5)
+    EGCNNLoss(BRATS, edge_weight=0)((z, e), labels, seed=5)
+    EGCNNLoss(BRATS, consistency=ConsistencySettings(support="both"))((z, e), labels, seed=5)
+    assert len(calls) == 1
 
 
 def test_total_of_ready_made_regions() -> None:
@@ -261,7 +310,8 @@ def test_total_of_ready_made_regions() -> None:
     labels = labels_for(BRATS, "boxes")
     masks = regions.masks(labels).bool()
     expected = EGCNNLoss(regions)((z, e), labels, seed=5)["loss"]
-    assert torch.equal(EGCNNLoss(regions)((z, e), masks, seed=5)["loss"], expected)
+    found = EGCNNLoss(regions)((z, e), masks, seed=5)["loss"]
+    torch.testing.assert_close(found, expected)  # in one pass and by three
     labels[:, :, 0] = 9
     masks, ignored = regions.masks(labels).bool(), labels == 9
     expected = EGCNNLoss(regions)((z, e), labels, seed=5)["loss"]

@@ -28,6 +28,14 @@ EGCNN_MATH T sobel_magnitude(T gz, T gy, T gx) {
   return sobel_magnitude(gz * gz + gy * gy + gx * gx);
 }
 
+// The largest unscaled, squared gradient of a binary region, up to 3 * 16^2, whose magnitude is not
+// above the threshold.
+EGCNN_MATH int sobel_largest_below(float threshold) {
+  int squared = 0;
+  while (squared < 768 && !(sobel_magnitude(float(squared + 1)) > threshold)) ++squared;
+  return squared;
+}
+
 // d magnitude / d g is g times this; at 0 it is 0.
 template <class T>
 EGCNN_MATH T sobel_slope(T magnitude) {

@@ -9,6 +9,7 @@ operator                    computes                                    source
 :func:`gumbel_consistency`  mismatch of predicted and true edges        Eqs. 7 and 8
 :func:`group_norm_relu`     GroupNorm with ReLU                         Wu and He, 2018
 :func:`region_sums`         sums of the Dice and edge losses            Eqs. 4 to 6
+:func:`loss_sums`           sums of the total loss, in one pass         Eqs. 3 to 8
 ==========================  ==========================================  ============================
 
 Each has a native kernel and a reference in :mod:`egcnn.ops.reference` that is its specification.
@@ -25,15 +26,18 @@ from egcnn.ops._backend import backend, backend_info, use_reference
 from egcnn.ops.consistency import gumbel_consistency
 from egcnn.ops.edge_gate import edge_gate
 from egcnn.ops.group_norm_relu import group_norm_relu
+from egcnn.ops.loss_sums import LossSums, loss_sums
 from egcnn.ops.region_sums import region_sums
 from egcnn.ops.sobel_edges import sobel_edges, sobel_magnitude
 
 __all__ = [
+    "LossSums",
     "backend",
     "backend_info",
     "edge_gate",
     "group_norm_relu",
     "gumbel_consistency",
+    "loss_sums",
     "region_sums",
     "sobel_edges",
     "sobel_magnitude",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -76,6 +77,27 @@ def equals(labels: Tensor, value: int) -> Tensor:
         if not limits.min <= value <= limits.max:
             return torch.zeros_like(labels, dtype=torch.bool)
     return labels == value
+
+
+def region_masks(labels: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
+    """Binary regions ``(B, R, D, H, W)``, bool, of a label map and each region's values."""
+    shape = (labels.shape[0], len(regions), *labels.shape[2:])
+    masks = torch.empty(shape, dtype=torch.bool, device=labels.device)
+    for region, values in enumerate(regions):
+        inside = equals(labels[:, 0], values[0])
+        for value in values[1:]:
+            inside |= equals(labels[:, 0], value)
+        masks[:, region] = inside
+    return masks
+
+
+def class_indices(labels: Tensor, classes: Sequence[Sequence[int]], other: int) -> Tensor:
+    """Class indices of a label map, int64; ``other`` for values that no class has."""
+    indices = torch.full_like(labels, other, dtype=torch.int64)
+    for index, values in enumerate(classes):
+        for value in values:
+            indices.masked_fill_(equals(labels, value), index)
+    return indices
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

@@ -80,11 +80,7 @@ def gumbel_consistency(
     check_choice("support", support, ("gt", "both"))
     if activation == "softmax":
         check_volume("target", target, (torch.bool, *INTEGERS), channels=1)
-        if logits.shape[1] > MOST_CLASSES:
-            raise InputError(
-                f"logits has {logits.shape[1]} channels; expected at most {MOST_CLASSES} exclusive "
-                "classes"
-            )
+        check_classes(logits)
     else:
         check_volume("target", target, (torch.bool, *INTEGERS, *FLOATS), channels=logits.shape[1])
         if target.is_floating_point():
@@ -92,7 +88,7 @@ def gumbel_consistency(
     check_like("target", target, "logits", logits)
     if not tau > 0:
         raise InputError(f"tau is {tau}; expected a temperature above 0")
-    seeds = _seed_tensor(seed, logits.shape[0], logits.device)
+    seeds = seed_tensor(seed, logits.shape[0], logits.device)
     options = (float(tau), hard, activation, support)
     if ignored is not None:
         check_volume("ignored", ignored, (torch.bool,), channels=1)
@@ -127,7 +123,17 @@ def _loss(
     return reference.gumbel_consistency(logits, target, seed, *options)
 
 
-def _seed_tensor(seed: Tensor | int | None, samples: int, device: torch.device) -> Tensor:
+def check_classes(logits: Tensor) -> None:
+    """Raise :class:`InputError` if there are more exclusive classes than the kernels take."""
+    if logits.shape[1] > MOST_CLASSES:
+        raise InputError(
+            f"logits has {logits.shape[1]} channels; expected at most {MOST_CLASSES} exclusive "
+            "classes"
+        )
+
+
+def seed_tensor(seed: Tensor | int | None, samples: int, device: torch.device) -> Tensor:
+    """The seed, or one per sample, as an int64 tensor on a device; None draws one."""
     if seed is None:
         return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
     if not isinstance(seed, Tensor):

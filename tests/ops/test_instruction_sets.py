@@ -148,6 +148,38 @@ def test_region_sums(
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("size", SIZES)
+def test_loss_sums(
+    dtype: torch.dtype, memory_format: torch.memory_format, activation: str, size: tuple[int, ...]
+) -> None:
+    labels = objects(2, size)
+    regions = REGIONS if activation == "sigmoid" else [(0,), (1,), (2,), (3,)]
+    for label_dtype, threshold in ((torch.uint8, 0.0), (torch.int16, 0.6), (torch.int64, 0.0)):
+        options = {"activation": activation, "threshold": threshold, "tau": 0.7, "seed": 3}
+        shape = (2, 4, *size)
+        logits, edge_logits = (
+            (3 * torch.randn(shape)).to(dtype).contiguous(memory_format=memory_format)
+            for _ in range(2)
+        )
+        exact = [tensor.double().requires_grad_() for tensor in (logits, edge_logits)]
+        with ops.use_reference():
+            expected = ops.loss_sums(*exact, labels, regions, **options)
+        inputs = [tensor.requires_grad_() for tensor in (logits, edge_logits)]
+        sums = ops.loss_sums(*inputs, labels.to(label_dtype), regions, **options)
+        grads = [torch.randn_like(each) for each in sums]
+        for found, other in zip(sums, expected, strict=True):
+            torch.testing.assert_close(found.double(), other, rtol=1e-5, atol=1e-5)
+        gradients = torch.autograd.grad(sums, inputs, grads)
+        others = torch.autograd.grad(expected, exact, [grad.double() for grad in grads])
+        for found, other in zip(gradients, others, strict=True):
+            close = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 1.2e-2}[dtype]
+            largest = max(1.0, other.abs().max().item())
+            torch.testing.assert_close(found.double(), other, rtol=close, atol=close * largest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("size", SIZES)
 def test_consistency(dtype: torch.dtype, activation: str, size: tuple[int, ...]) -> None:

@@ -20,6 +20,9 @@ NORM = (X, torch.zeros(2), torch.zeros(2), 2, 1e-5)
 NORM_BACKWARD = (X, *NORM[:3], torch.zeros(1, 2), torch.zeros(1, 2), 2)
 BACKWARD = (torch.tensor(1.0), *CONSISTENCY[:3], EDGES, CANDIDATES, *CONSISTENCY[3:])
 
+LOSS = (X, X, LABELS, SEED, False, [1, 2], [1, 1], 0.5, True, 0.0)
+LOSS_GRADS = (torch.ones(1, 2, 3), torch.ones(1, 2, 5), torch.tensor(1.0))
+
 
 def changed(arguments: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]:
     return (*arguments[:place], value, *arguments[place + 1 :])
@@ -67,6 +70,15 @@ def changed(arguments: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ..
         ("region_sums", (X, X.byte(), True, True), "entropy is True; expected False with softmax"),
         ("region_sums_backward", (torch.ones(6), X.double(), X.byte(), False, False), "grad is"),
         ("region_sums_backward", (torch.ones(6), X, X.byte(), False, True), "grad is float32 of"),
+        ("loss_sums", changed(LOSS, 0, X[0]), "logits is float32 of .*expected five dim"),
+        ("loss_sums", changed(LOSS, 1, X.half()), "edge_logits is float16 of .*the type of the"),
+        ("loss_sums", changed(LOSS, 1, torch.cat([X, X], 1)), "edge_logits is float32 of"),
+        ("loss_sums", changed(LOSS, 2, LABELS.float()), "labels is float32 of"),
+        ("loss_sums", changed(LOSS, 3, torch.ones(3).long()), "seed is int64 of"),
+        ("loss_sums", changed(LOSS, 5, [1]), "counts that add up to the entries"),
+        ("loss_sums", changed(changed(LOSS, 5, [1]), 6, [1]), "expected none, or as many as chan"),
+        ("loss_sums_backward", (*LOSS_GRADS, EDGES[:, :1], *LOSS), "edges is int64 of"),
+        ("loss_sums_backward", (LOSS_GRADS[1], *LOSS_GRADS[1:], EDGES, *LOSS), "grad_sums is"),
     ],
 )
 def test_operands_that_do_not_fit(operator: str, arguments: tuple[Any, ...], message: str) -> None:

@@ -25,6 +25,14 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "edge_gate": lambda x: ops.edge_gate(x, x.sin(), *WEIGHTS),
     "group_norm_relu": lambda x: ops.group_norm_relu(x, 1, WEIGHTS[2], WEIGHTS[2]),
     "region_sums": lambda x: ops.region_sums(x, TARGET.expand(SIZE), activation="softmax"),
+    "loss_sums": lambda x: torch.cat(
+        [
+            each.flatten()
+            for each in ops.loss_sums(
+                x, x.cos(), TARGET, [(0,), (1,)], activation="softmax", hard=False, seed=1
+            )
+        ]
+    ),
     "gumbel_consistency": lambda x: ops.gumbel_consistency(x, TARGET, hard=False, seed=1),
 }
 

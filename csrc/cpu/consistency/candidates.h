@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "../../math/common.h"
 #include "../../ops.h"
@@ -31,6 +33,47 @@ static inline void load_codes(const Tensor& target, int64_t start, int64_t n, bo
       }
     };
     target.voxel_stride == 1 ? convert(1) : convert(target.voxel_stride);
+  });
+}
+
+// The codes of a word's voxels in a label map, of classes or of one region, each of which is a list
+// of label values.
+template <class In>
+static inline void label_codes(const Consistency& p, const In* labels, int64_t channel,
+                               uint8_t* codes) {
+  using Bits = std::make_unsigned_t<In>;
+  const Bits* const bits = reinterpret_cast<const Bits*>(labels);
+  std::memset(codes, p.softmax ? int(p.size.channels) : 0, kWord);
+  const int64_t* value = p.region_values;
+  for (int64_t region = 0; region < p.size.channels; ++region) {
+    const int64_t* const end = value + p.region_counts[region];
+    const bool counts = p.softmax || region == channel;
+    uint64_t inside = 0;
+    for (; value < end; ++value) {
+      if (counts && int64_t(In(*value)) == *value) inside |= ~differing(bits, Bits(*value));
+    }
+    if (inside == 0) continue;
+    uint8_t bytes[kWord];
+    bits_to_bytes(inside, bytes);
+    const uint8_t code = p.softmax ? uint8_t(region) : uint8_t(1);
+    for (int64_t k = 0; k < kWord; ++k) codes[k] = bytes[k] != 0 ? code : codes[k];
+  }
+}
+
+// The same of n voxels of the target from `start` on. Up to kWord - 1 codes more are written.
+static inline void load_label_codes(const Consistency& p, int64_t start, int64_t n, int64_t channel,
+                                    uint8_t* codes) {
+  with_type(p.target.dtype, [&](auto* type) {
+    using In = std::remove_pointer_t<decltype(type)>;
+    if constexpr (std::is_integral_v<In>) {
+      const In* const labels = static_cast<const In*>(p.target.data) + start;
+      const int64_t whole = n / kWord * kWord;
+      for (int64_t i = 0; i < whole; i += kWord) label_codes(p, labels + i, channel, codes + i);
+      if (whole == n) return;
+      In rest[kWord] = {};
+      std::copy_n(labels + whole, n - whole, rest);
+      label_codes(p, rest, channel, codes + whole);
+    }
   });
 }
 
@@ -117,16 +160,22 @@ class Candidates {
 
   void load(int64_t z) {
     const Tensor& target = p_.target;
-    const int64_t start = target.offset(strip_.batch, strip_.channel, strip_.voxel(z));
     const int64_t n = strip_.kept() * strip_.width;
     const uint8_t*& plane = planes_[z % kEarlyRing];
+    uint8_t* codes = codes_ + z % kEarlyRing * plan_.plane;
+    if (p_.region_counts != nullptr) {
+      load_label_codes(p_, target.offset(strip_.batch, 0, strip_.voxel(z)), n, strip_.channel,
+                       codes);
+      plane = codes;
+      return;
+    }
+    const int64_t start = target.offset(strip_.batch, strip_.channel, strip_.voxel(z));
     // Byte targets are used in place, unless vectors would read beyond the tensor.
     const int64_t all = plan_.volumes * p_.size.voxels();
     if (target.dtype == DType::u8 && target.voxel_stride == 1 && start + n + kSlack <= all) {
       plane = static_cast<const uint8_t*>(target.data) + start;
       return;
     }
-    uint8_t* codes = codes_ + z % kEarlyRing * plan_.plane;
     load_codes(target, start, n, p_.softmax, plan_.classes, codes);
     plane = codes;
   }

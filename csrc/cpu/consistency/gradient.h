@@ -48,14 +48,33 @@ class LogitGradient {
         out.channel_stride * element, rows, grad_bytes(p_) > kStreamed);
   }
 
-  // Writes the band of the strip's plane z, which already holds zeros, from the gradient of the
-  // sample.
-  void write(int64_t z) {
+  // Computes the gradient in the band of the strip's plane z from that of the sample.
+  void differentiate(int64_t z) {
     const Group *begin = band_.begin(z, strip_.begin), *end = band_.begin(z, strip_.end);
     for_batches(begin, end, kBatch, [&](const Group* group, const Group* next, int64_t n) {
       differentiate(z, group, next, n);
     });
+  }
+
+  // Writes the band of plane z, which already holds zeros.
+  void write(int64_t z) {
+    const Group *begin = band_.begin(z, strip_.begin), *end = band_.begin(z, strip_.end);
     for (int64_t c = 0; c < plan_.classes; ++c) store_channel(z, c, begin, end);
+  }
+
+  // Adds it to others instead; see March::add_gradient().
+  void add(int64_t z, int64_t c, int64_t position, int64_t n, Acc* out) const {
+    const int64_t row = strip_.base + position / strip_.width;
+    const int64_t last_row = strip_.base + (position + n - 1) / strip_.width;
+    const Acc* values = samples_.packed(z, c);
+    const Group *g = band_.begin(z, row), *end = band_.begin(z, last_row + 1);
+    for (; g < end; ++g) {
+      const int64_t at = g->first - position;
+      if (at < 0 || at >= n) continue;
+      Acc dense[kGroup];
+      expand(values + g->index, g->bits, dense);
+      for (int64_t k = 0; k < kGroup; ++k) out[at + k] += dense[k];
+    }
   }
 
  private:

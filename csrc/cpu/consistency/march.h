@@ -14,39 +14,20 @@
 #include "plan.h"
 #include "sampler.h"
 #include "samples.h"
+#include "shared.h"
 #include "terms.h"
 #include "zero_fill.h"
 
 namespace egcnn::EGCNN_ISA {
 
-// Data that the threads share.
-template <class Acc>
-struct ConsistencyShared {
-  double* sums;         // (planes, classes) mismatch
-  int64_t* counts;      // (planes, classes) edges
-  Acc* scales;          // (volumes, classes) d loss / d mismatch
-  int64_t *next, *end;  // (threads) the planes left to each thread
-  uint8_t* drawn;       // (D, H, W) the hard sample of a volume if it is drawn everywhere
-
-  ConsistencyShared(const Consistency& p, const ConsistencyPlan& plan, bool backward,
-                    Arena& arena) {
-    arena.take(sums, backward ? 0 : plan.planes * plan.classes);
-    arena.take(counts, backward ? 0 : plan.planes * plan.classes);
-    arena.take(scales, backward ? plan.volumes * plan.classes : 0);
-    arena.take(next, p.resources.threads);
-    arena.take(end, p.resources.threads);
-    arena.take(drawn, p.support_both ? p.size.voxels() + kSlack : 0);
-  }
-};
-
 template <class Acc>
 class March {
  public:
   March(const ConsistencyBackward& p, const ConsistencyPlan& plan,
-        const ConsistencyShared<Acc>& shared, const PhiloxKeys& keys, bool backward, Arena& arena)
+        const ConsistencyShared<Acc>& shared, bool backward, Arena& arena)
       : p_(p), plan_(plan), shared_(shared), backward_(backward), reach_(backward ? 1 : 0),
         strip_(p.size), candidates_(p, plan, strip_, shared.drawn, arena),
-        band_(plan, strip_, arena), sampler_(p, plan, strip_, keys, arena),
+        band_(plan, strip_, arena), sampler_(p, plan, strip_, arena),
         samples_(p, plan, strip_, shared.drawn, backward, arena),
         terms_(p, plan, strip_, candidates_, samples_, shared.scales, backward, arena),
         gradient_(p, plan, strip_, band_, samples_, backward, arena) {}
@@ -63,22 +44,34 @@ class March {
 
   // Processes a plane, counted over all strips. The successor of the last plane is the cheapest.
   void visit(int64_t plane) {
+    enter(plane);
     const int64_t z = strip_.z_of(plane);
-    if (z == 0 || plane != last_plane_ + 1) {
-      strip_.enter(p_, plan_, plane);
-      begin(std::max<int64_t>(z - reach_, 0));
-    }
-    last_plane_ = plane;
     if (backward_ && !gradient_.zeros_first(p_)) zeros_ = gradient_.zeros(z);
-    for (; next_compared_ <= strip_.above_by(z, reach_); ++next_compared_) {
-      advance_samples(strip_.above_by(next_compared_, 1));
-      const int64_t at = plane * plan_.classes;
-      terms_.compare(next_compared_, reach_, shared_.sums + at, shared_.counts + at);
-    }
+    compare(plane);
     if (!backward_) return;
     zeros_.fill_rest();
+    gradient_.differentiate(z);
     gradient_.write(z);
   }
+
+  // visit() without writing the gradient, which add_gradient() gives.
+  void visit_unwritten(int64_t plane) {
+    enter(plane);
+    compare(plane);
+    if (backward_) gradient_.differentiate(strip_.z_of(plane));
+  }
+
+  // Adds the gradient of class c to n voxels of plane z from a position on, which begin and end
+  // with rows or with whole groups of one row. Up to kGroup - 1 zeros are added beyond.
+  void add_gradient(int64_t z, int64_t c, int64_t position, int64_t n, Acc* out) const {
+    gradient_.add(z, c, position, n, out);
+  }
+
+  // Of the plane visited last, by position: the target's codes, and with plan.mark_edges where
+  // class c has edges, as bytes.
+  const uint8_t* codes(int64_t z) const { return candidates_.codes(z, strip_.base); }
+  const uint8_t* edges(int64_t z, int64_t c) const { return terms_.marked(z, c); }
+  const Strip& strip() const { return strip_; }
 
   // Sets the gradient of a plane, counted over all strips, to 0.
   void clear(int64_t plane) {
@@ -107,6 +100,23 @@ class March {
 
   int64_t last_plane_ = -2;
   int64_t next_sampled_, next_compared_;  // the next plane of these stages
+
+  void enter(int64_t plane) {
+    const int64_t z = strip_.z_of(plane);
+    if (z == 0 || plane != last_plane_ + 1) {
+      strip_.enter(p_, plan_, plane);
+      begin(std::max<int64_t>(z - reach_, 0));
+    }
+    last_plane_ = plane;
+  }
+
+  void compare(int64_t plane) {
+    const int64_t last = strip_.above_by(strip_.z_of(plane), reach_), at = plane * plan_.classes;
+    for (; next_compared_ <= last; ++next_compared_) {
+      advance_samples(strip_.above_by(next_compared_, 1));
+      terms_.compare(next_compared_, reach_, shared_.sums + at, shared_.counts + at);
+    }
+  }
 
   void begin(int64_t z) {
     next_compared_ = z;

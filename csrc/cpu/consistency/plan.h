@@ -30,15 +30,20 @@ struct ConsistencyPlan {
   int64_t plane;          // elements of these, and slack
   int64_t planes;         // of all strips of all volumes
   int64_t words, sets;    // words per row, words per set of classes
+  // Whether the stage of the terms keeps where the edges are whose unscaled, squared gradient is
+  // above `most`.
+  bool mark_edges = false;
+  int most = 0;
 
-  explicit ConsistencyPlan(const Consistency& p) {
+  // A thread marches through `at_once` volumes side by side.
+  explicit ConsistencyPlan(const Consistency& p, int64_t at_once = 1) {
     const Size& size = p.size;
     classes = p.softmax ? size.channels : 1;
     volumes = size.batch * (p.softmax ? 1 : size.channels);
     // There is room for the fully drawn sample of only one volume.
     together = p.support_both ? 1 : volumes;
     // About 2^20 elements for the samples and gradients in flight.
-    int64_t fit = (int64_t(1) << 20) / (2 * kRing * classes * size.width);
+    int64_t fit = (int64_t(1) << 20) / (2 * kRing * classes * at_once * size.width);
     fit = fit < 16 ? 16 : fit;
     strips = divide_up(size.height, fit);
     strip = divide_up(size.height, strips);

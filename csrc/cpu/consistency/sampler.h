@@ -82,9 +82,8 @@ EGCNN_OUT_OF_LINE void load_listed(const Tensor& tensor, int64_t start, const in
 template <class Acc>
 class GumbelSampler {
  public:
-  GumbelSampler(const Consistency& p, const ConsistencyPlan& plan, const Strip& strip,
-                const PhiloxKeys& keys, Arena& arena)
-      : p_(p), keys_(keys), strip_(strip), classes_(plan.classes) {
+  GumbelSampler(const Consistency& p, const ConsistencyPlan& plan, const Strip& strip, Arena& arena)
+      : p_(p), strip_(strip), classes_(plan.classes) {
     arena.take(words_, 4 * kBatch);
     arena.take(noisy_, classes_ * kBatch);
     arena.take(best_, kBatch);
@@ -98,6 +97,7 @@ class GumbelSampler {
   // overwritten, since vectors are not clipped.
   void draw(int64_t first, const Group* group, const Group* end, uint8_t* hard, Acc* soft,
             int64_t pitch) {
+    const PhiloxKeys keys(p_.seed[p_.seed_per_sample ? strip_.batch : 0]);
     for_batches(group, end, kBatch, [&](const Group* batch, const Group* next, int64_t exact) {
       const int64_t n = round_up(exact, kGroup);
       for (const Group* g = batch; g < next; ++g) {
@@ -106,7 +106,7 @@ class GumbelSampler {
       for (int64_t c = 0; c < classes_; ++c) {
         const int64_t channel = strip_.channel + c;
         Acc* z = noisy_ + c * kBatch;
-        if (c % 4 == 0) draw_words(first, uint32_t(channel / 4), n);
+        if (c % 4 == 0) draw_words(keys, first, uint32_t(channel / 4), n);
         load_logits(p_.logits.offset(strip_.batch, channel, first), batch, next, exact, z);
         add_noise(p_.softmax, words_ + channel % 4 * kBatch, n, z);
         decide(c, z, n, best_, code_);
@@ -126,7 +126,6 @@ class GumbelSampler {
 
  private:
   const Consistency& p_;
-  const PhiloxKeys& keys_;
   const Strip& strip_;
   const int64_t classes_;
   uint32_t* words_;         // (4, kBatch)
@@ -175,13 +174,14 @@ class GumbelSampler {
   }
 
   // Draws four words for each voxel.
-  void draw_words(int64_t first, uint32_t block, int64_t n) {
-    const uint64_t start = uint64_t(strip_.batch * p_.size.voxels() + first);
+  void draw_words(const PhiloxKeys& keys, int64_t first, uint32_t block, int64_t n) {
+    const int64_t before = p_.seed_per_sample ? 0 : strip_.batch * p_.size.voxels();
+    const uint64_t start = uint64_t(before + first);
     constexpr int64_t lanes = kLanes<uint64_t>;
     for (int64_t i = 0; i < n; i += lanes) {
       Lanes at, drawn[4];
       for (int64_t k = 0; k < lanes; ++k) at[k] = start + uint64_t(voxel_[i + k]);
-      philox(keys_, at, block, drawn);
+      philox(keys, at, block, drawn);
       for (int j = 0; j < 4; ++j) {
         for (int64_t k = 0; k < lanes; ++k) words_[j * kBatch + i + k] = uint32_t(drawn[j][k]);
       }

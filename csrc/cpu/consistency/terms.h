@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "../../ops.h"
 #include "../simd/bits.h"
@@ -32,6 +33,7 @@ class Terms {
     arena.take(hard_rows_.differ, n);
     arena.take(soft_rows_.smooth, p.hard ? 0 : n);
     arena.take(soft_rows_.differ, p.hard ? 0 : n);
+    arena.take(marked_, plan.mark_edges ? kRing * plan.classes * plan.plane : 0);
   }
 
   // Compares plane z in the strip and `reach` rows around it. In forward, sums[c] and counts[c] get
@@ -40,6 +42,7 @@ class Terms {
     list_rows(z, reach);
     for (int64_t c = 0; c < plan_.classes; ++c) {
       sum_ = 0, count_ = 0;
+      if (plan_.mark_edges) std::memset(marked(z, c), 0, strip_.kept() * strip_.width);
       const int32_t *begin = class_rows_ + c * plan_.rows, *end = begin + class_count_[c];
       combine_rows(c, z, begin, end);
       for (const int32_t* y = begin; y < end; ++y) {
@@ -53,6 +56,12 @@ class Terms {
       sums[c] = sum_;
       counts[c] = count_;
     }
+  }
+
+  // Where class c has edges in the strip's plane z, as bytes, by position; see
+  // ConsistencyPlan::mark_edges.
+  uint8_t* marked(int64_t z, int64_t c) const {
+    return marked_ + (z % kRing * plan_.classes + c) * plan_.plane;
   }
 
  private:
@@ -75,7 +84,8 @@ class Terms {
   int32_t *class_rows_, *class_count_;  // (classes, rows), (classes)
   Rows<int8_t> truth_, hard_rows_;
   Rows<Acc> soft_rows_;
-  double sum_;  // of the current class
+  uint8_t* marked_;  // (kRing, classes, plane)
+  double sum_;       // of the current class
   int64_t count_;
 
   int64_t row(int64_t y) const { return (y - strip_.base) * pitch_ + kWord; }
@@ -142,6 +152,7 @@ class Terms {
     for (int64_t i = 0; i < kWord; ++i) {
       any[i] = uint8_t(truth[0][i] | truth[1][i] | truth[2][i]);
     }
+    if (plan_.mark_edges) mark_word(c, z, y, x, candidates, any, truth);
     if (hard_) sobel_word(hard_rows_.smooth, hard_rows_.differ, before, at, after, hard);
     if (p_.support_both) {
       for (int64_t i = 0; i < kWord; ++i) any[i] |= uint8_t(hard[0][i] | hard[1][i] | hard[2][i]);
@@ -157,6 +168,19 @@ class Terms {
       sobel_word(soft_rows_.smooth, soft_rows_.differ, before, at, after, soft);
       edges_.add(y, x, edges, truth, soft);
     }
+  }
+
+  // Marks a word's edges. Bytes beyond a row's end are those of the next row, which comes later.
+  void mark_word(int64_t c, int64_t z, int64_t y, int64_t x, uint64_t candidates,
+                 const uint8_t (&any)[kWord], const WordGradient<int8_t>& g) {
+    static constexpr uint8_t kNone[kWord] = {};
+    uint8_t above[kWord];
+    for (int64_t i = 0; i < kWord; ++i) {
+      const int squared = g[0][i] * g[0][i] + g[1][i] * g[1][i] + g[2][i] * g[2][i];
+      above[i] = squared > plan_.most;
+    }
+    const uint64_t edges = candidates & differing(plan_.most == 0 ? any : above, kNone);
+    bits_to_bytes(edges, marked(z, c) + strip_.position(y) + x);
   }
 
   // Compares the listed edges and clears the list.

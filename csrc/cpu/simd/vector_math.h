@@ -23,23 +23,40 @@ constexpr float kRounding = 0x1.8p23f;
 
 namespace vector {
 
-static inline float exp(float x) {
-  // Beyond these the result is 0 or infinite. A NaN compares false and is kept.
-  x = x < -104.0f ? -104.0f : x;
-  x = x > 89.0f ? 89.0f : x;
-  // x = n ln 2 + r.
-  const float n = (x * kLog2E + kRounding) - kRounding;
-  const float r = (x - n * kLn2High) - n * kLn2Low;
+// exp(r) for r from -ln 2 / 2 to ln 2 / 2.
+static inline float exp_near_zero(float r) {
   float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  return p * r * r + r + 1.0f;
+}
+
+// x = n ln 2 + r, with a whole n.
+static inline float split_exponent(float x, float& n) {
+  n = (x * kLog2E + kRounding) - kRounding;
+  return (x - n * kLn2High) - n * kLn2Low;
+}
+
+static inline float exp(float x) {
+  // Beyond these the result is 0 or infinite. A NaN compares false and is kept.
+  x = x < -104.0f ? -104.0f : x;
+  x = x > 89.0f ? 89.0f : x;
+  float n;
+  const float p = exp_near_zero(split_exponent(x, n));
   // 2^n in two factors, since for denormal and infinite results a single factor is not
   // representable.
   const int32_t whole = int32_t(n), half = whole >> 1;
   return p * from_bits(uint32_t(half + 127) << 23) * from_bits(uint32_t(whole - half + 127) << 23);
+}
+
+// Of a number that is not above 0, in fewer steps. Below -87 it is about 1e-38.
+static inline float exp_of_negative(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  float n;
+  const float p = exp_near_zero(split_exponent(x, n));
+  return p * from_bits(uint32_t(int32_t(n) + 127) << 23);
 }
 
 // For positive, normal numbers.
@@ -63,6 +80,7 @@ static inline float log(float x) {
 }
 
 static inline double exp(double x) { return math::exp(x); }
+static inline double exp_of_negative(double x) { return math::exp(x); }
 static inline double log(double x) { return math::log(x); }
 
 }  // namespace vector

@@ -294,11 +294,9 @@ void sobel_edges_launch(const SobelEdges& p) {
     // Modulo 256 is exact, since no gradient component exceeds 16.
     return sobel_edges<uint8_t>(p, [](auto gz, auto gy, auto gx) { return (gz | gy | gx) != 0; });
   }
-  // The largest integer up to 3 * 16^2 whose square root is not above the threshold. Unsigned, so
-  // that differences and the unread lanes behind a row may wrap around; squares are right modulo
-  // 2^16.
-  uint16_t most = 0;
-  while (most < 768 && !(math::sobel_magnitude(float(most + 1)) > float(p.threshold))) ++most;
+  // Unsigned, so that differences and the unread lanes behind a row may wrap around; squares are
+  // right modulo 2^16.
+  const uint16_t most = uint16_t(math::sobel_largest_below(float(p.threshold)));
   sobel_edges<uint16_t>(
       p, [=](auto gz, auto gy, auto gx) { return gz * gz + gy * gy + gx * gx > most; });
 }

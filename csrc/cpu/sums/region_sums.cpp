@@ -26,13 +26,10 @@ struct RegionSumsPlan {
       : batch(p.size.batch), channels(p.size.channels), voxels(p.size.voxels()),
         blocks(divide_up(voxels, kBlock)), sums(p.sum_count()),
         element(accumulator_bytes(p.logits.dtype)) {
-    // As many voxels as the first-level cache holds of all channels, in whole lines.
-    constexpr int64_t kElements = 4096;
-    run = std::clamp<int64_t>(kElements / std::max<int64_t>(channels, 1) / 64 * 64, 64, 1024);
+    run = run_voxels(channels);
   }
 
-  // Two rows of each channel, and two that all share.
-  size_t scratch_bytes() const { return (2 * channels + 2) * run * element + kLine; }
+  size_t scratch_bytes() const { return run_bytes(channels, run, element); }
   size_t partial_bytes() const { return batch * blocks * channels * sums * sizeof(double); }
 };
 

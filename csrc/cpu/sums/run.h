@@ -10,7 +10,6 @@
 #include "../simd/isa.h"
 #include "../simd/stream.h"
 #include "../simd/vector_math.h"
-#include "../simd/vectors.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -22,12 +21,24 @@ struct Logistic {
 
 template <bool entropy, class Acc>
 static inline Logistic<Acc> logistic(Acc z) {
-  const Acc e = vector::exp(z < 0 ? z : -z), one_more = 1 + e, inverse = 1 / one_more;
+  const Acc e = vector::exp_of_negative(z < 0 ? z : -z), one_more = 1 + e, inverse = 1 / one_more;
   const Acc small = e * inverse;
   Acc softplus = 0;
   // What rounding took from 1 + e is given back, since most terms are tiny.
   if constexpr (entropy) softplus = vector::log(one_more) + (e - (one_more - 1)) * inverse;
   return {z < 0 ? small : inverse, z < 0 ? inverse : small, softplus};
+}
+
+// How many voxels a run has, in whole lines: as many as the first-level cache holds of all
+// channels.
+static inline int64_t run_voxels(int64_t channels) {
+  constexpr int64_t kElements = 4096;
+  return std::clamp<int64_t>(kElements / std::max<int64_t>(channels, 1) / 64 * 64, 64, 1024);
+}
+
+// The scratch of a run: two rows of each channel, and two that all share.
+static inline size_t run_bytes(int64_t channels, int64_t voxels, int64_t element) {
+  return (2 * channels + 2) * voxels * element + kLine;
 }
 
 template <class Acc>
@@ -40,17 +51,24 @@ class Run {
 
   // Reads n voxels, and turns logits into probabilities unless they are independent.
   void read(int64_t batch, int64_t voxel, int64_t n) {
+    read(batch, voxel, n, [&](int64_t c, Acc*) { read_truth(batch, c, voxel); });
+  }
+
+  // The same with put_truth(c, row), which puts into the row of channel c what the target says: 1
+  // inside the region, 0 outside.
+  template <class Truth>
+  void read(int64_t batch, int64_t voxel, int64_t n, Truth&& put_truth) {
     n_ = n;
     for (int64_t c = 0; c < channels_; ++c) {
       load(p_.logits.dtype, p_.logits.data, p_.logits.offset(batch, c, voxel),
            p_.logits.voxel_stride, n, logits(c));
-      read_truth(batch, c, voxel);
+      put_truth(c, truth(c));
     }
     if (p_.softmax) softmax();
   }
 
   // Adds the sums of a channel over the run.
-  void add_sums(int64_t channel, double* totals) {
+  void add_sums(int64_t channel, double* totals) const {
     if (p_.softmax) {
       add_row<false, true>(channel, totals);
     } else if (p_.entropy) {
@@ -93,8 +111,10 @@ class Run {
     to.put_as(out.dtype, interleaved, n_ * channels_);
   }
 
- private:
+  // A channel's logits, then probabilities, then gradients.
   Acc* logits(int64_t channel) const { return probabilities_ + channel * pitch_; }
+
+ private:
   Acc* truth(int64_t channel) const { return truth_ + channel * pitch_; }
 
   // 1 inside the region, 0 outside, and kUncounted where the voxel does not count.
@@ -124,7 +144,8 @@ class Run {
     std::fill_n(total, n_, Acc(0));
     for (int64_t c = 0; c < channels_; ++c) {
       Acc* const row = logits(c);
-      for (int64_t i = 0; i < n_; ++i) total[i] += row[i] = vector::exp(row[i] - highest[i]);
+      for (int64_t i = 0; i < n_; ++i)
+        total[i] += row[i] = vector::exp_of_negative(row[i] - highest[i]);
     }
     for (int64_t i = 0; i < n_; ++i) total[i] = 1 / total[i];
     for (int64_t c = 0; c < channels_; ++c) {
@@ -134,51 +155,39 @@ class Run {
   }
 
   template <bool entropy, bool ready>
-  void add_row(int64_t channel, double* totals) {
-    Acc* const p = logits(channel);
-    Acc* const inside = truth(channel);  // becomes 1 for voxels of the region, 0 for all others
-    Acc* const inside_entropy = spare_;
-    Acc* const outside_entropy = spare_ + pitch_;
-    for (int64_t i = 0; i < n_; ++i) {
-      const Acc z = p[i], truth = inside[i];
-      const bool is_counted = truth >= 0;
-      inside[i] = truth > 0 ? truth : 0;
-      if constexpr (ready) {
-        p[i] = is_counted ? z : 0;
-      } else {
-        const Logistic<Acc> found = logistic<entropy>(z);
-        p[i] = is_counted ? found.p : 0;
-        if constexpr (entropy) {
-          const Acc positive = z < 0 ? 0 : z;
-          inside_entropy[i] = truth > 0 ? found.softplus + (positive - z) : 0;
-          outside_entropy[i] = truth == 0 ? found.softplus + positive : 0;
-        }
-      }
-    }
-    totals[0] += sum([=](auto at) { return at(p) * at(inside); });
-    totals[1] += sum([=](auto at) { return at(p) * at(p); });
-    totals[2] += sum([=](auto at) { return at(inside); });
-    if constexpr (entropy) {
-      totals[3] += sum([=](auto at) { return at(inside_entropy); });
-      totals[4] += sum([=](auto at) { return at(outside_entropy); });
+  void add_row(int64_t channel, double* totals) const {
+    constexpr int64_t kPart = 256;  // so short that roundings of a sum do not add up
+    for (int64_t i = 0; i < n_; i += kPart) {
+      add_part<entropy, ready>(logits(channel) + i, truth(channel) + i, std::min(kPart, n_ - i),
+                               totals);
     }
   }
 
-  // The sum of term(at) over the run, where at(row) is a vector, or an element, of a row.
-  template <class Term>
-  double sum(const Term& term) const {
-    constexpr int lanes = kLanes<Acc>;
-    Vector<Acc> sums[2] = {};
-    int64_t i = 0;
-    for (; i + 2 * lanes <= n_; i += 2 * lanes) {
-      sums[0] += term([i](const Acc* row) { return load_vector(row + i); });
-      sums[1] += term([i](const Acc* row) { return load_vector(row + i + lanes); });
+  template <bool entropy, bool ready>
+  static void add_part(const Acc* row, const Acc* truth, int64_t n, double* totals) {
+    Acc overlap = 0, squares = 0, inside = 0, inside_entropy = 0, outside_entropy = 0;
+#pragma omp simd reduction(+ : overlap, squares, inside, inside_entropy, outside_entropy)
+    for (int64_t i = 0; i < n; ++i) {
+      const Acc z = row[i], is_inside = truth[i] > 0 ? 1 : 0;
+      Logistic<Acc> found{z, 0, 0};
+      if constexpr (!ready) found = logistic<entropy>(z);
+      const Acc p = truth[i] < 0 ? 0 : found.p;
+      overlap += p * is_inside;
+      squares += p * p;
+      inside += is_inside;
+      if constexpr (entropy) {
+        const Acc positive = z < 0 ? 0 : z;
+        inside_entropy += truth[i] > 0 ? found.softplus + (positive - z) : 0;
+        outside_entropy += truth[i] == 0 ? found.softplus + positive : 0;
+      }
     }
-    sums[0] += sums[1];
-    double total = 0;
-    for (int lane = 0; lane < lanes; ++lane) total += sums[0][lane];
-    for (; i < n_; ++i) total += term([i](const Acc* row) { return row[i]; });
-    return total;
+    totals[0] += overlap;
+    totals[1] += squares;
+    totals[2] += inside;
+    if constexpr (entropy) {
+      totals[3] += inside_entropy;
+      totals[4] += outside_entropy;
+    }
   }
 
   template <bool entropy>
