@@ -30,6 +30,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     is_worker = hasattr(config, "workerinput")  # which starts none of its own
     if option.numprocesses is None and not is_worker:
         option.numprocesses = min(usable_cores(), MOST_PROCESSES)
+        # Threads that wait for cores which other processes have taken cost more than they gain.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         option.dist = "loadfile"
         option.loadscopereorder = False
 
