@@ -38,7 +38,8 @@ def _prepare(dataset: Dataset, settings: PreprocessingSettings) -> Compose:
     return Compose(
         [
             ReadCase(dataset.regions, len(dataset.modalities)),
-            preprocessing(settings, dataset.regions),
+            # One by one: CacheDataset takes a Compose for random, and keeps what comes before it.
+            *preprocessing(settings, dataset.regions).transforms,
             EnsureTyped(("image", "label"), track_meta=False),
         ]
     )

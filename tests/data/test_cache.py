@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import resource
 import shutil
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from egcnn.data import Dataset, cache, open_dataset
 from egcnn.data.cache import MappedCases, cache_cases
 from egcnn.data.hashes import data_digest
 from egcnn.data.phantom import write_brats
-from egcnn.data.transforms import PreprocessingSettings
+from egcnn.data.transforms import PreprocessingSettings, ZScored, augmentation
 from egcnn.errors import InputError
 from egcnn.files import turn
 from egcnn.regions import Regions
@@ -45,6 +47,27 @@ def test_cases_are_those_in_memory(brats: Dataset, tmp_path: Path, workers: int)
             assert torch.equal(found[index][key], kept[index][key])
     files = sorted(path.name for path in (tmp_path / "c").iterdir() if path.suffix == ".pt")
     assert [name.rsplit("-", 1)[0] for name in files] == [case.name for case in brats.cases]
+
+
+def test_a_case_in_memory_is_preprocessed_once(
+    brats: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normalised: list[None] = []
+    normalise = ZScored.__call__
+
+    def counted(self: ZScored, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        normalised.append(None)
+        return normalise(self, data)
+
+    monkeypatch.setattr(ZScored, "__call__", counted)
+    kept = cache_cases({"all": brats.cases}, brats, SETTINGS, room=1e9)["all"]
+    first = [kept[index]["image"].clone() for index in range(3) for _ in range(2)]
+    assert len(normalised) == 3
+    augment = augmentation(SETTINGS.patch)
+    for index, image in enumerate(first):
+        augment(kept[index // 2])
+        assert torch.equal(kept[index // 2]["image"], image)
+    assert len(normalised) == 3
 
 
 def test_a_patch_is_read_without_the_volume(brats: Dataset, tmp_path: Path) -> None:
