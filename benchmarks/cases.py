@@ -21,8 +21,8 @@ from torch import Tensor
 
 from benchmarks.peers import PEERS, Peer, mixed_voxels
 from egcnn import ops
-from egcnn.data import BRATS
 from egcnn.losses import EGCNNLoss
+from egcnn.regions import BRATS
 
 #: Real label maps, which are not part of the project.
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

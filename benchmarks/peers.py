@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from egcnn import ops
-from egcnn.data import BRATS
 from egcnn.losses import ConsistencyLoss, DiceLoss, EdgeLoss
 from egcnn.ops import reference
+from egcnn.regions import BRATS
 
 Regions = Sequence[Sequence[int]]
 

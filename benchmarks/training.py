@@ -17,9 +17,9 @@ from benchmarks.cases import brats_phantom, shape_name
 from benchmarks.clocks import Clock
 from benchmarks.measuring import Row
 from egcnn import ops
-from egcnn.data import BRATS
 from egcnn.losses import EGCNNLoss
 from egcnn.nn import EGCNN, SegNet
+from egcnn.regions import BRATS
 
 
 @dataclass(frozen=True)

@@ -218,3 +218,13 @@ def _check_values(name: str, values: tuple[int, ...]) -> None:
                 f"regions: {shown(name)} has the label value {shown(value)}; "
                 f"expected values from 0 to {LARGEST_LABEL}"
             )
+
+
+# Of the challenges. They stand here and not with the layouts of egcnn.data, which need MONAI and
+# nibabel: operators and networks are measured and tested without.
+
+#: BraTS: labels 1 (necrotic and non-enhancing core), 2 (oedema) and 4 (enhancing), nested regions.
+BRATS = Regions(("WT", "TC", "ET"), ((1, 2, 4), (1, 4), (4,)), "sigmoid")
+
+#: KiTS: labels 1 (kidney) and 2 (tumour), nested regions: a tumour is part of its kidney.
+KITS = Regions(("kidney", "tumour"), ((1, 2), (2,)), "sigmoid")

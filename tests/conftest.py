@@ -7,14 +7,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import pytest
 import torch
 
-from egcnn.data import Dataset, open_dataset
-from egcnn.data.phantom import write_brats
 from egcnn.machine import usable_cores
+
+if TYPE_CHECKING:
+    from egcnn.data import Dataset
 
 #: More processes would mostly wait for the longest files.
 MOST_PROCESSES = 8
@@ -54,6 +55,10 @@ def shared_data() -> Path:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Three tiny synthetic cases, anew for each module, whose tests may change them."""
+    # Here, since the operators' tests run without MONAI and nibabel, too.
+    from egcnn.data import open_dataset
+    from egcnn.data.phantom import write_brats
+
     root = tmp_path_factory.mktemp("data")
     write_brats(root, 3, shape=(16, 18, 17), seed=1)
     return open_dataset(root)

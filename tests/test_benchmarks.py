@@ -215,6 +215,22 @@ def test_gpu_script_without_a_gpu(tmp_path: Path) -> None:
     assert every.count("| egcnn |") == len(ours) + 1
 
 
+@pytest.mark.slow
+def test_gpu_scripts_need_few_packages(tmp_path: Path) -> None:
+    """A machine that is lent for minutes may lack these, and reach no network."""
+    absent = "import sys\nfor name in 'monai', 'nibabel', 'lightning': sys.modules[name] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(absent)
+    operators = BENCHMARKS.parent / "tests" / "ops"
+    for command in (
+        ["-c", "import benchmarks.gpu"],
+        ["-m", "benchmarks.gpu_profile", "--device", "cpu", "--quick"],
+        ["-m", "pytest", operators, "--collect-only", "-p", "no:cacheprovider"],
+    ):
+        paths = os.pathsep.join([str(tmp_path), PATHS])
+        result = run(sys.executable, *command, PYTHONPATH=paths)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
 @pytest.mark.parametrize("script", [gpu, gpu_profile])
 def test_gpu_scripts_know_each_operator(script: Any) -> None:
     found = {case.operator for case in script.cases(torch.device("cpu"), True)}

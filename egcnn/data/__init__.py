@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from egcnn.data.brats import BRATS
 from egcnn.data.case import Case, Dataset, read_image, read_label
 from egcnn.data.inspection import CaseReport, inspect_cases
-from egcnn.data.kits import KITS
 from egcnn.data.layouts import LAYOUTS, find_dataset, open_dataset, read_cases
 from egcnn.data.nifti import write_volume
 from egcnn.data.splits import split
+from egcnn.regions import BRATS, KITS
 
 __all__ = [
     "BRATS",

@@ -11,10 +11,7 @@ from pathlib import Path
 from egcnn.data.case import Case, Dataset, Layout, collect
 from egcnn.data.nifti import find_volume, stem, volumes
 from egcnn.errors import InputError
-from egcnn.regions import Regions
-
-#: Labels 1 (necrotic and non-enhancing core), 2 (oedema) and 4 (enhancing) form nested regions.
-BRATS = Regions(("WT", "TC", "ET"), ((1, 2, 4), (1, 4), (4,)), "sigmoid")
+from egcnn.regions import BRATS
 
 #: Channel order of every image read from this layout.
 MODALITIES = ("t1", "t1ce", "t2", "flair")

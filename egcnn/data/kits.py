@@ -7,10 +7,7 @@ from pathlib import Path
 from egcnn.data.case import Case, Dataset, Layout, collect
 from egcnn.data.nifti import find_volume
 from egcnn.errors import InputError
-from egcnn.regions import Regions
-
-#: Labels 1 (kidney) and 2 (tumour) form nested regions: a tumour is part of its kidney.
-KITS = Regions(("kidney", "tumour"), ((1, 2), (2,)), "sigmoid")
+from egcnn.regions import KITS
 
 _IMAGE, _LABEL = "imaging", "segmentation"
 
