@@ -35,7 +35,8 @@ __global__ void approximate_kernel(int function, const float* x, float* out, int
       case 0: out[i] = ptx::lg2_approx(x[i]); break;
       case 1: out[i] = ptx::sqrt_approx(x[i]); break;
       case 2: out[i] = ptx::ex2_approx(x[i]); break;
-      default: out[i] = ptx::rcp_approx(x[i]); break;
+      case 3: out[i] = ptx::rcp_approx(x[i]); break;
+      default: out[i] = ptx::rsqrt_approx(x[i]); break;
     }
   }
 }

@@ -212,6 +212,7 @@ ALL = np.linspace(-125, 127, 20000, dtype=np.float32)
         (1, np.sqrt, POSITIVE, lambda y: y * 2.0**-23),
         (2, np.exp2, ALL, lambda y: 2 * np.spacing(y.astype(np.float32)).astype(float)),
         (3, np.reciprocal, POSITIVE[:-400], lambda y: np.spacing(y.astype(np.float32))),
+        (4, lambda x: 1 / np.sqrt(x), POSITIVE, lambda y: y * 2.0**-22.9),
     ],
 )
 def test_approximations_use_their_bounds(
@@ -230,11 +231,12 @@ def test_approximations_use_their_bounds(
 
 def test_approximations_flush_subnormal_numbers() -> None:
     x = np.array([1e-40, 0, np.inf, -1, np.nan], np.float32)
-    results = np.zeros((4, x.size), np.float32)
-    for code in range(4):
+    results = np.zeros((5, x.size), np.float32)
+    for code in range(5):
         call(library(90).run_approximate, code, x, results[code], x.size)
     inf, nan = np.inf, np.nan
     np.testing.assert_array_equal(results[0], [-inf, -inf, inf, nan, nan])
     np.testing.assert_array_equal(results[1], [0, 0, inf, nan, nan])
     np.testing.assert_array_equal(results[3][:3], [inf, inf, 0])
+    np.testing.assert_array_equal(results[4], [inf, inf, 0, nan, nan])
     assert results[2][2] == inf
