@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from egcnn.data import BRATS
 from egcnn.losses import EGCNNLoss
 from egcnn.nn import EGCNN, SegNet
+from egcnn.ops import _backend
+from egcnn.regions import BRATS
+
+from ..cuda_on_cpu.build import ARCHITECTURE
+from ..ops.conftest import load_cuda_on_cpu
 
 #: What asks the device for a value, and what copies numbers that the host holds.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh")
@@ -26,7 +30,7 @@ def make_pass(device: str) -> tuple[Callable[[], Tensor], list[Tensor]]:
 
     def forward_and_backward() -> Tensor:
         with torch.autocast(device, torch.bfloat16):
-            total = loss(network(image), labels, 1)["loss"]
+            total = loss(network(image), labels)["loss"]
         total.backward()
         return total.detach()
 
@@ -53,7 +57,12 @@ class Recorder(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_nothing_waits_for_the_device() -> None:
+# On CUDA the total loss is made of other kernels than on the CPU.
+@pytest.mark.parametrize("kernels", ["cpu", "cuda"])
+def test_nothing_waits_for_the_device(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels == "cuda":
+        monkeypatch.setattr(_backend, "_C", load_cuda_on_cpu(ARCHITECTURE))
+    assert (_backend.kernels_name("cpu") == "cuda") == (kernels == "cuda")
     forward_and_backward, _ = make_pass("cpu")
     with Recorder() as recorder:
         loss = forward_and_backward()
@@ -89,4 +98,21 @@ def test_a_whole_step_is_captured_and_replayed() -> None:
         losses.append(loss.item())
         assert not torch.equal(before, parameters[0])
     assert losses[-1] < losses[0]  # it learns
-    assert len(set(losses)) == len(losses)  # each replay draws its own noise
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_each_replay_draws_its_own_noise() -> None:
+    forward_and_backward, _ = make_pass("cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            forward_and_backward()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        loss = forward_and_backward()
+    losses = set()
+    for _ in range(5):
+        graph.replay()
+        losses.add(loss.item())
+    assert len(losses) == 5
