@@ -71,7 +71,12 @@ def choose_device(name: str = "auto") -> torch.device:
         raise InputError(f"device: {name!r} is unknown; expected auto, cpu, cuda or cuda:NUMBER")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise InputError(f"device: {name!r} is not available; torch sees {count} CUDA devices here")
+        without = "" if torch.version.cuda else f" and is built without CUDA ({torch.__version__})"
+        known = f"auto, cpu or cuda:0 to cuda:{count - 1}" if count else "auto or cpu"
+        raise InputError(
+            f"device: {name!r} is not available; torch sees {count} CUDA devices here{without}; "
+            f"expected {known}"
+        )
     return device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -174,7 +175,17 @@ def _find(name: str, names: Sequence[str]) -> str:
         return matches[0]
     if matches:
         raise InputError(f"{name}: several entries; expected one of {', '.join(matches)}")
-    raise InputError(f"{name}: no such entry; expected one of {', '.join(names)}")
+    raise InputError(f"{name}: no such entry; expected {_alike(parts[-1], names)}")
+
+
+def _alike(part: str, names: Sequence[str]) -> str:
+    """The entries whose last part is spelt like this one; all, if there is none."""
+    last = [name.split(".")[-1] for name in names]
+    close = difflib.get_close_matches(part, last)
+    alike = [name for name, own in zip(names, last, strict=True) if own in close]
+    if alike:
+        return f"perhaps {' or '.join(alike)} (config.json of a run holds all)"
+    return f"one of {', '.join(names)}"
 
 
 def _shortens(parts: Sequence[str], full: Sequence[str]) -> bool:

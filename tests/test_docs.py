@@ -1,8 +1,9 @@
 """The documentation: its snippets and commands run, and Sphinx builds it without a warning.
 
 Blocks of a page run one after the other, in one folder that holds :data:`DATASETS` and, for Python,
-one namespace. A block whose info string goes on with ``untested: REASON`` does not run; where one
-goes on with ``needs: MODULE``, the rest of the page is skipped without that module.
+one namespace; in the README each has its own. A block whose info string goes on with
+``untested: REASON`` does not run; where one goes on with ``needs: MODULE``, the rest of the page is
+skipped without that module.
 """
 
 from __future__ import annotations
@@ -150,6 +151,8 @@ def test_blocks_run(
         if mark:
             pytest.importorskip(mark.removeprefix("needs: "))
         if language == "python":
+            if page.name == "README.md":  # whose blocks are copied one by one
+                names = {"__name__": page.stem}
             exec(compile(text, str(page), "exec"), names)
         elif language == "console":
             for line in commands(text):

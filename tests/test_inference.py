@@ -362,7 +362,7 @@ def test_options_are_checked() -> None:
         predict_case(threshold(), image, precision="double")
     with pytest.raises(InputError, match="device: 'tpu' is unknown"):
         choose_device("tpu")
-    with pytest.raises(InputError, match=r"torch sees .* CUDA devices"):
+    with pytest.raises(InputError, match=r"torch sees .* CUDA devices here.*; expected auto.* cpu"):
         choose_device(f"cuda:{torch.cuda.device_count()}")
     assert choose_device("cpu").type == "cpu"
     assert default_precision(torch.device("cpu")) in ("32-true", "bf16-mixed")

@@ -77,6 +77,7 @@ def test_texts_become_typed_values(text: str, name: str, value: object) -> None:
     ("text", "message"),
     [
         ("colour=red", r"colour: no such entry; expected one of network\.size, .*title"),
+        ("network.widht=5", r"network\.widht: .*; expected perhaps network\.gate\.width"),
         ("network=1", "network: no such entry"),
         ("rate=1", r"rate: several entries; expected one of network\.gate\.rate, other\.rate"),
         ("hard", "hard: no value; expected NAME=VALUE"),

@@ -9,7 +9,7 @@ from egcnn.errors import InputError
 
 SET = typer.Option("--set", metavar="NAME=VALUE", help="Any entry of config.json; repeatable.")
 EPOCHS = typer.Option(metavar="N", help="Passes over the cases (300; 30).")
-FOLD = typer.Option(metavar="K", help="Hold out fold K of five, or of splits_final.json.")
+FOLD = typer.Option(metavar="K", help="Hold out fold K of 5, or of splits_final.json.")
 DEVICE = typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:NUMBER.")
 PRECISION = typer.Option(metavar="NAME", help=f"{', '.join(PRECISIONS)} (by the device).")
 CACHE = typer.Option(metavar="DIR", help="Preprocessed cases on disk (in memory).")

@@ -168,7 +168,7 @@ def read_image(case: Case | Path | Sequence[Path], modalities: int | None = None
     if modalities is not None and len(channels) != modalities:
         raise InputError(
             f"{', '.join(map(str, paths))}: {len(channels)} channels; "
-            f"expected {modalities}, one per modality"
+            f"expected {modalities}, one per modality (a case's files joined by commas, or one 4D)"
         )
     data = channels[0][None] if len(channels) == 1 else np.stack(channels)
     image = _on_grid(torch.from_numpy(data), grid, paths[0])

@@ -92,7 +92,7 @@ def test_modalities_come_from_several_files_or_the_last_axis(tmp_path: Path) -> 
 
 def test_wrong_number_of_channels(tmp_path: Path) -> None:
     path = save(tmp_path / "all.nii.gz", varied(2, 3, 5, 3))
-    with refused("all.nii.gz", "3 channels", "expected 4"):
+    with refused("all.nii.gz", "3 channels", "expected 4", "joined by commas"):
         read_image(path, modalities=4)
 
 
