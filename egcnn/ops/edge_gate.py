@@ -55,9 +55,31 @@ def edge_gate(
 
     Source: Hatamizadeh et al. 2020, Eqs. 1 and 2.
     """
+    e, m = checked_inputs(e, m, weight_e, weight_m, bias, activation)
+    if not native(e):
+        return reference.edge_gate(e, m, weight_e, weight_m, bias, activation)
+    weights = accumulated(e, weight_e, weight_m, bias)
+    return torch.ops.egcnn.edge_gate(e, m, *weights, activation == "relu_sigmoid")
+
+
+def checked_inputs(
+    e: Tensor,
+    m: Tensor,
+    weight_e: Tensor,
+    weight_m: Tensor,
+    bias: Tensor,
+    activation: str,
+    *,
+    resampled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Both streams in one dtype, under autocast its own; of any two sizes if ``resampled``.
+
+    Raises:
+        InputError: as :func:`edge_gate`.
+    """
     check_volume("e", e, FLOATS)
     check_volume("m", m, FLOATS)
-    check_like("m", m, "e", e)
+    check_like("m", m, "e", e, resampled=resampled)
     check_choice("activation", activation, _ACTIVATIONS)
     channels_e, channels_m = e.shape[1], m.shape[1]
     gates = bias.shape[0] if bias.dim() == 1 else -1
@@ -86,12 +108,14 @@ def edge_gate(
         e, m = e.to(dtype), m.to(dtype)
     elif e.dtype != m.dtype:
         raise InputError(f"m is {m.dtype} and e {e.dtype}; expected one dtype")
-    if not native(e):
-        return reference.edge_gate(e, m, weight_e, weight_m, bias, activation)
+    return e, m
+
+
+def accumulated(e: Tensor, *weights: Tensor) -> list[Tensor]:
+    """The weights in the accumulation type of ``e``."""
     dtype = reference.accumulate_dtype(e.dtype)
     # Asking first takes a sixth of the time of a conversion that has nothing to do.
-    weights = [w if w.dtype == dtype else w.to(dtype) for w in (weight_e, weight_m, bias)]
-    return torch.ops.egcnn.edge_gate(e, m, *weights, activation == "relu_sigmoid")
+    return [w if w.dtype == dtype else w.to(dtype) for w in weights]
 
 
 torch.library.define(
@@ -117,30 +141,36 @@ def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, re
     return out
 
 
-def _arguments(
-    e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
-) -> tuple[Any, ...]:
+def _arguments(e: Tensor, m: Tensor, *others: Any) -> tuple[Any, ...]:
     """Arguments that forward and backward share."""
+    return (dense(e), dense(m), *weight_arguments(e, *others))
+
+
+def weight_arguments(
+    e: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
+) -> tuple[Any, ...]:
+    """The kernels' arguments after both streams."""
     # The switch of torch's own float32 matrix products.
     tf32 = torch.get_float32_matmul_precision() != "highest"
     gates = 1 if bias.numel() == 1 else e.shape[1]
     weights = [w.contiguous() for w in (weight_e, weight_m, bias)]
-    return (dense(e), dense(m), gates, *weights, relu, tf32)
+    return (gates, *weights, relu, tf32)
 
 
-def _empty_gradients(e: Tensor, m: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+def empty_gradients(e: Tensor, m: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """Allocate the gradients of all inputs."""
     contiguous = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     return (empty_like(e), empty_like(m), *contiguous)
 
 
 @torch.library.register_fake("egcnn::edge_gate_backward")
 def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return _empty_gradients(*inputs[:5])
+    return empty_gradients(*inputs[:5])
 
 
 @torch.library.impl("egcnn::edge_gate_backward", DEVICES)
 def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    gradients = _empty_gradients(*inputs[:5])
+    gradients = empty_gradients(*inputs[:5])
     launch("edge_gate_backward", grad, *_arguments(*inputs), dense(grad), *gradients)
     return gradients
 
