@@ -16,6 +16,7 @@ from benchmarks.cases import (
     gate_case,
     magnitude_case,
     norm_case,
+    upsampled_case,
 )
 
 SIZE = (8, 8, 8)
@@ -33,6 +34,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         magnitude_case(device, (1, 1, *SIZE), **call),
         gate_case(device, (1, 8, *SIZE), "voxel", **call),
         gate_case(device, (1, 8, *SIZE), "channel", **call),
+        upsampled_case(device, (1, 8, *SIZE), "voxel", **call),
         consistency_case(device, (1, 4, *SIZE), labels=classes, **call),
         norm_case(device, (1, 8, *SIZE), **call),
     ]

@@ -122,6 +122,8 @@ def edge_gate(
 def upsample(e: Tensor, like: Tensor) -> Tensor:
     """``e`` trilinearly at the size of ``like`` (``align_corners=False``), in accumulation type."""
     e = e.to(accumulate_dtype(e.dtype))
+    if e.shape[2:] == like.shape[2:]:
+        return e
     return F.interpolate(e, size=like.shape[2:], mode="trilinear", align_corners=False)
 
 

@@ -4,34 +4,18 @@
 #include <algorithm>
 #include <cstdint>
 #include <utility>
-#include <vector>
 
 #include "../../ops.h"
 #include "../simd/isa.h"
 #include "../simd/threads.h"
 #include "../simd/vectors.h"
+#include "adjoint.h"
 #include "axis.h"
 #include "blocks.h"
 #include "plan.h"
 #include "resampling.h"
 
 namespace egcnn::EGCNN_ISA {
-
-// out[i] = the sum of the elements of a fine row, each times the weight of coarse position i in it.
-template <class Acc>
-static inline void gather_row(const Axis<Acc>& axis, const int64_t* first, const Acc* in,
-                              Acc* out) {
-  for (int64_t i = 0; i < axis.coarse; ++i) {
-    Acc sum = 0;
-    for (int64_t x = i > 0 ? first[i - 1] : 0; x < first[i]; ++x) sum += axis.weight[x] * in[x];
-    // After the last position comes the last position.
-    const bool last = i + 1 == axis.coarse;
-    for (int64_t x = first[i]; x < first[i + 1]; ++x) {
-      sum += (last ? 1 : 1 - axis.weight[x]) * in[x];
-    }
-    out[i] = sum;
-  }
-}
 
 // The voxels of a sample whose gradients a chunk adds up, and the planes of e that they go to:
 // those before `last` are in order, and plane `last` is that of the next chunk.
@@ -57,14 +41,12 @@ struct CoarseGradientPlan {
   const Grid<Acc>& grid;
   const ResamplingPlan& plan;
   const Output& out;
-  Acc* borders;                // the first plane of each chunk and the one after its last
-  std::vector<int64_t> first;  // fine positions along the width, of each coarse one and of the end
+  Acc* borders;  // the first plane of each chunk and the one after its last
+  Adjoint<Acc> width;
 
   CoarseGradientPlan(const Grid<Acc>& grid, const ResamplingPlan& plan, const Output& out,
                      Acc* borders)
-      : grid(grid), plan(plan), out(out), borders(borders) {
-    for (int64_t i = 0; i <= grid.coarse.width; ++i) first.push_back(grid.x.first(i));
-  }
+      : grid(grid), plan(plan), out(out), borders(borders), width(grid.x) {}
 
   Acc* first_plane(int64_t chunk) const { return borders + 2 * chunk * plan.plane; }
   Acc* plane_after(int64_t chunk) const { return first_plane(chunk) + plan.plane; }
@@ -173,9 +155,8 @@ class CoarseGradient {
   void add_up(Acc* plane) {
     for (int64_t c = 0; c < grid_.coarse.channels; ++c) {
       for (int64_t y = 0; y < grid_.coarse.height; ++y) {
-        gather_row(grid_.x, shared_.first.data(),
-                   near_ + (c * grid_.coarse.height + y) * plan_.wide_pitch,
-                   plane + c * plan_.plane_pitch + y * grid_.coarse.width);
+        shared_.width.add_up(near_ + (c * grid_.coarse.height + y) * plan_.wide_pitch,
+                             plane + c * plan_.plane_pitch + y * grid_.coarse.width);
       }
     }
     std::fill(near_, near_ + plan_.wide_plane, Acc(0));

@@ -12,10 +12,10 @@ namespace egcnn::EGCNN_ISA {
 
 constexpr int64_t kMostLanes = 16;  // of floats in a vector of any instruction set
 
-// Elements of a row that may be read and written in whole vectors from any position on. An odd
+// Elements of a row of n that may be read in whole vectors, and `beyond` elements further. An odd
 // number of lines, since rows a power of two apart use few sets of the caches.
-constexpr int64_t row_pitch(int64_t n) {
-  return round_up(n + kMostLanes, 2 * kMostLanes) + kMostLanes;
+constexpr int64_t row_pitch(int64_t n, int64_t beyond = kMostLanes) {
+  return (ceil_div(n + beyond, kMostLanes) | 1) * kMostLanes;
 }
 
 struct ResamplingPlan {
@@ -31,7 +31,7 @@ struct ResamplingPlan {
   ResamplingPlan() = default;
 
   explicit ResamplingPlan(const Size& coarse)
-      : line_pitch(row_pitch(coarse.width + 1)), lines(coarse.channels * line_pitch),
+      : line_pitch(row_pitch(coarse.width, 1 + kMostLanes)), lines(coarse.channels * line_pitch),
         run(coarse.channels * coarse.width + kMostLanes) {}
 
   // With about `chunks` chunks of all samples. Each but the first in a sample adds two planes to
@@ -39,7 +39,7 @@ struct ResamplingPlan {
   ResamplingPlan(const Size& coarse, const Size& fine, int64_t chunks) : ResamplingPlan(coarse) {
     wide_pitch = row_pitch(fine.width);
     wide_plane = coarse.channels * coarse.height * wide_pitch;
-    plane_pitch = row_pitch(coarse.height * coarse.width);
+    plane_pitch = row_pitch(coarse.height * coarse.width, 2 * kMostLanes);
     plane = coarse.channels * plane_pitch;
     const int64_t most = std::max<int64_t>(coarse.depth / 2, 1);
     parts = std::clamp<int64_t>(chunks / std::max<int64_t>(coarse.batch, 1), 1, most);

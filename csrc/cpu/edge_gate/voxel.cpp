@@ -21,6 +21,38 @@
 
 namespace egcnn::EGCNN_ISA {
 
+// Whether all volumes have channels in whole vectors, and one size.
+template <class Acc>
+static bool in_vectors(const EdgeGate& p, const Size* coarse, const Tensor& like_e) {
+  const int64_t ce = p.size.channels, cm = p.main_channels;
+  return !coarse && channels_in_vectors<Acc>(p.e, ce) && channels_in_vectors<Acc>(p.m, cm) &&
+         channels_in_vectors<Acc>(like_e, ce);
+}
+
+template <class Acc>
+static bool in_vectors(const EdgeGateBackward& p, const Size* coarse) {
+  return in_vectors<Acc>(p, coarse, p.grad) &&
+         channels_in_vectors<Acc>(p.grad_e, p.size.channels) &&
+         channels_in_vectors<Acc>(p.grad_m, p.main_channels) && p.grad.dtype == p.e.dtype;
+}
+
+// Loads or interpolates a block's rows of e, and hands their vectors to use(c)(position, vector).
+template <class Acc, class Use>
+static inline void load_edge(const EdgeGate& p, Upsampled<Acc>* upsampled, const Block& block,
+                             PrefetchQueue& queue, Acc* transit, Acc* e, int64_t pitch,
+                             const Use& use) {
+  if (!upsampled) return load_each(p.e, p.size.channels, block, queue, transit, e, pitch, use);
+  upsampled->load(block, e, pitch);
+  use_each(p.size.channels, block, e, pitch, use);
+}
+
+static void queue_next(PrefetchQueue& queue, const EdgeGate& p, const Size* coarse,
+                       const Block& block) {
+  queue = PrefetchQueue();
+  if (!coarse) add_next(queue, p.e, p.size.channels, block);
+  add_next(queue, p.m, p.main_channels, block);
+}
+
 template <class Acc>
 static void voxel_gate_in(const EdgeGate& p, const Size* coarse) {
   const EdgeGatePlan plan(p, coarse);
@@ -31,9 +63,7 @@ static void voxel_gate_in(const EdgeGate& p, const Size* coarse) {
   const Output out(p.out, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
   const Resampled<Acc> resampled(p, coarse, plan);
-  const bool channels_last = !coarse && channels_in_vectors<Acc>(p.e, ce) &&
-                             channels_in_vectors<Acc>(p.m, cm) &&
-                             channels_in_vectors<Acc>(p.out, ce);
+  const bool channels_last = in_vectors<Acc>(p, coarse, p.out);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
@@ -55,19 +85,12 @@ static void voxel_gate_in(const EdgeGate& p, const Size* coarse) {
           store_vector(sums + i, load_vector(sums + i) + weight * x);
         };
       };
-      if (upsampled) {
-        upsampled->load(block, e, pitch);
-        use_each(ce, block, e, pitch, add);
-      } else {
-        load_each(p.e, ce, block, queue, transit, e, pitch, add);
-      }
+      load_edge(p, upsampled.get(), block, queue, transit, e, pitch, add);
       load_each(p.m, cm, block, queue, transit, m, pitch, [=](int64_t c) { return add(ce + c); });
       for (int64_t v = 0; v < n; v += lanes) {
         store_vector(sums + v, 1 + sigmoid<Acc>(load_vector(sums + v), low));
       }
-      queue = PrefetchQueue();
-      if (!coarse) add_next(queue, p.e, ce, block);
-      add_next(queue, p.m, cm, block);
+      queue_next(queue, p, coarse, block);
       store_each(out, ce, block, queue, transit, e, pitch, [=](int64_t c) {
         return [sums, row = e + c * pitch](int64_t i) {
           return load_vector(row + i) * load_vector(sums + i);
@@ -96,10 +119,7 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse
   const auto low = lowest<Acc>(p.relu);
   const Resampled<Acc> resampled(p, coarse, plan, out_e,
                                  weights + plan.weights + p.resources.threads * plan.scratch);
-  const bool channels_last =
-      !coarse && channels_in_vectors<Acc>(p.e, ce) && channels_in_vectors<Acc>(p.m, cm) &&
-      channels_in_vectors<Acc>(p.grad, ce) && channels_in_vectors<Acc>(p.grad_e, ce) &&
-      channels_in_vectors<Acc>(p.grad_m, cm) && p.grad.dtype == p.e.dtype;
+  const bool channels_last = in_vectors<Acc>(p, coarse);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
@@ -126,12 +146,7 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse
             store_vector(sums + i, load_vector(sums + i) + weight * x);
           };
         };
-        if (upsampled) {
-          upsampled->load(block, e, pitch);
-          use_each(ce, block, e, pitch, add);
-        } else {
-          load_each(p.e, ce, block, queue, transit, e, pitch, add);
-        }
+        load_edge(p, upsampled.get(), block, queue, transit, e, pitch, add);
         load_each(p.m, cm, block, queue, transit, m, pitch, [=](int64_t c) { return add(ce + c); });
         // The gradient of the attention value is a sum over all channels.
         load_each(p.grad, ce, block, queue, transit, grad, pitch, [=](int64_t c) {
@@ -146,9 +161,7 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse
         }
         matmul_transposed(1, depth, n, sums, e, pitch, partial);
         partial[depth] += sum_row(n, sums);
-        queue = PrefetchQueue();
-        if (!coarse) add_next(queue, p.e, ce, block);
-        add_next(queue, p.m, cm, block);
+        queue_next(queue, p, coarse, block);
         add_next(queue, p.grad, ce, block);
         const auto grad_e = [=](int64_t c) {
           return [sums, factor, row = grad + c * pitch, weight = weights[c]](int64_t i) {

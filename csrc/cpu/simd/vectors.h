@@ -117,6 +117,26 @@ static inline V permute(V v, Index index) {
   return result;
 }
 
+// The same of two consecutive vectors.
+template <class V, class Index>
+static inline V permute(V first, V second, Index index) {
+  constexpr int lanes = sizeof first / sizeof first[0];
+#if defined(__AVX512F__)
+  if constexpr (sizeof(first[0]) == 4) {
+    return V(_mm512_permutex2var_ps(__m512(first), __m512i(index), __m512(second)));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(first[0]) == 4) {
+    return index < lanes ? permute(first, index) : permute(second, index - lanes);
+  }
+#endif
+  V result;
+  for (int i = 0; i < lanes; ++i) {
+    result[i] = index[i] < lanes ? first[index[i]] : second[index[i] - lanes];
+  }
+  return result;
+}
+
 // Transposes a square matrix of vectors.
 template <int step, class Acc>
 static inline void transpose_square(Vector<Acc>* v) {
