@@ -25,7 +25,8 @@ namespace {
 // --- Arguments ---
 
 // The arguments of one call. Lists stay alive as long as this does. The first tensor is a volume;
-// all others are on its device, and all volumes have its batch and size.
+// all others are on its device, and all volumes have its batch and size,
+// unless read by read_resampled().
 class Arguments {
  public:
   const bool on_cuda;
@@ -59,6 +60,15 @@ class Arguments {
     expect(size.batch == first.batch && size.depth == first.depth && size.height == first.height &&
                size.width == first.width,
            [&] { return "the batch and volume size of " + describe(first_.tensor); });
+    check_device();
+    return size;
+  }
+
+  // A volume of another size than the first, but of its batch.
+  Size read_resampled(const char* name, Tensor& tensor) {
+    const Size size = read_volume(next(name), name, tensor);
+    expect(size.batch == first_.size.batch && size.voxels() > 0,
+           [&] { return "voxels, and the batch of " + describe(first_.tensor); });
     check_device();
     return size;
   }
@@ -168,10 +178,7 @@ void unpack(Arguments& a, SobelMagnitudeBackward& p) {
   a.read("grad_x", p.grad_x);
 }
 
-void unpack_inputs(Arguments& a, EdgeGate& p) {
-  p.size = read_floats(a, "e", p.e);
-  p.main_channels = a.read("m", p.m).channels;
-  a.expect(p.m.dtype == p.e.dtype, [&] { return "the type of e, " + name_of(p.e.dtype); });
+void unpack_weights(Arguments& a, EdgeGate& p) {
   a.read("gates", p.gates);
   a.expect(p.gates == 1 || p.gates == p.size.channels, [] { return "1 or the channels of e"; });
   const DType sums = accumulated(p.e.dtype);
@@ -182,9 +189,22 @@ void unpack_inputs(Arguments& a, EdgeGate& p) {
   a.read("tf32", p.tf32);
 }
 
+void unpack_inputs(Arguments& a, EdgeGate& p) {
+  p.size = read_floats(a, "e", p.e);
+  p.main_channels = a.read("m", p.m).channels;
+  a.expect(p.m.dtype == p.e.dtype, [&] { return "the type of e, " + name_of(p.e.dtype); });
+  unpack_weights(a, p);
+}
+
 void unpack(Arguments& a, EdgeGate& p) {
   unpack_inputs(a, p);
   a.read("out", p.out);
+}
+
+void read_weight_gradients(Arguments& a, EdgeGateBackward& p) {
+  a.read("grad_weight_e", p.grad_weight_e);
+  a.read("grad_weight_m", p.grad_weight_m);
+  a.read("grad_bias", p.grad_bias);
 }
 
 void unpack(Arguments& a, EdgeGateBackward& p) {
@@ -192,9 +212,31 @@ void unpack(Arguments& a, EdgeGateBackward& p) {
   a.read("grad", p.grad, p.size, p.e.dtype);
   a.read("grad_e", p.grad_e);
   a.read("grad_m", p.grad_m);
-  a.read("grad_weight_e", p.grad_weight_e);
-  a.read("grad_weight_m", p.grad_weight_m);
-  a.read("grad_bias", p.grad_bias);
+  read_weight_gradients(a, p);
+}
+
+// m comes first, since the other volumes but e have its size.
+template <class Params>
+void unpack_upsampled(Arguments& a, Params& p) {
+  p.size = read_floats(a, "m", p.m);
+  p.main_channels = p.size.channels;
+  p.coarse = a.read_resampled("e", p.e);
+  a.expect(p.e.dtype == p.m.dtype, [&] { return "the type of m, " + name_of(p.m.dtype); });
+  p.size.channels = p.coarse.channels;
+  unpack_weights(a, p);
+}
+
+void unpack(Arguments& a, EdgeGateUpsampled& p) {
+  unpack_upsampled(a, p);
+  a.read("out", p.out);
+}
+
+void unpack(Arguments& a, EdgeGateUpsampledBackward& p) {
+  unpack_upsampled(a, p);
+  a.read("grad", p.grad, p.size, p.e.dtype);
+  a.read_resampled("grad_e", p.grad_e);
+  a.read("grad_m", p.grad_m);
+  read_weight_gradients(a, p);
 }
 
 void read_softmax(Arguments& a, Consistency& p, const Size& size) {

@@ -98,6 +98,21 @@ def test_edge_gate(
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize(
+    ("gates", "peer"),
+    [(1, peer) for peer in MAIN["upsampled_voxel_gate"]]
+    + [(6, peer) for peer in MAIN["upsampled_channel_gate"]],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_edge_gate_upsampled(peer: Peer, gates: int, memory_format: torch.memory_format) -> None:
+    sizes = (3, 2, 4), (5, 4, 7)
+    e, m = (torch.randn(2, 6, *size).to(memory_format=memory_format) for size in sizes)
+    weights = [torch.randn(gates, 6), torch.randn(gates, 6), torch.randn(gates)]
+    inputs = tuple(tensor.requires_grad_() for tensor in (e, m, *weights))
+    compare(peer, inputs, inputs, reference.edge_gate_upsampled, 1e-5)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @peers_of("group_norm_relu")
 def test_group_norm_relu(
