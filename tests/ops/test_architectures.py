@@ -60,6 +60,29 @@ def test_channel_gate(
 
 
 @pytest.mark.usefixtures("module")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("channels", [(3, 5), (32, 32), (40, 70)])
+def test_upsampled_channel_gate(dtype: torch.dtype, channels: tuple[int, int]) -> None:
+    e, m = torch.randn(2, channels[0], 3, 5, 8), torch.randn(2, channels[1], 6, 9, 16)
+    shapes = [(channels[0], channels[0]), (channels[0], channels[1]), (channels[0],)]
+    weights = [torch.randn(s, dtype=reference.accumulate_dtype(dtype)) / 4 for s in shapes]
+    exact = [t.to(dtype).double().requires_grad_() for t in (e, m)]
+    exact += [t.double().requires_grad_() for t in weights]
+    expected = reference.edge_gate_upsampled(*exact, "sigmoid")
+    inputs = [t.to(dtype).requires_grad_() for t in (e, m)]
+    inputs += [t.clone().requires_grad_() for t in weights]
+    result = ops.edge_gate_upsampled(*inputs, activation="sigmoid")
+    grad = torch.randn(expected.shape).to(dtype)
+    result.backward(grad)
+    expected.backward(grad.double())
+    assert_near(result.detach(), expected.detach(), dtype)
+    for mine, theirs in zip(inputs, exact, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert_near(mine.grad, theirs.grad, dtype)
+
+
+@pytest.mark.usefixtures("module")
 def test_gradients_below_the_range_of_f16() -> None:
     e, m, grad = (torch.randn(1, 4, 3, 5, 8).half() for _ in range(3))
     grad = grad * 2.0**-14

@@ -47,6 +47,19 @@ def _gate(device: str, gates: int) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]
 
 
+def _upsampled_gate(device: str, gates: int) -> list[Tensor]:
+    e, m = (
+        (torch.linspace(-1, 1, 2 * 8 * n**3, device=device) * k).sin().view(2, 8, n, n, n)
+        for k, n in ((3, 12), (5, 24))
+    )
+    weights = [
+        (torch.linspace(-1, 1, gates * 8, device=device) * k).cos().view(gates, 8) for k in (1, 2)
+    ]
+    inputs = [t.requires_grad_() for t in (e, m, *weights, torch.zeros(gates, device=device))]
+    out = ops.edge_gate_upsampled(*inputs)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]
+
+
 def _consistency(device: str) -> list[Tensor]:
     z = (torch.arange(2 * 3 * 40**3, device=device) % 97).float().view(2, 3, 40, 40, 40) / 30
     z.requires_grad_()
@@ -77,6 +90,8 @@ CALLS: dict[str, Callable[[str], list[Tensor]]] = {
     "magnitude": _magnitude,
     "voxel gate": lambda device: _gate(device, 1),
     "channel gate": lambda device: _gate(device, 8),
+    "upsampled voxel gate": lambda device: _upsampled_gate(device, 1),
+    "upsampled channel gate": lambda device: _upsampled_gate(device, 8),
     "consistency": _consistency,
     "norm": lambda device: _norm(device, torch.contiguous_format),
     "norm, channels last": lambda device: _norm(device, torch.channels_last_3d),
