@@ -168,17 +168,20 @@ class CoarseGradient {
 template <class Acc, class Body>
 static inline void each_block(const EdgeGatePlan& plan, const Size& size, int64_t chunk,
                               CoarseGradient<Acc>* gradient, Body&& body) {
-  if (!gradient) {
-    int64_t first, last;
+  Planes planes{};
+  int64_t first = 0, last;
+  if (gradient) {
+    planes = gradient->begin(chunk);
+    last = ceil_div(planes.end - planes.voxel, plan.block);
+  } else {
     share(plan.jobs, plan.chunks, chunk, &first, &last);
-    for (int64_t job = first; job < last; ++job) body(block_at<Acc>(plan, size, job));
-    return;
   }
-  const Planes planes = gradient->begin(chunk);
-  for (int64_t voxel = planes.voxel; voxel < planes.end; voxel += plan.block) {
-    body(block_from<Acc>(plan, planes.batch, voxel, planes.end));
+  // One call of the body, so that it is inlined: a tenth of the channel gate's backward time.
+  for (int64_t job = first; job < last; ++job) {
+    body(gradient ? block_from<Acc>(plan, planes.batch, planes.voxel + job * plan.block, planes.end)
+                  : block_at<Acc>(plan, size, job));
   }
-  gradient->end();
+  if (gradient) gradient->end();
 }
 
 }  // namespace egcnn::EGCNN_ISA
