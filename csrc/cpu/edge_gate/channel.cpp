@@ -66,7 +66,7 @@ void channel_gate(const EdgeGate& p, const Size* coarse) {
   with_accumulator(p.e.dtype, [&](auto acc) { channel_gate_in<decltype(acc)>(p, coarse); });
 }
 
-template <class Acc>
+template <class Acc, bool kResampled>
 static void channel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse) {
   const EdgeGatePlan plan(p, coarse);
   const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
@@ -95,7 +95,7 @@ static void channel_gate_backward_in(const EdgeGateBackward& p, const Size* coar
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       double* partial = grad_weights + chunk * plan.weights;
       for (int64_t i = 0; i < plan.weights; ++i) partial[i] = 0;
-      each_block(plan, p.size, chunk, gradient.get(), [&](const Block& block) {
+      const auto differentiate = [&](const Block& block) __attribute__((always_inline)) {
         Acc *e = inputs.load(block, queue), *m = e + ce * pitch, *grad = m + cm * pitch;
         for (int64_t v = 0; v < block.padded; v += panel) {
           matmul(gates, depth, weights, depth, 1, e + v, pitch, sums + v, pitch, false, queue);
@@ -118,13 +118,14 @@ static void channel_gate_backward_in(const EdgeGateBackward& p, const Size* coar
           matmul(cm, gates, weights + ce, 1, depth, sums + v, pitch, m + v, pitch, false, queue);
         }
         inputs.finish(queue);
-        if (gradient) {
+        if constexpr (kResampled) {
           gradient->add(block, grad, pitch);
         } else {
           store_block(p.grad_e, ce, block, out_e.stream, transit, grad, pitch);
         }
         store_block(p.grad_m, cm, block, out_m.stream, transit, m, pitch);
-      });
+      };
+      each_block<kResampled>(plan, p.size, chunk, gradient.get(), differentiate);
     }
     resampled.store_borders(scratch);
     stream_fence();
@@ -133,8 +134,13 @@ static void channel_gate_backward_in(const EdgeGateBackward& p, const Size* coar
 }
 
 void channel_gate_backward(const EdgeGateBackward& p, const Size* coarse) {
-  with_accumulator(p.e.dtype,
-                   [&](auto acc) { channel_gate_backward_in<decltype(acc)>(p, coarse); });
+  with_accumulator(p.e.dtype, [&](auto acc) {
+    if (coarse) {
+      channel_gate_backward_in<decltype(acc), true>(p, coarse);
+    } else {
+      channel_gate_backward_in<decltype(acc), false>(p, nullptr);
+    }
+  });
 }
 
 }  // namespace egcnn::EGCNN_ISA

@@ -105,7 +105,7 @@ void voxel_gate(const EdgeGate& p, const Size* coarse) {
   with_accumulator(p.e.dtype, [&](auto acc) { voxel_gate_in<decltype(acc)>(p, coarse); });
 }
 
-template <class Acc>
+template <class Acc, bool kResampled>
 static void voxel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse) {
   const EdgeGatePlan plan(p, coarse);
   const int64_t ce = p.size.channels, cm = p.main_channels;
@@ -133,7 +133,7 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       double* partial = grad_weights + chunk * plan.weights;
       for (int64_t i = 0; i < plan.weights; ++i) partial[i] = 0;
-      each_block(plan, p.size, chunk, gradient.get(), [&](const Block& block) {
+      const auto differentiate = [&](const Block& block) __attribute__((always_inline)) {
         if (channels_last) {
           voxel_channels_last_backward<Acc>(p, block, weights, out_e.stream, out_m.stream, {ce, e},
                                             {cm, m}, {ce, grad}, partial);
@@ -168,7 +168,7 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse
             return load_vector(row + i) * load_vector(factor + i) + weight * load_vector(sums + i);
           };
         };
-        if (gradient) {
+        if constexpr (kResampled) {
           make_each(ce, block, queue, grad, pitch, grad_e);
           gradient->add(block, grad, pitch);
         } else {
@@ -179,7 +179,8 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse
             return weight * load_vector(sums + i);
           };
         });
-      });
+      };
+      each_block<kResampled>(plan, p.size, chunk, gradient.get(), differentiate);
     }
     resampled.store_borders(e);
     stream_fence();
@@ -188,7 +189,13 @@ static void voxel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse
 }
 
 void voxel_gate_backward(const EdgeGateBackward& p, const Size* coarse) {
-  with_accumulator(p.e.dtype, [&](auto acc) { voxel_gate_backward_in<decltype(acc)>(p, coarse); });
+  with_accumulator(p.e.dtype, [&](auto acc) {
+    if (coarse) {
+      voxel_gate_backward_in<decltype(acc), true>(p, coarse);
+    } else {
+      voxel_gate_backward_in<decltype(acc), false>(p, nullptr);
+    }
+  });
 }
 
 }  // namespace egcnn::EGCNN_ISA
