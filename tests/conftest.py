@@ -27,7 +27,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if not everything or option.usepdb or not config.pluginmanager.hasplugin("xdist"):
         return
-    if option.numprocesses is None:
+    is_worker = hasattr(config, "workerinput")  # which starts none of its own
+    if option.numprocesses is None and not is_worker:
         option.numprocesses = min(usable_cores(), MOST_PROCESSES)
         option.dist = "loadfile"
         option.loadscopereorder = False
