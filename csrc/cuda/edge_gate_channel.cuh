@@ -84,9 +84,8 @@ __device__ __forceinline__ void apply_gates(const LaneValues<T>& e, bool relu,
 }
 
 // Of sums and the incoming gradient g makes the slopes of the loss in the arguments of the
-// activations, rounded as factors of products. Calls past(c, v, value, slope) with the gradient of
-// e past the gates and the slope before rounding.
-template <bool tf32, class T, class E, class Past>
+// activations. Calls past(c, v, value) with the gradient of e past the gates.
+template <class T, class E, class Past>
 __device__ __forceinline__ void make_slopes(const LaneValues<E>& e, const LaneValues<T>& g,
                                             bool relu, LaneArray<Accumulate<T>>& slopes,
                                             Past&& past) {
@@ -96,11 +95,19 @@ __device__ __forceinline__ void make_slopes(const LaneValues<E>& e, const LaneVa
 #pragma unroll
     for (int v = 0; v < kLaneVoxels; ++v) {
       const Acc y = g(c, v), alpha = attention(slopes[c][v], relu);
-      const Acc slope = attention_slope(slopes[c][v], alpha, relu);
-      const Acc product = y * e(c, v) * slope;
-      slopes[c][v] = factor<kSplit<tf32, T>>(product);
-      past(c, v, y * alpha + y, product);
+      slopes[c][v] = y * e(c, v) * attention_slope(slopes[c][v], alpha, relu);
+      past(c, v, y * alpha + y);
     }
+  }
+}
+
+// Rounds slopes as factors of products.
+template <bool split, class Acc>
+__device__ __forceinline__ void round_slopes(LaneArray<Acc>& slopes) {
+#pragma unroll
+  for (int c = 0; c < kLaneChannels; ++c) {
+#pragma unroll
+    for (int v = 0; v < kLaneVoxels; ++v) slopes[c][v] = factor<split>(slopes[c][v]);
   }
 }
 

@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kBackwardThreads<T>, kChannelBackwardBlocks<T>
     staging.store_values(e);
     add_chunk<tf32>(e, gate.weights.sum_fragments(0, 0), slopes);
     arrange(grad, g);
-    make_slopes<tf32>(e, g, gate.relu, slopes,
-                      [&](int c, int v, Acc value, Acc) { result[c][v] = value; });
+    make_slopes(e, g, gate.relu, slopes, [&](int c, int v, Acc value) { result[c][v] = value; });
+    round_slopes<split>(slopes);
     staging.store_slopes(slopes);
     multiply<split, split>(slopes, gate.weights.grad_fragments(0, 0), result);
     store(grad_e, gate.e_channels, place, 0, result);

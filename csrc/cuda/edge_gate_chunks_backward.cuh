@@ -21,9 +21,10 @@ __device__ __forceinline__ void make_slopes(const ChannelGate<T, true>& gate,
   load(gate.e, gate.e_channels, place, gates, x);
   gate_sums<tf32>(gate, place, gates, x, slopes);
   load(grad, gate.e_channels, place, gates, g);  // late, because registers are short
-  make_slopes<tf32>(x, g, gate.relu, slopes, [&](int c, int v, Acc value, Acc) {
+  make_slopes(x, g, gate.relu, slopes, [&](int c, int v, Acc value) {
     if (chunk == gates) result[c][v] += value;
   });
+  round_slopes<kSplit<tf32, T>>(slopes);
 }
 
 // Writes a chunk of the gradient of e, or of m.

@@ -17,8 +17,8 @@ struct KeptColumns {
   __device__ Acc* place(int64_t column) const { return row + column; }
 };
 
-// All gates have the same weights, whose gradients are the sums over the gates. A thread has a
-// channel of e or of m, or the bias.
+// All gates have the same weights, whose gradients are the sums over the gates: of the weights, one
+// gate has them all (tie_slopes). A thread has a channel of e or of m, or the bias.
 template <class Acc>
 __global__ void __launch_bounds__(256)
     sum_gates_kernel(ChannelColumns<Acc> columns, const Acc* row) {

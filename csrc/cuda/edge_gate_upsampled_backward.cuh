@@ -52,15 +52,47 @@ __device__ __forceinline__ void step(const Grid<Acc>& grid, RowVoxels& place) {
   place.position += grid.y().fine * grid.x().fine;
 }
 
-// The gradient of the bias, of slopes before they are rounded: one attention value per voxel has a
-// single bias, to which the slopes of all channels add up, and may cancel.
+// One attention value per voxel: adds the slopes of a voxel's gates, which may cancel and hence are
+// not rounded yet, to `sums` of the lane. With the last chunk of gates, all go to its first gate.
+template <class Acc>
+__device__ __forceinline__ void tie_slopes(Acc (&sums)[kLaneVoxels], bool last,
+                                           LaneArray<Acc>& slopes) {
+#pragma unroll
+  for (int v = 0; v < kLaneVoxels; ++v) {
+#pragma unroll
+    for (int c = 0; c < kLaneChannels; ++c) {
+      sums[v] += slopes[c][v];
+      slopes[c][v] = 0;
+    }
+  }
+  if (!last) return;
+  sum_over_channels(sums);
+#pragma unroll
+  for (int v = 0; v < kLaneVoxels; ++v) slopes[0][v] = lane_channel() == 0 ? sums[v] : Acc(0);
+}
+
+// The sums of slopes over a tile's voxels, as sum_over_voxels() returns them.
+template <class Acc>
+__device__ __forceinline__ Acc sum_slopes(const LaneArray<Acc>& slopes) {
+  Acc sums[kLaneChannels];
+#pragma unroll
+  for (int c = 0; c < kLaneChannels; ++c) {
+    sums[c] = 0;
+#pragma unroll
+    for (int v = 0; v < kLaneVoxels; ++v) sums[c] += slopes[c][v];
+  }
+  return sum_over_voxels(sums);
+}
+
+// The gradient of the bias, of slopes before they are rounded or tied: those of one attention value
+// per voxel add up to a single number, and may cancel.
 template <class Acc, int warps>
 struct BiasSums {
   Acc sums[warps][kChunk];
 
-  // Of sum_over_voxels().
-  __device__ __forceinline__ void store(Acc sum) {
-    sums[threadIdx.x / kWarpSize][lane_channel() + lane_index() / 4] = sum;
+  // Where a lane has what sum_slopes() returns.
+  __device__ __forceinline__ Acc& own() {
+    return sums[threadIdx.x / kWarpSize][lane_channel() + lane_index() / 4];
   }
   // The sum over the warps, for the channel of the thread's index.
   __device__ __forceinline__ Acc add() const {
@@ -71,8 +103,8 @@ struct BiasSums {
   }
 };
 
-// e is interpolated while m is on its way. With `add`, the gradients of
-// the weights are added to those of earlier launches.
+// e is interpolated while m is on its way. With `add`, the gradients of the weights are added to
+// those of earlier launches.
 template <bool tf32, class T>
 __global__ void __launch_bounds__(kMarchThreads<T>, kMarchBlocks)
     upsampled_gate_backward_kernel(UpsampledGate<T, false> gate, Columns<Accumulate<T>> columns,
@@ -88,7 +120,7 @@ __global__ void __launch_bounds__(kMarchThreads<T>, kMarchBlocks)
   auto& staging = stagings[threadIdx.x / kWarpSize];
   for (int i = threadIdx.x; i < 2 * kFragments; i += blockDim.x) products[i] = 0;
 
-  Acc grad_bias = 0;
+  bias_sums.own() = 0;  // in shared memory, because registers are short
   for (uint32_t index = blockIdx.x; index < columns.count; index += gridDim.x) {
     const Column<Acc> column(columns, index);
     March<Acc, warps> march(columns, column, 0, planes);
@@ -110,12 +142,13 @@ __global__ void __launch_bounds__(kMarchThreads<T>, kMarchBlocks)
       if (together) staging.store_values(m, 1);
       add_chunk<tf32>(m, gate.weights.sum_fragments(0, 1), slopes);
       arrange(grad, g);
-      Acc bias[kLaneChannels] = {};
-      make_slopes<tf32>(e, g, gate.relu, slopes, [&](int c, int v, Acc value, Acc slope) {
-        result[c][v] = value;
-        bias[c] += slope;
-      });
-      grad_bias += sum_over_voxels(bias);
+      make_slopes(e, g, gate.relu, slopes, [&](int c, int v, Acc value) { result[c][v] = value; });
+      bias_sums.own() += sum_slopes(slopes);
+      if (gate.gates == 1) {
+        Acc sums[kLaneVoxels] = {};
+        tie_slopes(sums, true, slopes);
+      }
+      round_slopes<split>(slopes);
       staging.store_slopes(slopes);
       multiply<split, split>(slopes, gate.weights.grad_fragments(0, 0), result);
       march.add(place.z, result);
@@ -137,7 +170,6 @@ __global__ void __launch_bounds__(kMarchThreads<T>, kMarchBlocks)
   }
 
   Acc* const partial = partials + blockIdx.x * (2 * kFragments + kChunk);
-  bias_sums.store(grad_bias);
   __syncthreads();
   if (threadIdx.x < kChunk) {
     Acc& to = partial[2 * kFragments + threadIdx.x];

@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kMarchThreads<T>, 2)
     for (RowVoxels place = first_place(gate, columns, column); place.z < column.z_end;
          step(columns.grid, place)) {
       if (of_e) march.advance(place.z);
+      Acc sums[kLaneVoxels] = {};
 #pragma unroll 1
       for (int gates = 0; gates < gate_chunks; ++gates) {
         LaneArray<Acc> slopes, result = {};
@@ -44,12 +45,12 @@ __global__ void __launch_bounds__(kMarchThreads<T>, 2)
         interpolate(gate.coarse, place, gates, e);
         LaneValues<T> g;
         load(grad, gate.e_channels, place, gates, g);
-        Acc bias[kLaneChannels] = {};
-        make_slopes<tf32>(e, g, gate.relu, slopes, [&](int c, int v, Acc value, Acc slope) {
+        make_slopes(e, g, gate.relu, slopes, [&](int c, int v, Acc value) {
           if (chunk == gates) result[c][v] += value;
-          bias[c] += slope;
         });
-        if (chunk == 0) bias_sums.store(sum_over_voxels(bias));
+        if (chunk == 0) bias_sums.own() = sum_slopes(slopes);
+        if (gate.gates == 1) tie_slopes(sums, gates == gate_chunks - 1, slopes);
+        round_slopes<split>(slopes);
         staging.store_slopes(slopes);
         multiply<split, split>(slopes, gate.weights.grad_fragments(gates, chunk), result);
         if (of_e) {

@@ -307,7 +307,7 @@ struct WindowRange {
 
 // Adds up the windows. A block has 32 voxels of a row and a chunk of channels.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 5)  // a sixth block would spill registers
     sum_windows_kernel(Columns<Accumulate<T>> columns, Tensor to, int64_t channels) {
   using Acc = Accumulate<T>;
   constexpr int warps = 8;
