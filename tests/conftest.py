@@ -25,11 +25,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite on all cores; a few named tests start faster in one process."""
     option = config.option
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if not everything or option.usepdb or not config.pluginmanager.hasplugin("xdist"):
-        return
     is_worker = hasattr(config, "workerinput")  # which starts none of its own
-    if option.numprocesses is None and not is_worker:
+    if not everything or is_worker or option.usepdb:
+        return
+    if config.pluginmanager.hasplugin("xdist") and option.numprocesses is None:
         option.numprocesses = min(usable_cores(), MOST_PROCESSES)
+        # Threads that wait for cores which other processes have taken cost more than they gain.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         option.dist = "loadfile"
         option.loadscopereorder = False
 

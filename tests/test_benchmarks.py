@@ -233,7 +233,8 @@ def test_gpu_script_without_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", [gpu, gpu_profile])
 def test_gpu_scripts_know_each_operator(script: Any) -> None:
     found = {case.operator for case in script.cases(torch.device("cpu"), True)}
-    assert found == set(PEERS)
+    # On CUDA the total loss is made of the kernels of other operators.
+    assert found | {"total_loss"} == set(PEERS)
 
 
 def test_a_fault_costs_one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,14 +283,14 @@ def test_the_documented_trainer_is_found() -> None:
     assert "class nnUNetTrainerEGCNNShort(nnUNetTrainerEGCNN):" in documented_trainer()
 
 
-def test_the_documented_command_names_the_folder() -> None:
+def test_the_documented_command_names_the_folder(tmp_path: Path) -> None:
     (line,) = re.findall("^export nnUNet_extTrainer=.*", PAGE.read_text(encoding="utf-8"), re.M)
     line = line.replace("$(python ", f"$({shlex.quote(sys.executable)} ")
     environment = {**os.environ, "PYTHONPATH": str(Path(egcnn.__file__).parents[1])}
     script = f'{line}; printf %s "$nnUNet_extTrainer"'
-    assert subprocess.check_output(["sh", "-c", script], env=environment) == os.fsencode(
-        egcnn.nnunet.FOLDER
-    )
+    # Elsewhere than in the checkout, which `python -c` would import first.
+    found = subprocess.check_output(["sh", "-c", script], env=environment, cwd=tmp_path)
+    assert found == os.fsencode(egcnn.nnunet.FOLDER)
 
 
 @pytest.mark.slow

@@ -86,8 +86,7 @@ def gumbel_consistency(
         if target.is_floating_point():
             target = target > 0.5
     check_like("target", target, "logits", logits)
-    if not tau > 0:
-        raise InputError(f"tau is {tau}; expected a temperature above 0")
+    check_tau(tau)
     seeds = seed_tensor(seed, logits.shape[0], logits.device)
     options = (float(tau), hard, activation, support)
     if ignored is not None:
@@ -121,6 +120,12 @@ def _loss(
     if native(logits):
         return torch.ops.egcnn.gumbel_consistency(logits, target, seed, *options)[0]
     return reference.gumbel_consistency(logits, target, seed, *options)
+
+
+def check_tau(tau: float) -> None:
+    """Raise InputError unless ``tau`` is a temperature."""
+    if not tau > 0:
+        raise InputError(f"tau is {tau}; expected a temperature above 0")
 
 
 def check_classes(logits: Tensor) -> None:

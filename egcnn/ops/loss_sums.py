@@ -26,9 +26,9 @@ from egcnn.ops._tensors import (
     register_autograd,
     register_no_second_derivative,
 )
-from egcnn.ops.consistency import check_classes, gumbel_consistency, seed_tensor
+from egcnn.ops.consistency import check_classes, check_tau, gumbel_consistency, seed_tensor
 from egcnn.ops.region_sums import region_sums
-from egcnn.ops.sobel_edges import sobel_edges
+from egcnn.ops.sobel_edges import check_threshold, region_lists, sobel_edges
 
 
 class LossSums(NamedTuple):
@@ -104,10 +104,8 @@ def loss_sums(
     types = (torch.bool, *INTEGERS)
     check_volume("labels", labels, types, channels=channels if regions is None else 1)
     check_like("labels", labels, "logits", logits)
-    if not threshold >= 0:
-        raise InputError(f"threshold is {threshold}; expected a number of at least 0")
-    if not tau > 0:
-        raise InputError(f"tau is {tau}; expected a temperature above 0")
+    check_threshold(threshold)
+    check_tau(tau)
     seeds = seed_tensor(seed, logits.shape[0], logits.device)
     softmax = activation == "softmax"
     # Only the CPU's kernels do it at once.
@@ -127,9 +125,7 @@ def loss_sums(
                 logits, target, tau=tau, hard=hard, activation=activation, seed=seeds
             ),
         )
-    values = [int(value) for region in regions or () for value in region]
-    counts = [len(region) for region in regions or ()]
-    options = (softmax, values, counts, float(tau), hard, float(threshold))
+    options = (softmax, *region_lists(regions), float(tau), hard, float(threshold))
     sums, edge_sums, consistency, _ = torch.ops.egcnn.loss_sums(
         logits, edge_logits, labels, seeds, *options
     )

@@ -49,24 +49,34 @@ def sobel_edges(
 
     Source: Hatamizadeh et al. 2020, section 2.1.
     """
-    if not threshold >= 0:
-        raise InputError(f"threshold is {threshold}; expected a number of at least 0")
+    check_threshold(threshold)
     if regions is None:
         check_volume("labels", labels, (torch.bool, *INTEGERS, *FLOATS))
-        values, counts = [], []
     else:
         check_volume("labels", labels, (torch.bool, *INTEGERS), channels=1)
         if len(regions) == 0 or any(len(region) == 0 for region in regions):
             raise InputError(
                 f"regions is {regions!r}; expected at least one region, each with a label value"
             )
-        values = [int(value) for region in regions for value in region]
-        counts = [len(region) for region in regions]
     if labels.requires_grad:
         labels = labels.detach()
     if native(labels):
-        return torch.ops.egcnn.sobel_edges(labels, values, counts, threshold)
+        return torch.ops.egcnn.sobel_edges(labels, *region_lists(regions), threshold)
     return reference.sobel_edges(labels, regions, threshold)
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise InputError unless ``threshold`` can be one of Sobel magnitudes."""
+    if not threshold >= 0:
+        raise InputError(f"threshold is {threshold}; expected a number of at least 0")
+
+
+def region_lists(regions: Sequence[Sequence[int]] | None) -> tuple[list[int], list[int]]:
+    """The label values of all regions, one after the other, and how many each has, for kernels."""
+    if regions is None:
+        return [], []
+    values = [int(value) for region in regions for value in region]
+    return values, [len(region) for region in regions]
 
 
 def sobel_magnitude(x: Tensor) -> Tensor:
