@@ -1,16 +1,5 @@
 """The fused operators; importing them needs only torch and numpy.
 
-operator                    computes                                    source
-==========================  ==========================================  ============================
-:func:`sobel_edges`         binary edge targets from labels             section 2.1
-:func:`sobel_magnitude`     3D Sobel gradient magnitude                 section 2.1
-:func:`edge_gate`           edge-gated attention with residual          Eqs. 1 and 2
-:func:`gumbel_consistency`  mismatch of predicted and true edges        Eqs. 7 and 8
-:func:`group_norm_relu`     GroupNorm with ReLU                         Wu and He, 2018
-:func:`region_sums`         sums of the Dice and edge losses            Eqs. 4 to 6
-:func:`loss_sums`           sums of the total loss, in one pass         Eqs. 3 to 8
-==========================  ==========================================  ============================
-=======
 ===========================  ==========================================  ===========================
 operator                     computes                                    source
 ===========================  ==========================================  ===========================
