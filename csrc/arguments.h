@@ -12,8 +12,8 @@
 namespace egcnn {
 
 // The arguments of one call. Lists stay alive as long as this does. The first tensor is a volume;
-// all others are on its device, and all volumes have its batch and size,
-// unless read by read_resampled().
+// all others are on its device, and all volumes have its batch and size, or its batch alone if read
+// by read_resampled().
 class Arguments {
  public:
   const bool on_cuda;

@@ -109,6 +109,7 @@ void unpack(Arguments& a, EdgeGateBackward& p) {
 template <class Params>
 void unpack_upsampled(Arguments& a, Params& p) {
   p.size = read_floats(a, "m", p.m);
+  a.expect(p.size.voxels() > 0, [] { return "voxels"; });
   p.main_channels = p.size.channels;
   p.coarse = a.read_resampled("e", p.e);
   a.expect(p.e.dtype == p.m.dtype, [&] { return "the type of m, " + name_of(p.m.dtype); });

@@ -24,7 +24,7 @@ struct UpsampledGate : ChannelGate<T, many> {
         plane_tiles(uint32_t(divide_up<int64_t>(p.size.height, kTileRows)) * row_tiles) {
     // A lane's voxels are whole vectors where rows are.
     this->m = AnyView<T>(p.m, p.main_channels, p.size.width);
-    this->tiles = uint32_t(p.size.batch * p.size.depth * plane_tiles);
+    this->tiles = uint32_t(count_tiles(p.size));
   }
 
   __device__ __forceinline__ RowVoxels place(int batch, int z, int y, int x) const {

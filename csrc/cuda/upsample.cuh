@@ -11,6 +11,11 @@ namespace {
 constexpr int kTileWidth = 16;
 constexpr int kTileRows = kTile / kTileWidth;
 
+inline int64_t count_tiles(const Size& size) {
+  return size.batch * size.depth * divide_up<int64_t>(size.height, kTileRows) *
+         divide_up<int64_t>(size.width, kTileWidth);
+}
+
 // The position of a lane's voxels; `count` is 0 or less outside of the volume.
 struct RowVoxels {
   int batch, z, y, x, count;
@@ -162,7 +167,12 @@ void prepare(const Params& p, const Coarse<T>& coarse) {
   if (p.coarse.voxels() * coarse.channels > 0xFFFFFFFF) {
     throw std::runtime_error(
         "egcnn: e is too large for edge_gate_upsampled: expected fewer than "
-        "2^32 elements a sample");
+        "2^32 elements a sample, with the channels padded to a multiple of 8");
+  }
+  if (count_tiles(p.size) > 0x7FFFFFFF) {
+    throw std::runtime_error(
+        "egcnn: m is too large for edge_gate_upsampled: expected fewer than "
+        "2^31 tiles of 2x16 voxels of a plane");
   }
   launch(name, resources, 8, 256, 0, axes_kernel<Accumulate<T>>, coarse.grid);
   const int64_t groups = divide_up<int64_t>(p.coarse.voxels(), 32);
@@ -215,7 +225,8 @@ struct CoarseRows {
   }
 };
 
-// The lane's voxels of a chunk, 0 where there are none.
+// The lane's voxels of a chunk, all 0 if the volume has none of them or none of the channels. Past
+// the end of a row that it has a part of, they are between the coarse voxels there.
 template <class T>
 __device__ __forceinline__ void interpolate(const Coarse<T>& from, const RowVoxels& place,
                                             int64_t chunk, LaneValues<Accumulate<T>>& x) {

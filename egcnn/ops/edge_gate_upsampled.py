@@ -47,7 +47,8 @@ def edge_gate_upsampled(
         activation: as in :func:`edge_gate`.
 
     Returns:
-        The gated edge stream ``(B, Ce, D, H, W)``, with the dtype of ``e`` and the layout of ``m``.
+        The gated edge stream ``(B, Ce, D, H, W)``, with the dtype of ``e`` and the layout of ``m``
+        (of ``e`` if both have one size).
 
     Raises:
         InputError: as :func:`edge_gate`; and for a volume without voxels, unless both have one

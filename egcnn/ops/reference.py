@@ -124,6 +124,8 @@ def upsample(e: Tensor, like: Tensor) -> Tensor:
     e = e.to(accumulate_dtype(e.dtype))
     if e.shape[2:] == like.shape[2:]:
         return e
+    if e.shape[1] == 0:  # which interpolate refuses
+        return e.reshape(*e.shape[:2], *like.shape[2:])
     return F.interpolate(e, size=like.shape[2:], mode="trilinear", align_corners=False)
 
 

@@ -13,8 +13,8 @@ from egcnn.ops import reference
 from egcnn.ops._tensors import FLOATS
 
 from ..tolerances import assert_near
+from .test_edge_gate_upsampled import FORMATS, arguments, assert_gradients_near
 
-FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 Size = tuple[int, int, int]
 # (B, Ce, Cm), size of e, size of m. The kernels know the weights in x where m is twice as wide.
 CASES = [
@@ -35,22 +35,6 @@ CASES = [
 def cuda_kernels(request: pytest.FixtureRequest, device: str) -> None:
     if request.node.callspec.params["device"] == "cpu":
         pytest.skip("a test of the CUDA kernels")
-
-
-def arguments(
-    channels: Size,
-    coarse: Size,
-    fine: Size,
-    gates: int,
-    dtype: torch.dtype,
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> list[Tensor]:
-    batch, ce, cm = channels
-    e = torch.randn(batch, ce, *coarse).to(dtype).contiguous(memory_format=memory_format)
-    m = torch.randn(batch, cm, *fine).to(dtype).contiguous(memory_format=memory_format)
-    weights = reference.accumulate_dtype(dtype)
-    shapes = [(gates, ce), (gates, cm), (gates,)]
-    return [e, m, *(torch.randn(shape, dtype=weights) / 2 for shape in shapes)]
 
 
 def gradients(grad: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
@@ -81,9 +65,8 @@ def test_value_and_gradients_against_float64(
     result = torch.ops.egcnn.edge_gate_upsampled(*inputs, False)
     assert_near(result, expected.detach(), dtype)
     first, again = gradients(grad, inputs), gradients(grad, inputs)
-    for mine, theirs, same in zip(first, exact, again, strict=True):
-        assert_near(mine, theirs.grad, dtype)
-        assert torch.equal(mine, same)
+    assert_gradients_near(first, exact, dtype)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_memory_at_odd_addresses() -> None:
@@ -110,3 +93,21 @@ def test_nan_stays_in_the_voxels_that_depend_on_it(fine: Size) -> None:
     reference.edge_gate_upsampled(*exact, "sigmoid").backward(grad)
     assert exact[0].grad is not None
     assert torch.equal(gradients(grad, inputs)[0].isnan(), exact[0].grad.isnan())
+
+
+@pytest.mark.parametrize(
+    ("batch", "coarse", "fine", "message"),
+    [
+        (1, (1, 2**15, 2**14), (1, 1, 1), "e is too large"),
+        (2**20, (1, 1, 1), (2**11, 1, 1), "m is too large"),
+    ],
+)
+def test_more_than_32_bits_count_is_refused(
+    device: str, batch: int, coarse: Size, fine: Size, message: str
+) -> None:
+    if device == "cuda":
+        pytest.skip("takes gigabytes, which other devices do not touch")
+    e, m = (torch.empty(batch, 1, *size, dtype=torch.float16) for size in (coarse, fine))
+    one = torch.ones(1, 1)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.egcnn.edge_gate_upsampled(e, m, one, one, one[0], True)

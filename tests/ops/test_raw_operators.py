@@ -51,6 +51,7 @@ def changed(arguments: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ..
         ("edge_gate_upsampled", changed(COARSE, 0, X[0]), "e is float32 of .*expected five dim"),
         ("edge_gate_upsampled", changed(COARSE, 0, X[:, :, :0]), "e is float32 of .*expected vox"),
         ("edge_gate_upsampled", changed(COARSE, 0, torch.cat([X, X])), "e is .*and the batch of"),
+        ("edge_gate_upsampled", changed(COARSE, 1, X[:, :, :0]), "m is float32 of .*expected vox"),
         ("edge_gate_upsampled", changed(COARSE, 1, X.half()), "e is float32 of .*the type of m"),
         ("edge_gate_upsampled", changed(COARSE, 3, torch.zeros(2, 3)), "weight_m is float32 of"),
         ("edge_gate_upsampled_backward", (X[..., :4], *COARSE), "grad is float32 of shape"),

@@ -45,7 +45,7 @@ struct EdgeGatePlan {
                      can_stage(p.gates, {&p.m, &p.grad, coarse ? &p.m : &p.e})) {
     if (coarse) {
       resampling = ResamplingPlan(*coarse, p.size, chunks);
-      chunks = p.size.empty() ? 0 : p.size.batch * resampling.parts;
+      chunks = jobs == 0 ? 0 : p.size.batch * resampling.parts;
     }
     scratch += resampling.scratch();
   }
