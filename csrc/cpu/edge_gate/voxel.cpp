@@ -108,14 +108,12 @@ void voxel_gate(const EdgeGate& p, const Size* coarse) {
 template <class Acc, bool kResampled>
 static void voxel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse) {
   const EdgeGatePlan plan(p, coarse);
-  const int64_t ce = p.size.channels, cm = p.main_channels;
-  const int64_t depth = plan.inputs, pitch = plan.pitch;
+  const int64_t ce = p.size.channels, cm = p.main_channels, depth = plan.inputs, pitch = plan.pitch;
   constexpr int64_t lanes = kLanes<Acc>;
   double* grad_weights = static_cast<double*>(p.resources.workspace);
   Acc* weights = reinterpret_cast<Acc*>(grad_weights + plan.chunks * plan.weights);
   pack_weights(p, weights);
-  const Output out_e(p.grad_e, p.size.batch);
-  const Output out_m(p.grad_m, p.size.batch);
+  const Output out_e(p.grad_e, p.size.batch), out_m(p.grad_m, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
   const Resampled<Acc> resampled(p, coarse, plan, out_e,
                                  weights + plan.weights + p.resources.threads * plan.scratch);
