@@ -314,8 +314,7 @@ def _upsampled(gate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A gate after trilinear interpolation, an operator of its own."""
 
     def function(e: Tensor, m: Tensor, *weights: Tensor) -> Tensor:
-        up = F.interpolate(e, size=m.shape[2:], mode="trilinear", align_corners=False)
-        return gate(up, m, *weights)
+        return gate(call_interpolate(e, m), m, *weights)
 
     return function
 
