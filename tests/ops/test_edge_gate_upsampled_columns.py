@@ -27,7 +27,7 @@ CASES = [
     ((1, 4, 4), (13, 9, 40), (4, 3, 7)),  # to a smaller volume, which skips coarse voxels
     ((1, 4, 4), (2, 30, 5), (9, 7, 20)),  # smaller along one axis, larger along others
     ((1, 33, 5), (2, 3, 4), (4, 6, 8)),  # two chunks of e
-    ((1, 40, 70), (5, 2, 9), (17, 5, 18)),  # two and three, in segments
+    ((1, 40, 70), (5, 2, 5), (17, 5, 10)),  # two and three, in segments
 ]
 
 
