@@ -17,6 +17,7 @@ from benchmarks.cases import (
     magnitude_case,
     norm_case,
     sums_case,
+    upsampled_case,
 )
 
 SIZE = (8, 8, 8)
@@ -34,6 +35,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         magnitude_case(device, (1, 1, *SIZE), **call),
         gate_case(device, (1, 8, *SIZE), "voxel", **call),
         gate_case(device, (1, 8, *SIZE), "channel", **call),
+        upsampled_case(device, (1, 8, *SIZE), "voxel", **call),
         consistency_case(device, (1, 4, *SIZE), labels=classes, **call),
         norm_case(device, (1, 8, *SIZE), **call),
         sums_case(device, (1, 3, *SIZE), **call),

@@ -294,6 +294,48 @@ def gate_case(
     )
 
 
+def upsampled_case(
+    device: torch.device,
+    shape: Sequence[int],
+    gate: str,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = CONTIGUOUS,
+    *,
+    group: str = "main",
+) -> Case:
+    """The edge gate of an edge stream at half the resolution; ``shape`` is that of the output."""
+    batch, channels, *size = shape
+    coarse = [(n + 1) // 2 for n in size]
+    gates = 1 if gate == "voxel" else channels
+
+    def plan() -> Plan:
+        def draw() -> Inputs:
+            e = normal((batch, channels, *coarse), device, dtype, memory_format)
+            m, grad = (normal(shape, device, dtype, memory_format) for _ in range(2))
+            weights = [torch.randn(gates, channels, device=device) * 0.1 for _ in range(2)]
+            weights.append(torch.randn(gates, device=device) * 0.1)
+            leaves = tuple(tensor.requires_grad_() for tensor in (e, m, *weights))
+            return Inputs(leaves, leaves, grad)
+
+        fine = math.prod(shape) * dtype.itemsize
+        small = batch * channels * math.prod(coarse) * dtype.itemsize
+        forward, backward = 2 * fine + small, 3 * fine + 2 * small
+        moved = {"forward": forward, "backward": backward, "both": forward + backward}
+        return Plan(draw, moved)
+
+    return Case(
+        name=f"upsampled {gate} gate{describe_type(dtype, memory_format)} {shape_name(*shape)}",
+        operator=f"upsampled_{gate}_gate",
+        ours=ops.edge_gate_upsampled,
+        voxels=batch * math.prod(size),
+        parts=parts_of(group),
+        plan=plan,
+        group=group,
+        peers=peers_of(f"upsampled_{gate}_gate", group),
+        bound="triad" if device.type == "cpu" else "copy",
+    )
+
+
 # --- Gumbel-softmax consistency ------------------------------------------------------------------
 
 

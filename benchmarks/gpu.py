@@ -48,6 +48,7 @@ from benchmarks.cases import (
     norm_case,
     sizes,
     sums_case,
+    upsampled_case,
 )
 from benchmarks.clocks import Clock, CudaClock, WallClock
 from benchmarks.measuring import CaseRun, Row, set_tf32
@@ -67,6 +68,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     """The cases, most informative first."""
     s = sizes(device, quick)
     edges, gate = partial(edge_case, device, s.edges), partial(gate_case, device, s.gate)
+    upsampled = partial(upsampled_case, device, s.gate)
     every = [
         edges("masks"),
         gate("voxel", torch.bfloat16),
@@ -74,6 +76,8 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         consistency_case(device, s.consistency),
         norm_case(device, s.norm, torch.bfloat16, LAST),
         magnitude_case(device, s.magnitude),
+        upsampled("voxel", torch.bfloat16),
+        upsampled("channel", torch.bfloat16),
         sums_case(device, s.sums),
         loss_case(device, s.sums),
         edges("labels"),
@@ -85,6 +89,8 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate("channel", torch.bfloat16, LAST),
         gate("voxel", torch.float32, LAST),
         gate("channel", torch.float32, LAST),
+        upsampled("voxel", torch.bfloat16, LAST),
+        upsampled("channel", torch.bfloat16, LAST),
         norm_case(device, s.norm, torch.bfloat16),
         norm_case(device, s.norm, torch.float32, LAST),
     ]

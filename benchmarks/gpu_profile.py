@@ -20,6 +20,7 @@ from benchmarks.cases import (
     magnitude_case,
     norm_case,
     sums_case,
+    upsampled_case,
 )
 from benchmarks.cases import sizes as all_sizes
 from benchmarks.measuring import make_work
@@ -39,6 +40,8 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         gate_case(device, one(s.gate), "voxel", torch.bfloat16),
         gate_case(device, one(s.gate), "channel", torch.bfloat16),
         gate_case(device, one(s.gate), "channel", torch.bfloat16, LAST),
+        upsampled_case(device, one(s.gate), "voxel", torch.bfloat16),
+        upsampled_case(device, one(s.gate), "channel", torch.bfloat16),
         consistency_case(device, one(s.consistency)),
         norm_case(device, one(s.norm), torch.bfloat16, LAST),
         sums_case(device, one(s.sums)),

@@ -307,6 +307,18 @@ def gate_conv3d(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: 
     return _gated(e, product(e, weight_e, bias.to(e.dtype)) + product(m, weight_m))
 
 
+# --- Edge gate of a coarser edge stream ----------------------------------------------------------
+
+
+def _upsampled(gate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A gate after trilinear interpolation, an operator of its own."""
+
+    def function(e: Tensor, m: Tensor, *weights: Tensor) -> Tensor:
+        return gate(call_interpolate(e, m), m, *weights)
+
+    return function
+
+
 # --- Gumbel-softmax consistency ------------------------------------------------------------------
 
 
@@ -474,6 +486,11 @@ def call_conv3d(e: Tensor, m: Tensor, weight_e: Tensor, *_: object) -> Tensor:
     return F.conv3d(e, weight_e[:, :, None, None, None])
 
 
+def call_interpolate(e: Tensor, m: Tensor, *_: object) -> Tensor:
+    """A native operator of torch with the same input: half of what ours does."""
+    return F.interpolate(e, size=m.shape[2:], mode="trilinear", align_corners=False)
+
+
 def call_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
     """GroupNorm without ReLU, a native operator of torch."""
     return F.group_norm(x, groups, weight, bias)
@@ -588,6 +605,20 @@ PEERS = {
             Peer("compiled conv3d", gate_conv3d, compiled=True),
             Peer("autotuned matmul", gate_matmul, compiled=True, autotuned=True),
             Peer("torch conv3d", call_conv3d, exact=False, groups=CALL),
+        ],
+        "upsampled_voxel_gate": [
+            Peer("eager reference", reference.edge_gate_upsampled, groups=MAIN),
+            Peer("interpolate, edge_gate", _upsampled(ops.edge_gate)),
+            Peer("compiled sum", _upsampled(gate_sum), compiled=True),
+            Peer("compiled, edge_gate", _upsampled(ops.edge_gate), compiled=True, groups=MAIN),
+            Peer("torch interpolate", call_interpolate, exact=False, groups=CALL),
+        ],
+        "upsampled_channel_gate": [
+            Peer("eager reference", reference.edge_gate_upsampled, groups=MAIN),
+            Peer("interpolate, edge_gate", _upsampled(ops.edge_gate)),
+            Peer("compiled matmul", _upsampled(gate_matmul), compiled=True),
+            Peer("compiled conv3d", _upsampled(gate_conv3d), compiled=True, groups=MAIN),
+            Peer("compiled, edge_gate", _upsampled(ops.edge_gate), compiled=True, groups=MAIN),
         ],
         "gumbel_consistency": [
             Peer("eager reference", reference.gumbel_consistency, groups=("main", "sweep")),

@@ -1,5 +1,6 @@
 """A training step of EG-CNN around Seg-Net: with the fused operators, with the reference, and
-without the edge stream; eager and compiled; with a profile."""
+without the edge stream; eager and compiled; with a profile. Beside them the edge stream's own
+convolutions, which no fusion removes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cases import brats_phantom, shape_name
@@ -19,6 +20,7 @@ from benchmarks.measuring import Row
 from egcnn import ops
 from egcnn.losses import EGCNNLoss
 from egcnn.nn import EGCNN, SegNet
+from egcnn.nn.blocks import Conv3x3x3
 from egcnn.regions import BRATS
 
 
@@ -30,12 +32,14 @@ class Training:
     edge: bool = True
     fused: bool = True
     compiled: bool = False
+    convolutions: bool = False  # only those of the edge stream, 3x3x3, forward and backward
 
 
 TRAININGS = (
     Training("egcnn"),
     Training("reference", fused=False),
     Training("backbone alone", edge=False),
+    Training("edge stream's convolutions", convolutions=True),
     Training("egcnn, compiled", compiled=True),
     Training("reference, compiled", fused=False, compiled=True),
     Training("backbone alone, compiled", edge=False, compiled=True),
@@ -64,7 +68,7 @@ class TrainingRun:
         backend: str = "inductor",
         shallow: bool = False,
     ) -> None:
-        self.clock, self.dtype, self.backend = clock, dtype, backend
+        self.clock, self.dtype, self.backend, self.shallow = clock, dtype, backend, shallow
         self.options: dict[str, Any] = {"filters": filters}
         if shallow:
             self.options |= {"blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
@@ -79,7 +83,7 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def step(self, training: Training) -> Iterator[Callable[[], Tensor]]:
-        """Gives what takes a step and returns its loss, for which nobody waits."""
+        """Gives what takes a step and returns its loss, if it has one, for which nobody waits."""
         torch.manual_seed(0)
         device = self.clock.device
         backbone = SegNet(4, 3, **self.options)
@@ -104,14 +108,38 @@ class TrainingRun:
             return total.detach()
 
         with contextlib.nullcontext() if training.fused else ops.use_reference():
-            yield step
+            yield self._convolutions(network, step) if training.convolutions else step
         torch._dynamo.reset()
         self.clock.clear()
+
+    def _convolutions(self, network: Any, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """What takes the step of the edge stream's 3x3x3 convolutions, on the step's inputs."""
+        found: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+        def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            image = inputs[0].detach().clone().requires_grad_()  # a ReLU's gradient reuses memory
+            found.append((module, image, torch.randn_like(output)))
+
+        modules = [m for m in network.edge_stream.modules() if isinstance(m, Conv3x3x3)]
+        hooks = [module.register_forward_hook(keep) for module in modules]
+        step()
+        for hook in hooks:
+            hook.remove()
+        precision = (self.clock.device.type, torch.bfloat16, self.dtype == torch.bfloat16)
+
+        def convolutions() -> Tensor:
+            for module, image, gradient in found:
+                with torch.autocast(*precision):
+                    output = module(image)
+                torch.autograd.grad(output, (image, module.weight), gradient)
+            return output.detach()
+
+        return convolutions
 
     def measure(self, training: Training) -> tuple[Row, list[Row], list[float]]:
         """A row of time and memory, a profile, and the seconds of each step."""
         with self.step(training) as step:
-            first_loss = step().item()
+            first = step()
             times = self.clock.times(lambda turn: step)
             low, median, high = statistics.quantiles(times, n=4)
             row: Row = {
@@ -121,7 +149,7 @@ class TrainingRun:
                 "provider": training.name,
                 "what": "step",
                 "voxels": self.labels.numel(),
-                "first_loss": first_loss,
+                **({} if training.convolutions else {"first_loss": first.item()}),
                 "ms": median * 1e3,
                 "low_ms": low * 1e3,
                 "high_ms": high * 1e3,

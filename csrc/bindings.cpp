@@ -5,13 +5,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <forward_list>
 #include <string>
-#include <vector>
 
+#include "arguments.h"
 #include "build_info.h"  // written by setup.py
 #include "ops.h"
-#include "tensors.h"
 
 #ifndef EGCNN_MODULE
 #define EGCNN_MODULE _C
@@ -23,104 +21,6 @@ using namespace egcnn;
 namespace {
 
 // --- Arguments ---
-
-// The arguments of one call. Lists stay alive as long as this does. The first tensor is a volume;
-// all others are on its device, and all volumes have its batch and size.
-class Arguments {
- public:
-  const bool on_cuda;
-
-  Arguments(const py::args& values, bool on_cuda) : on_cuda(on_cuda), values_(values) {}
-
-  template <class T>
-  void read(const char* name, T& value) {
-    value = next(name).cast<T>();
-  }
-
-  template <class T>
-  void read(const char* name, T*& data) {
-    data = static_cast<T*>(address_of(next(name)));
-  }
-
-  // An array without gaps of so many elements.
-  template <class T>
-  void read(const char* name, T*& data, DType dtype, int64_t count) {
-    static const Name numel("numel"), is_contiguous("is_contiguous");
-    read(name, data);
-    expect(dtype_of(last_) == dtype && call(last_, numel).cast<int64_t>() == count &&
-               call(last_, is_contiguous).ptr() == Py_True,
-           [&] { return std::to_string(count) + " contiguous elements of " + name_of(dtype); });
-    check_device();
-  }
-
-  Size read(const char* name, Tensor& tensor) {
-    const Size size = read_volume(next(name), name, tensor), &first = first_.size;
-    if (!first_.tensor) first_ = {last_, size, device_of_last()};
-    expect(size.batch == first.batch && size.depth == first.depth && size.height == first.height &&
-               size.width == first.width,
-           [&] { return "the batch and volume size of " + describe(first_.tensor); });
-    check_device();
-    return size;
-  }
-
-  // A volume like another in channels and type.
-  void read(const char* name, Tensor& tensor, const Size& size, DType dtype) {
-    const int64_t channels = read(name, tensor).channels;
-    expect(channels == size.channels && tensor.dtype == dtype,
-           [&] { return std::to_string(size.channels) + " channels of " + name_of(dtype); });
-  }
-
-  // Null where the list is empty.
-  const std::vector<int64_t>& read_list(const char* name, const int64_t*& first) {
-    lists_.push_front(next(name).cast<std::vector<int64_t>>());
-    first = lists_.front().empty() ? nullptr : lists_.front().data();
-    return lists_.front();
-  }
-
-  // Refuses what was read last unless `holds`.
-  template <class Expected>
-  void expect(bool holds, const Expected& expected) const {
-    if (!holds) refuse(last_name_, last_, expected());
-  }
-
-  py::object next(const char* name) {
-    if (read_ == values_.size()) {
-      throw py::type_error(std::string("egcnn: missing kernel argument ") + name);
-    }
-    last_name_ = name;
-    last_ = values_[read_];
-    ++read_;
-    return last_;
-  }
-
-  void check_all_read() const {
-    if (read_ != values_.size()) throw py::type_error("egcnn: a kernel got too many arguments");
-  }
-
- private:
-  struct First {
-    py::object tensor;
-    Size size;
-    int device;
-  };
-
-  int device_of_last() const {
-    static const Name get_device("get_device");  // below 0 on the CPU
-    return call(last_, get_device).cast<int>();
-  }
-
-  void check_device() const {
-    expect(device_of_last() == first_.device,
-           [&] { return std::string(py::str(first_.tensor.attr("device"))); });
-  }
-
-  const py::args& values_;
-  std::forward_list<std::vector<int64_t>> lists_;
-  size_t read_ = 0;
-  const char* last_name_ = "";
-  py::object last_;
-  First first_{};
-};
 
 std::string adding_up_to(size_t entries) {
   return "positive counts that add up to the entries of values, " + std::to_string(entries);
@@ -168,10 +68,7 @@ void unpack(Arguments& a, SobelMagnitudeBackward& p) {
   a.read("grad_x", p.grad_x);
 }
 
-void unpack_inputs(Arguments& a, EdgeGate& p) {
-  p.size = read_floats(a, "e", p.e);
-  p.main_channels = a.read("m", p.m).channels;
-  a.expect(p.m.dtype == p.e.dtype, [&] { return "the type of e, " + name_of(p.e.dtype); });
+void unpack_weights(Arguments& a, EdgeGate& p) {
   a.read("gates", p.gates);
   a.expect(p.gates == 1 || p.gates == p.size.channels, [] { return "1 or the channels of e"; });
   const DType sums = accumulated(p.e.dtype);
@@ -182,9 +79,22 @@ void unpack_inputs(Arguments& a, EdgeGate& p) {
   a.read("tf32", p.tf32);
 }
 
+void unpack_inputs(Arguments& a, EdgeGate& p) {
+  p.size = read_floats(a, "e", p.e);
+  p.main_channels = a.read("m", p.m).channels;
+  a.expect(p.m.dtype == p.e.dtype, [&] { return "the type of e, " + name_of(p.e.dtype); });
+  unpack_weights(a, p);
+}
+
 void unpack(Arguments& a, EdgeGate& p) {
   unpack_inputs(a, p);
   a.read("out", p.out);
+}
+
+void read_weight_gradients(Arguments& a, EdgeGateBackward& p) {
+  a.read("grad_weight_e", p.grad_weight_e);
+  a.read("grad_weight_m", p.grad_weight_m);
+  a.read("grad_bias", p.grad_bias);
 }
 
 void unpack(Arguments& a, EdgeGateBackward& p) {
@@ -192,9 +102,32 @@ void unpack(Arguments& a, EdgeGateBackward& p) {
   a.read("grad", p.grad, p.size, p.e.dtype);
   a.read("grad_e", p.grad_e);
   a.read("grad_m", p.grad_m);
-  a.read("grad_weight_e", p.grad_weight_e);
-  a.read("grad_weight_m", p.grad_weight_m);
-  a.read("grad_bias", p.grad_bias);
+  read_weight_gradients(a, p);
+}
+
+// m comes first, since the other volumes but e have its size.
+template <class Params>
+void unpack_upsampled(Arguments& a, Params& p) {
+  p.size = read_floats(a, "m", p.m);
+  a.expect(p.size.voxels() > 0, [] { return "voxels"; });
+  p.main_channels = p.size.channels;
+  p.coarse = a.read_resampled("e", p.e);
+  a.expect(p.e.dtype == p.m.dtype, [&] { return "the type of m, " + name_of(p.m.dtype); });
+  p.size.channels = p.coarse.channels;
+  unpack_weights(a, p);
+}
+
+void unpack(Arguments& a, EdgeGateUpsampled& p) {
+  unpack_upsampled(a, p);
+  a.read("out", p.out);
+}
+
+void unpack(Arguments& a, EdgeGateUpsampledBackward& p) {
+  unpack_upsampled(a, p);
+  a.read("grad", p.grad, p.size, p.e.dtype);
+  a.read_resampled("grad_e", p.grad_e);
+  a.read("grad_m", p.grad_m);
+  read_weight_gradients(a, p);
 }
 
 void read_softmax(Arguments& a, Consistency& p, const Size& size) {

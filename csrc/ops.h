@@ -89,6 +89,16 @@ struct EdgeGateBackward : EdgeGate {
   void* grad_bias;
 };
 
+// The same with e and grad_e at another resolution, between which and that of m lies a trilinear
+// interpolation. `size` is that of the output: the channels of e, the volume of m.
+struct EdgeGateUpsampled : EdgeGate {
+  Size coarse;  // of e
+};
+
+struct EdgeGateUpsampledBackward : EdgeGateBackward {
+  Size coarse;  // of e and grad_e
+};
+
 // Eqs. 7 and 8. `loss` and `grad` point to one number of the accumulation type.
 struct Consistency {
   Tensor logits;

@@ -1,26 +1,9 @@
 // The edge-gated layer (Eqs. 1 and 2): chooses between its two forms.
 #include "edge_gate.cuh"
 
-#include "launch.cuh"
+#include "edge_gate_partials.cuh"
 
 namespace egcnn::cuda {
-namespace {
-
-// Nothing is gated, so no weight has a gradient; m may still have channels.
-template <class T>
-void clear_gradients(const EdgeGateBackward& p) {
-  const auto clear = [&](void* to, int64_t count, size_t size) {
-    if (count == 0) return;
-    check(cudaMemsetAsync(to, 0, count * size, static_cast<cudaStream_t>(p.resources.stream)),
-          "edge_gate_backward");
-  };
-  clear(p.grad_m.data, p.size.batch * p.main_channels * p.size.voxels(), sizeof(T));
-  clear(p.grad_weight_e, p.gates * p.size.channels, sizeof(Accumulate<T>));
-  clear(p.grad_weight_m, p.gates * p.main_channels, sizeof(Accumulate<T>));
-  clear(p.grad_bias, p.gates, sizeof(Accumulate<T>));
-}
-
-}  // namespace
 
 size_t edge_gate_workspace(const EdgeGate& p) {
   return p.gates == 1 ? 0 : channel_gate_workspace(p);

@@ -134,9 +134,9 @@ struct LanePart {
   T* data;
   int channels, voxels;
 
-  template <Layout kLayout>
+  template <Layout kLayout, class Place>
   __device__ __forceinline__ LanePart(const View<T, kLayout>& view, int64_t view_channels,
-                                      const LaneVoxels& place, int64_t chunk) {
+                                      const Place& place, int64_t chunk) {
     const int64_t channel = chunk * kChunk + lane_channel();
     data = view.data + place.batch * view.batch_stride + channel * view.channel_stride() +
            place.first() * view.voxel_stride();
@@ -175,9 +175,9 @@ __device__ __forceinline__ void write(T* to, const T (&from)[n]) {
 
 // Reads a lane's part of a chunk, 0 where the volume has no such voxel or channel, without waiting
 // for it: of channels_last each voxel's channels are left in two rows, for arrange().
-template <class T, Layout kLayout>
+template <class T, Layout kLayout, class Place>
 __device__ __forceinline__ void fetch(const View<T, kLayout>& view, int64_t channels,
-                                      const LaneVoxels& place, int64_t chunk, LaneValues<T>& x) {
+                                      const Place& place, int64_t chunk, LaneValues<T>& x) {
   const LanePart<T> part(view, channels, place, chunk);
   const T* from = part.data;
   using Word = typename Four<T>::Word;
@@ -226,17 +226,17 @@ __device__ __forceinline__ void arrange(const View<T, kLayout>& view, LaneValues
   }
 }
 
-template <class T, Layout kLayout>
+template <class T, Layout kLayout, class Place>
 __device__ __forceinline__ void load(const View<T, kLayout>& view, int64_t channels,
-                                     const LaneVoxels& place, int64_t chunk, LaneValues<T>& x) {
+                                     const Place& place, int64_t chunk, LaneValues<T>& x) {
   fetch(view, channels, place, chunk, x);
   arrange(view, x);
 }
 
 // Writes a lane's part of a chunk.
-template <class T, Layout kLayout>
+template <class T, Layout kLayout, class Place>
 __device__ __forceinline__ void store(const View<T, kLayout>& view, int64_t channels,
-                                      const LaneVoxels& place, int64_t chunk,
+                                      const Place& place, int64_t chunk,
                                       const LaneArray<Accumulate<T>>& x) {
   const LanePart<T> part(view, channels, place, chunk);
   T* to = part.data;

@@ -9,20 +9,6 @@ namespace {
 template <class T>
 constexpr int kChannelBlocks = sizeof(T) == 2 ? 3 : 2;
 
-// From the sums of a chunk of gates, the same chunk of the result.
-template <class T>
-__device__ __forceinline__ void apply_gates(const LaneValues<T>& e, bool relu,
-                                            LaneArray<Accumulate<T>>& sums) {
-#pragma unroll
-  for (int c = 0; c < kLaneChannels; ++c) {
-#pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) {
-      const Accumulate<T> x = e(c, v);
-      sums[c][v] = x * attention(sums[c][v], relu) + x;
-    }
-  }
-}
-
 // Each chunk of the next tile is fetched as soon as this tile's is used.
 template <bool tf32, class T>
 __global__ void __launch_bounds__(kThreads, kChannelBlocks<T>)

@@ -69,6 +69,48 @@ __device__ __forceinline__ void start_sums(const ChannelGate<T, many>& gate, int
   }
 }
 
+// From the sums of a chunk of gates, the same chunk of the result.
+template <class T>
+__device__ __forceinline__ void apply_gates(const LaneValues<T>& e, bool relu,
+                                            LaneArray<Accumulate<T>>& sums) {
+#pragma unroll
+  for (int c = 0; c < kLaneChannels; ++c) {
+#pragma unroll
+    for (int v = 0; v < kLaneVoxels; ++v) {
+      const Accumulate<T> x = e(c, v);
+      sums[c][v] = x * attention(sums[c][v], relu) + x;
+    }
+  }
+}
+
+// Of sums and the incoming gradient g makes the slopes of the loss in the arguments of the
+// activations. Calls past(c, v, value) with the gradient of e past the gates.
+template <class T, class E, class Past>
+__device__ __forceinline__ void make_slopes(const LaneValues<E>& e, const LaneValues<T>& g,
+                                            bool relu, LaneArray<Accumulate<T>>& slopes,
+                                            Past&& past) {
+  using Acc = Accumulate<T>;
+#pragma unroll
+  for (int c = 0; c < kLaneChannels; ++c) {
+#pragma unroll
+    for (int v = 0; v < kLaneVoxels; ++v) {
+      const Acc y = g(c, v), alpha = attention(slopes[c][v], relu);
+      slopes[c][v] = y * e(c, v) * attention_slope(slopes[c][v], alpha, relu);
+      past(c, v, y * alpha + y);
+    }
+  }
+}
+
+// Rounds slopes as factors of products.
+template <bool split, class Acc>
+__device__ __forceinline__ void round_slopes(LaneArray<Acc>& slopes) {
+#pragma unroll
+  for (int c = 0; c < kLaneChannels; ++c) {
+#pragma unroll
+    for (int v = 0; v < kLaneVoxels; ++v) slopes[c][v] = factor<split>(slopes[c][v]);
+  }
+}
+
 // --- Many chunks, numbered through: first those of e, then those of m ---
 
 template <class T>

@@ -15,25 +15,6 @@ constexpr int kChannelBackwardBlocks = sizeof(T) == 2 ? 3 : 2;
 template <class T>
 constexpr int kStagedChunks = sizeof(T) == 2 ? 2 : 1;
 
-// Of sums and the incoming gradient g makes the slopes of the loss in the arguments of the
-// activations, and the gradient of e past the gates.
-template <bool tf32, class T>
-__device__ __forceinline__ void make_slopes(const LaneValues<T>& e, const LaneValues<T>& g,
-                                            bool relu, LaneArray<Accumulate<T>>& slopes,
-                                            LaneArray<Accumulate<T>>& result) {
-  using Acc = Accumulate<T>;
-#pragma unroll
-  for (int c = 0; c < kLaneChannels; ++c) {
-#pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) {
-      const Acc y = g(c, v), alpha = attention(slopes[c][v], relu);
-      const Acc slope = attention_slope(slopes[c][v], alpha, relu);
-      slopes[c][v] = factor<kSplit<tf32, T>>(y * e(c, v) * slope);
-      result[c][v] = y * alpha + y;
-    }
-  }
-}
-
 // The block's next tiles are fetched while the gradients of the weights of these are summed.
 template <bool tf32, class T>
 __global__ void __launch_bounds__(kBackwardThreads<T>, kChannelBackwardBlocks<T>)
@@ -70,7 +51,8 @@ __global__ void __launch_bounds__(kBackwardThreads<T>, kChannelBackwardBlocks<T>
     staging.store_values(e);
     add_chunk<tf32>(e, gate.weights.sum_fragments(0, 0), slopes);
     arrange(grad, g);
-    make_slopes<tf32>(e, g, gate.relu, slopes, result);
+    make_slopes(e, g, gate.relu, slopes, [&](int c, int v, Acc value) { result[c][v] = value; });
+    round_slopes<split>(slopes);
     staging.store_slopes(slopes);
     multiply<split, split>(slopes, gate.weights.grad_fragments(0, 0), result);
     store(grad_e, gate.e_channels, place, 0, result);

@@ -21,16 +21,10 @@ __device__ __forceinline__ void make_slopes(const ChannelGate<T, true>& gate,
   load(gate.e, gate.e_channels, place, gates, x);
   gate_sums<tf32>(gate, place, gates, x, slopes);
   load(grad, gate.e_channels, place, gates, g);  // late, because registers are short
-#pragma unroll
-  for (int c = 0; c < kLaneChannels; ++c) {
-#pragma unroll
-    for (int v = 0; v < kLaneVoxels; ++v) {
-      const Acc y = g(c, v), alpha = attention(slopes[c][v], gate.relu);
-      const Acc slope = attention_slope(slopes[c][v], alpha, gate.relu);
-      slopes[c][v] = factor<kSplit<tf32, T>>(y * x(c, v) * slope);
-      if (chunk == gates) result[c][v] += y * alpha + y;
-    }
-  }
+  make_slopes(x, g, gate.relu, slopes, [&](int c, int v, Acc value) {
+    if (chunk == gates) result[c][v] += value;
+  });
+  round_slopes<kSplit<tf32, T>>(slopes);
 }
 
 // Writes a chunk of the gradient of e, or of m.

@@ -22,6 +22,20 @@ struct WeightGradients {
         m_channels(p.main_channels), gates(p.gates) {}
 };
 
+// Nothing is gated, so no weight has a gradient; m may still have channels.
+template <class T>
+void clear_gradients(const EdgeGateBackward& p) {
+  const auto clear = [&](void* to, int64_t count, size_t size) {
+    if (count == 0) return;
+    check(cudaMemsetAsync(to, 0, count * size, static_cast<cudaStream_t>(p.resources.stream)),
+          "edge_gate_backward");
+  };
+  clear(p.grad_m.data, p.size.batch * p.main_channels * p.size.voxels(), sizeof(T));
+  clear(p.grad_weight_e, p.gates * p.size.channels, sizeof(Accumulate<T>));
+  clear(p.grad_weight_m, p.gates * p.main_channels, sizeof(Accumulate<T>));
+  clear(p.grad_bias, p.gates, sizeof(Accumulate<T>));
+}
+
 // 32 columns per block; its warps share the rows.
 template <class Acc, class Columns>
 __global__ void __launch_bounds__(1024)

@@ -68,6 +68,16 @@ __device__ __forceinline__ Acc sum_over_voxels(Acc (&x)[kLaneChannels]) {
   return x[0];
 }
 
+// Adds up the sums of the four lanes that share their voxels.
+template <class Acc>
+__device__ __forceinline__ void sum_over_channels(Acc (&sums)[kLaneVoxels]) {
+#pragma unroll
+  for (int v = 0; v < kLaneVoxels; ++v) {
+    sums[v] += __shfl_xor_sync(kAllLanes, sums[v], 1);
+    sums[v] += __shfl_xor_sync(kAllLanes, sums[v], 2);
+  }
+}
+
 // --- Launches ---
 
 template <class T, class Body>

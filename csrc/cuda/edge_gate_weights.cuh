@@ -107,17 +107,19 @@ struct PackedWeights {
   }
 };
 
+// With `tied`, all gates have one row of weights.
 template <bool tf32, class T>
 __global__ void __launch_bounds__(256)
     pack_weights_kernel(PackedWeights<T> packed, const Accumulate<T>* weight_e,
-                        const Accumulate<T>* weight_m, const Accumulate<T>* bias, int64_t count) {
+                        const Accumulate<T>* weight_m, const Accumulate<T>* bias, bool tied,
+                        int64_t count) {
   using Acc = Accumulate<T>;
   int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const int64_t gates = packed.e_channels;
   Acc* const to = packed.data + i;
   if (i < packed.gate_chunks() * kChunk) {
-    *to = i < gates ? bias[i] : Acc(0);
+    *to = i < gates ? bias[tied ? 0 : i] : Acc(0);
     return;
   }
   i -= packed.gate_chunks() * kChunk;
@@ -133,7 +135,8 @@ __global__ void __launch_bounds__(256)
     const int64_t gate = first_gate + (transposed ? summed : other);
     const int64_t channel = first_channel + (transposed ? other : summed);
     const bool inside = gate < gates && channel < channels;
-    return inside ? (of_e ? weight_e : weight_m)[gate * channels + channel] : Acc(0);
+    const int64_t row = tied ? 0 : gate;
+    return inside ? (of_e ? weight_e : weight_m)[row * channels + channel] : Acc(0);
   };
   const Products products = transposed ? kGradientProducts<T> : kSumProducts<T>;
   const PackedPlace at(int(i % kFragments), products != Products::plain);
@@ -155,7 +158,7 @@ void pack_weights(const Params& p, bool with_transposed) {
   const int64_t count = packed.count(with_transposed);
   launch("edge_gate: packing weights", p.resources, divide_up(count, 256), 256, 0,
          pack_weights_kernel<tf32, T>, packed, static_cast<const Acc*>(p.weight_e),
-         static_cast<const Acc*>(p.weight_m), static_cast<const Acc*>(p.bias), count);
+         static_cast<const Acc*>(p.weight_m), static_cast<const Acc*>(p.bias), p.gates == 1, count);
 }
 
 }  // namespace

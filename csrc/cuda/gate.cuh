@@ -14,16 +14,17 @@ __device__ __forceinline__ float sigmoid(float x) {
   return reciprocal(1.0f + fast_exp2(-kLog2E * x));
 }
 
-// alpha from the sum of both 1x1x1 convolutions and the bias.
+// alpha from the sum of both 1x1x1 convolutions and the bias. A NaN compares false and is kept; so
+// is that of the slope.
 template <class T>
 __device__ __forceinline__ T attention(T sum, bool relu) {
-  return sigmoid(relu && !(sum > T(0)) ? T(0) : sum);
+  return sigmoid(relu && sum < T(0) ? T(0) : sum);
 }
 
 // d alpha / d sum; the slope of ReLU at 0 is 0, as in PyTorch.
 template <class T>
 __device__ __forceinline__ T attention_slope(T sum, T alpha, bool relu) {
-  return relu && !(sum > T(0)) ? T(0) : alpha - alpha * alpha;
+  return relu && sum <= T(0) ? T(0) : alpha - alpha * alpha;
 }
 
 }  // namespace egcnn::cuda

@@ -19,10 +19,14 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
-@register_flop_formula(torch.ops.egcnn.edge_gate)
+@register_flop_formula([torch.ops.egcnn.edge_gate, torch.ops.egcnn.edge_gate_upsampled])
 def _edge_gate(e: Any, m: Any, weight_e: Any, weight_m: Any, *_: Any, **__: Any) -> int:
-    """Operations of both 1x1x1 convolutions, the product and the residual; a multiply-add is 2."""
-    batch, channels, *size = e
+    """Operations of both 1x1x1 convolutions, the product and the residual; a multiply-add is 2.
+
+    Interpolation is not counted, as elsewhere in a network.
+    """
+    channels = e[1]
+    batch, _, *size = m
     voxels = batch * torch.Size(size).numel()
     return 2 * voxels * (weight_e[0] * (weight_e[1] + weight_m[1]) + channels)
 

@@ -116,8 +116,14 @@ class EdgeGate(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, e: Tensor, m: Tensor) -> Tensor:
-        """Gate ``e (B, Ce, D, H, W)`` by ``m (B, Cm, D, H, W)``; returns ``(B, Ce, D, H, W)``."""
-        return ops.edge_gate(
+        """Gate ``e`` by ``m (B, Cm, D, H, W)``; returns ``(B, Ce, D, H, W)``.
+
+        Args:
+            e: ``(B, Ce, D, H, W)``, or of another size, which is interpolated trilinearly on the
+                way.
+            m: the main stream's feature.
+        """
+        return ops.edge_gate_upsampled(
             e, m, self.weight_e, self.weight_m, self.bias, activation=self.activation
         )
 
@@ -132,7 +138,7 @@ class EdgeGate(nn.Module):
             ``(B, Ce, D, H, W)``, or ``(B, 1, D, H, W)`` for one value per voxel; float32 or more.
         """
         return reference.edge_attention(
-            e, m, self.weight_e, self.weight_m, self.bias, self.activation
+            reference.upsample(e, m), m, self.weight_e, self.weight_m, self.bias, self.activation
         )
 
 
@@ -210,7 +216,8 @@ class EdgeStream(nn.Module):
     """The edge stream of Figure 1 of Hatamizadeh et al. (2020).
 
     At every encoder resolution, coarse to fine: residual block, trilinear resampling to the size of
-    the encoder's feature, edge gate with that feature. A head follows.
+    the encoder's feature, edge gate with that feature. A head follows. The gate resamples on the
+    way, so that the resampled feature is never written.
 
     Args:
         main_channels: channels of the encoder's features, fine to coarse.
@@ -280,8 +287,9 @@ class EdgeStream(nn.Module):
         layers = zip(self.blocks, self.gates, self.residuals, reversed(encoder), strict=True)
         for block, gate, residual, m in layers:
             e = block(e)
-            if e.shape[2:] != m.shape[2:]:
-                e = resize(e, m, self.settings.upsampling)
+            # The gate itself interpolates trilinearly.
+            if self.settings.upsampling == "nearest" and e.shape[2:] != m.shape[2:]:
+                e = resize(e, m, "nearest")
             e = residual(gate(e, m))
         return self.head(e, logits)
 

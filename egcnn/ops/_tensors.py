@@ -45,8 +45,13 @@ def check_volume(
         raise InputError(f"{name} has {tensor.shape[1]} channels; expected {channels}")
 
 
-def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise :class:`InputError` unless both tensors share device, batch size and volume size."""
+def check_like(
+    name: str, tensor: Tensor, other_name: str, other: Tensor, *, resampled: bool = False
+) -> None:
+    """Raise :class:`InputError` unless both tensors share device, batch size and volume size.
+
+    If ``resampled``, both have voxels instead of sharing the volume size.
+    """
     if tensor.device != other.device:
         raise InputError(
             f"{name} is on {tensor.device} and {other_name} on {other.device}; "
@@ -54,10 +59,14 @@ def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> Non
         )
     batch, _, *size = tensor.shape
     other_batch, _, *other_size = other.shape
-    if batch != other_batch or size != other_size:
+    fits = not (0 in size or 0 in other_size) if resampled else size == other_size
+    if batch != other_batch or not fits:
+        expected = (
+            "the same batch size, and voxels" if resampled else "the same batch and volume size"
+        )
         raise InputError(
             f"{name} has the shape {tuple(tensor.shape)} and {other_name} "
-            f"{tuple(other.shape)}; expected the same batch and volume size"
+            f"{tuple(other.shape)}; expected {expected}"
         )
 
 

@@ -57,9 +57,31 @@ def edge_gate(
 
     Source: Hatamizadeh et al. 2020, Eqs. 1 and 2.
     """
+    e, m = checked_inputs(e, m, weight_e, weight_m, bias, activation)
+    if not native(e):
+        return reference.edge_gate(e, m, weight_e, weight_m, bias, activation)
+    weights = converted(reference.accumulate_dtype(e.dtype), weight_e, weight_m, bias)
+    return torch.ops.egcnn.edge_gate(e, m, *weights, activation == "relu_sigmoid")
+
+
+def checked_inputs(
+    e: Tensor,
+    m: Tensor,
+    weight_e: Tensor,
+    weight_m: Tensor,
+    bias: Tensor,
+    activation: str,
+    *,
+    resampled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Both streams in one dtype, under autocast its own; of any two sizes if ``resampled``.
+
+    Raises:
+        InputError: as :func:`edge_gate`.
+    """
     check_volume("e", e, FLOATS)
     check_volume("m", m, FLOATS)
-    check_like("m", m, "e", e)
+    check_like("m", m, "e", e, resampled=resampled)
     check_choice("activation", activation, _ACTIVATIONS)
     channels_e, channels_m = e.shape[1], m.shape[1]
     gates = bias.shape[0] if bias.dim() == 1 else -1
@@ -88,10 +110,7 @@ def edge_gate(
         e, m = e.to(dtype), m.to(dtype)
     elif e.dtype != m.dtype:
         raise InputError(f"m is {m.dtype} and e {e.dtype}; expected one dtype")
-    if not native(e):
-        return reference.edge_gate(e, m, weight_e, weight_m, bias, activation)
-    weights = converted(reference.accumulate_dtype(e.dtype), weight_e, weight_m, bias)
-    return torch.ops.egcnn.edge_gate(e, m, *weights, activation == "relu_sigmoid")
+    return e, m
 
 
 torch.library.define(
@@ -117,15 +136,20 @@ def _(e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, re
     return out
 
 
-def _arguments(
-    e: Tensor, m: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
-) -> tuple[Any, ...]:
+def _arguments(e: Tensor, m: Tensor, *others: Any) -> tuple[Any, ...]:
     """Arguments that forward and backward share."""
+    return (dense(e), dense(m), *weight_arguments(e, *others))
+
+
+def weight_arguments(
+    e: Tensor, weight_e: Tensor, weight_m: Tensor, bias: Tensor, relu: bool
+) -> tuple[Any, ...]:
+    """The kernels' arguments after both streams."""
     # The switch of torch's own float32 matrix products.
     tf32 = torch.get_float32_matmul_precision() != "highest"
     gates = 1 if bias.numel() == 1 else e.shape[1]
     weights = [w.contiguous() for w in (weight_e, weight_m, bias)]
-    return (dense(e), dense(m), gates, *weights, relu, tf32)
+    return (gates, *weights, relu, tf32)
 
 
 @torch.library.register_fake("egcnn::edge_gate_backward")

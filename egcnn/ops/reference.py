@@ -119,6 +119,29 @@ def edge_gate(
     return (e_ * alpha + e_).to(e.dtype)
 
 
+def upsample(e: Tensor, like: Tensor) -> Tensor:
+    """``e`` trilinearly at the size of ``like`` (``align_corners=False``), in accumulation type."""
+    e = e.to(accumulate_dtype(e.dtype))
+    if e.shape[2:] == like.shape[2:]:
+        return e
+    if e.shape[1] == 0:  # which interpolate refuses
+        return e.reshape(*e.shape[:2], *like.shape[2:])
+    return F.interpolate(e, size=like.shape[2:], mode="trilinear", align_corners=False)
+
+
+def edge_gate_upsampled(
+    e: Tensor,
+    m: Tensor,
+    weight_e: Tensor,
+    weight_m: Tensor,
+    bias: Tensor,
+    activation: str = "relu_sigmoid",
+) -> Tensor:
+    """Specification of :func:`egcnn.ops.edge_gate_upsampled`."""
+    gated = edge_gate(upsample(e, m), m, weight_e, weight_m, bias, activation)
+    return gated.to(e.dtype)
+
+
 # --- Sums of the Dice loss and the balanced cross entropy (Eqs. 4 to 6) --------------------------
 
 

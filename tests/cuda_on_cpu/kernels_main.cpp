@@ -334,6 +334,56 @@ void edge_gate(DType dtype, Size size, int64_t main_channels) {
   }
 }
 
+void edge_gate_upsampled(DType dtype, Size size, Size coarse, int64_t main_channels) {
+  const int64_t channels = size.channels;
+  for (const int64_t gates : {int64_t(1), channels}) {
+    if (!selected("edge_gate_upsampled")) continue;
+    Size main_size = size;
+    main_size.channels = main_channels;
+    const DType sums = accumulate(dtype);
+    Volume e(dtype, coarse), m(dtype, main_size), out(dtype, size);
+    Volume grad(dtype, size), grad_e(dtype, coarse), grad_m(dtype, main_size);
+    e.fill_with_numbers(coarse);
+    m.fill_with_numbers(main_size);
+    grad.fill_with_numbers(size);
+    const Buffer weight_e = numbers(sums, gates * channels), bias = numbers(sums, gates);
+    const Buffer weight_m = numbers(sums, gates * main_channels);
+    egcnn::EdgeGateUpsampled p{};
+    p.e = e.tensor;
+    p.m = m.tensor;
+    p.weight_e = weight_e.data();
+    p.weight_m = weight_m.data();
+    p.bias = bias.data();
+    p.out = out.tensor;
+    p.size = size;
+    p.coarse = coarse;
+    p.main_channels = main_channels;
+    p.gates = gates;
+    p.relu = draw() % 2;
+    p.tf32 = draw() % 2;
+    const std::string options = "; e " + std::to_string(coarse.depth) + "x" +
+                                std::to_string(coarse.height) + "x" + std::to_string(coarse.width) +
+                                ", m " + std::to_string(main_channels) + ", gates " +
+                                std::to_string(gates);
+    run(text("edge_gate_upsampled", dtype, p.e, size) + options,
+        egcnn::cuda::kernels().edge_gate_upsampled, p, {&out.buffer});
+    const Buffer grad_weight_e = numbers(sums, gates * channels), grad_bias = numbers(sums, gates);
+    const Buffer grad_weight_m = numbers(sums, gates * main_channels);
+    egcnn::EdgeGateUpsampledBackward q{};
+    static_cast<egcnn::EdgeGate&>(q) = p;
+    q.coarse = coarse;
+    q.grad = grad.tensor;
+    q.grad_e = grad_e.tensor;
+    q.grad_m = grad_m.tensor;
+    q.grad_weight_e = grad_weight_e.data();
+    q.grad_weight_m = grad_weight_m.data();
+    q.grad_bias = grad_bias.data();
+    run(text("edge_gate_upsampled_backward", dtype, q.e, size) + options,
+        egcnn::cuda::kernels().edge_gate_upsampled_backward, q,
+        {&grad_e.buffer, &grad_m.buffer, &grad_weight_e, &grad_weight_m, &grad_bias});
+  }
+}
+
 void consistency(DType dtype, DType target_dtype, Size size) {
   for (const bool softmax : {true, false}) {
     for (const bool hard : {true, false}) {
@@ -534,6 +584,12 @@ int main(int count, char** arguments) {
       sobel_magnitude(dtype, size);
       edge_gate(dtype, size, size.channels);
       edge_gate(dtype, size, size.channels + 1);
+      // Half of each axis, to the double of an even one; and some other ratios, both ways.
+      const int64_t batch = size.batch, channels = size.channels;
+      const Size half = {batch, channels, (size.depth + 1) / 2, (size.height + 1) / 2,
+                         (size.width + 1) / 2};
+      edge_gate_upsampled(dtype, size, half, channels);
+      edge_gate_upsampled(dtype, size, {batch, channels, 2, size.height + 3, 7}, channels + 1);
       consistency(dtype, kIntegers[draw() % 5], size);
       group_norm_relu(dtype, size);
       region_sums(dtype, size);

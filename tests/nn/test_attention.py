@@ -20,6 +20,11 @@ def test_attention_is_what_the_gate_multiplies_by(gate: str, activation: str) ->
     assert alpha.shape == (2, 4 if gate == "channel" else 1, 5, 6, 7)
     torch.testing.assert_close(e * alpha + e, layer(e, m))
     assert alpha.min() >= (0.5 if activation == "relu_sigmoid" else 0)
+    # Of a coarser edge feature too, as the stream hands it over.
+    coarse = torch.randn(2, 4, 3, 3, 4)
+    e = torch.nn.functional.interpolate(coarse, m.shape[2:], mode="trilinear")
+    alpha = layer.attention(coarse, m)
+    torch.testing.assert_close(e * alpha + e, layer(coarse, m))
 
 
 def test_maps_of_a_forward_pass_from_coarse_to_fine() -> None:

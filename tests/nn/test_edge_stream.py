@@ -113,6 +113,25 @@ def test_follows_the_figure_step_by_step() -> None:
     torch.testing.assert_close(stream(encoder, decoder, logits), stream.head(e, logits))
 
 
+def test_trilinear_upsampling_keeps_no_upsampled_volume() -> None:
+    torch.manual_seed(0)
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for upsampling in ("trilinear", "nearest"):
+        stream = EdgeStream((5, 6), 6, 2, upsampling=upsampling, residual="none", head="linear")
+        encoder = [x.requires_grad_() for x in taps([(4, 6, 8), (2, 3, 4)], [5, 6], seed=1)]
+        (decoder,) = taps([(2, 3, 4)], [6], seed=2)
+        kept = shapes[upsampling] = []
+
+        def keep(x: Tensor, kept: list[tuple[int, ...]] = kept) -> Tensor:
+            kept.append(tuple(x.shape))
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            stream(encoder, decoder, torch.randn(2, 2, 4, 6, 8))
+    fine = (2, 5, 4, 6, 8)
+    assert shapes["nearest"].count(fine) == shapes["trilinear"].count(fine) + 1
+
+
 def test_a_fresh_linear_head_predicts_few_edges() -> None:
     torch.manual_seed(0)
     stream = EdgeStream((4, 8), 6, 2, head="linear")

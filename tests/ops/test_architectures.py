@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 
 from egcnn import ops
 from egcnn.ops import _backend, reference
@@ -32,6 +33,24 @@ def module(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> M
     return loaded
 
 
+def check_channel_gate(e: Tensor, m: Tensor) -> None:
+    dtype, channels, gates = e.dtype, (e.shape[1], m.shape[1]), e.shape[1]
+    shapes = [(gates, channels[0]), (gates, channels[1]), (gates,)]
+    weights = [torch.randn(s, dtype=reference.accumulate_dtype(dtype)) / 4 for s in shapes]
+    exact = [t.double().clone().requires_grad_() for t in (e, m, *weights)]
+    expected = reference.edge_gate_upsampled(*exact, "sigmoid")
+    inputs = [t.detach().clone().requires_grad_() for t in (e, m, *weights)]
+    result = ops.edge_gate_upsampled(*inputs, activation="sigmoid")
+    grad = torch.randn(expected.shape).to(dtype)
+    result.backward(grad)
+    expected.backward(grad.double())
+    assert_near(result.detach(), expected.detach(), dtype)
+    for mine, theirs in zip(inputs, exact, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert_near(mine.grad, theirs.grad, dtype)
+
+
 @pytest.mark.usefixtures("module")
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -41,22 +60,15 @@ def test_channel_gate(
     dtype: torch.dtype, memory_format: torch.memory_format, channels: tuple[int, int]
 ) -> None:
     e, m = (torch.randn(2, c, 3, 5, 8).to(dtype) for c in channels)
-    e, m = (t.contiguous(memory_format=memory_format) for t in (e, m))
-    gates = channels[0]
-    shapes = [(gates, channels[0]), (gates, channels[1]), (gates,)]
-    weights = [torch.randn(s, dtype=reference.accumulate_dtype(dtype)) / 4 for s in shapes]
-    exact = [t.double().clone().requires_grad_() for t in (e, m, *weights)]
-    expected = reference.edge_gate(*exact, "sigmoid")
-    inputs = [t.detach().clone().requires_grad_() for t in (e, m, *weights)]
-    result = ops.edge_gate(*inputs, activation="sigmoid")
-    grad = torch.randn(e.shape).to(dtype)
-    result.backward(grad)
-    expected.backward(grad.double())
-    assert_near(result.detach(), expected.detach(), dtype)
-    for mine, theirs in zip(inputs, exact, strict=True):
-        assert mine.grad is not None
-        assert theirs.grad is not None
-        assert_near(mine.grad, theirs.grad, dtype)
+    check_channel_gate(*(t.contiguous(memory_format=memory_format) for t in (e, m)))
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("channels", [(3, 5), (32, 32), (40, 70)])
+def test_upsampled_channel_gate(dtype: torch.dtype, channels: tuple[int, int]) -> None:
+    e, m = torch.randn(2, channels[0], 3, 5, 8), torch.randn(2, channels[1], 6, 9, 16)
+    check_channel_gate(e.to(dtype), m.to(dtype))
 
 
 @pytest.mark.usefixtures("module")

@@ -63,6 +63,7 @@ def test_operators_import_nothing_heavy() -> None:
 
 
 VOXEL, MASK = torch.ones(1, 1, 1, 1, 1), torch.ones(1, 1, 1, 1, 1, dtype=torch.uint8)
+EIGHT = torch.ones(1, 1, 2, 2, 2)
 WEIGHTS = torch.ones(1, 1), torch.ones(1, 1), torch.ones(1)
 SEED = torch.tensor(1)
 
@@ -73,12 +74,13 @@ SEED = torch.tensor(1)
         (lambda: ops.sobel_edges(MASK), 35),
         (lambda: ops.sobel_magnitude(VOXEL), 40),
         (lambda: ops.edge_gate(VOXEL, VOXEL, *WEIGHTS), 65),
+        (lambda: ops.edge_gate_upsampled(VOXEL, EIGHT, *WEIGHTS), 75),
         (lambda: ops.gumbel_consistency(VOXEL, MASK, seed=SEED), 62),
         (lambda: ops.region_sums(VOXEL, MASK, activation="sigmoid"), 60),
         (lambda: ops.loss_sums(VOXEL, VOXEL, MASK, activation="sigmoid", seed=SEED).regions, 85),
         (lambda: ops.group_norm_relu(VOXEL, 1, WEIGHTS[2], WEIGHTS[2]), 60),
     ],
-    ids=["edges", "magnitude", "gate", "consistency", "sums", "loss", "norm"],
+    ids=["edges", "magnitude", "gate", "upsampled", "consistency", "sums", "loss", "norm"],
 )
 def test_a_call_takes_few_steps_of_python(operator: Callable[[], Tensor], most: int) -> None:
     """Which is what the time of a call on a small volume is made of, and does not flutter."""

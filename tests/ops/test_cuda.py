@@ -34,16 +34,16 @@ def _magnitude(device: str) -> list[Tensor]:
     return [magnitude.detach(), *torch.autograd.grad(magnitude.sum(), x)]
 
 
-def _gate(device: str, gates: int) -> list[Tensor]:
+def _gate(device: str, gates: int, size_of_e: int, size_of_m: int) -> list[Tensor]:
     e, m = (
-        (torch.linspace(-1, 1, 2 * 8 * 20**3, device=device) * k).sin().view(2, 8, 20, 20, 20)
-        for k in (3, 5)
+        (torch.linspace(-1, 1, 2 * 8 * n**3, device=device) * k).sin().view(2, 8, n, n, n)
+        for k, n in ((3, size_of_e), (5, size_of_m))
     )
     weights = [
         (torch.linspace(-1, 1, gates * 8, device=device) * k).cos().view(gates, 8) for k in (1, 2)
     ]
     inputs = [t.requires_grad_() for t in (e, m, *weights, torch.zeros(gates, device=device))]
-    out = ops.edge_gate(*inputs)
+    out = ops.edge_gate_upsampled(*inputs)
     return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]
 
 
@@ -75,8 +75,10 @@ def _norm(device: str, memory_format: torch.memory_format) -> list[Tensor]:
 CALLS: dict[str, Callable[[str], list[Tensor]]] = {
     "edges": _edges,
     "magnitude": _magnitude,
-    "voxel gate": lambda device: _gate(device, 1),
-    "channel gate": lambda device: _gate(device, 8),
+    "voxel gate": lambda device: _gate(device, 1, 20, 20),
+    "channel gate": lambda device: _gate(device, 8, 20, 20),
+    "upsampled voxel gate": lambda device: _gate(device, 1, 12, 24),
+    "upsampled channel gate": lambda device: _gate(device, 8, 12, 24),
     "consistency": _consistency,
     "norm": lambda device: _norm(device, torch.contiguous_format),
     "norm, channels last": lambda device: _norm(device, torch.channels_last_3d),

@@ -202,12 +202,19 @@ def test_memory_at_odd_addresses() -> None:
 @pytest.mark.parametrize("gates", [1, 19])
 def test_nan_stays_in_its_voxel(memory_format: torch.memory_format, gates: int) -> None:
     inputs = arguments((1, 19, 2, 3, 5, 7), gates, torch.float32, memory_format)
-    expected = ops.edge_gate(*inputs)
+    grad = torch.randn_like(inputs[0])
+    # With gradients of e and m; those of the weights add up all voxels.
+    expected = [
+        ops.edge_gate(*inputs),
+        *torch.ops.egcnn.edge_gate_backward(grad, *inputs, True)[:2],
+    ]
     inputs[0][0, 4, 1, 2, 3] = math.nan
-    result = ops.edge_gate(*inputs)
-    assert result[0, 4, 1, 2, 3].isnan()
-    result[0, :, 1, 2, 3] = expected[0, :, 1, 2, 3]
-    assert torch.equal(result, expected)
+    gradients = torch.ops.egcnn.edge_gate_backward(grad, *inputs, True)
+    for result, without in zip([ops.edge_gate(*inputs), *gradients], expected, strict=False):
+        assert result[0, :, 1, 2, 3].isnan().all()  # every attention value depends on it
+        result[0, :, 1, 2, 3] = without[0, :, 1, 2, 3]
+        assert torch.equal(result, without)
+    assert all(gradient.isnan().all() for gradient in gradients[2:])
 
 
 @pytest.mark.parametrize("value", [1e3, -1e3, math.inf, -math.inf])

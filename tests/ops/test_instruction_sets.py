@@ -97,6 +97,36 @@ def test_edge_gate(
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("channels", [(1, 1), (7, 5), (32, 16)])
+@pytest.mark.parametrize("coarse", [(3, 4, 20), (7, 10, 43), (1, 2, 3), (2, 9, 39)])
+def test_edge_gate_upsampled(
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    channels: tuple[int, int],
+    coarse: tuple[int, int, int],
+) -> None:
+    sizes = (coarse, (5, 9, 39))
+    e, m = (torch.randn(2, c, *s).to(dtype) for c, s in zip(channels, sizes, strict=True))
+    e, m = (t.contiguous(memory_format=memory_format) for t in (e, m))
+    for gates in {1, channels[0]}:
+        shapes = [(gates, channels[0]), (gates, channels[1]), (gates,)]
+        weights = [torch.randn(s, dtype=reference.accumulate_dtype(dtype)) / 4 for s in shapes]
+        exact = [t.double().clone().requires_grad_() for t in (e, m, *weights)]
+        expected = reference.edge_gate_upsampled(*exact, "sigmoid")
+        inputs = [t.detach().clone().requires_grad_() for t in (e, m, *weights)]
+        result = ops.edge_gate_upsampled(*inputs, activation="sigmoid")
+        grad = torch.randn(expected.shape).to(dtype)
+        result.backward(grad)
+        expected.backward(grad.double())
+        assert_near(result.detach(), expected.detach(), dtype)
+        for mine, theirs in zip(inputs, exact, strict=True):
+            assert mine.grad is not None
+            assert theirs.grad is not None
+            assert_near(mine.grad, theirs.grad, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("channels", [1, 7, 8, 32])
 def test_group_norm_relu(
     dtype: torch.dtype, memory_format: torch.memory_format, channels: int

@@ -114,6 +114,42 @@ def test_edge_gate(size, batch, of_e, of_m, seed, format, dtype, per_voxel, acti
 
 
 @many
+@given(
+    st.tuples(*[st.integers(1, 5)] * 2, st.one_of(st.integers(1, 9), st.just(67))),
+    st.tuples(*[st.integers(1, 5)] * 2, st.one_of(st.integers(1, 9), st.just(67))),
+    batches,
+    channels,
+    channels,
+    seeds,
+    formats,
+    st.sampled_from(FLOATS[:2]),
+    st.booleans(),
+)
+def test_edge_gate_upsampled(
+    coarse, fine, batch, of_e, of_m, seed, format, dtype, per_voxel
+) -> None:
+    gates = 1 if per_voxel else of_e
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, of_e, *coarse), (batch, of_m, *fine), (gates, of_e), (gates, of_m), (gates,)]
+    exact = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    inputs = [
+        t.to(dtype).contiguous(memory_format=format) if t.ndim == 5 else t.to(dtype) for t in exact
+    ]
+    exact = [t.detach().double().clone().requires_grad_() for t in inputs]
+    inputs = [t.requires_grad_() for t in inputs]
+    expected = reference.edge_gate_upsampled(*exact, "sigmoid")
+    expected.sum().backward()
+    out = ops.edge_gate_upsampled(*inputs, activation="sigmoid")
+    out.sum().backward()
+    assert_near(out, expected, dtype)
+    for found, want in zip(inputs, exact, strict=True):
+        # Sums over all voxels may cancel.
+        largest = max(1.0, float(want.grad.abs().max()) if want.numel() else 0.0)
+        tolerance = (1e-12 if dtype == torch.float64 else 1e-5) * largest * 10
+        torch.testing.assert_close(found.grad.double(), want.grad, rtol=0, atol=tolerance)
+
+
+@many
 @given(sizes, batches, st.integers(1, 20), st.integers(1, 4), seeds, formats, st.booleans())
 def test_group_norm_relu(size, batch, groups, of_group, seed, format, double) -> None:
     dtype = torch.float64 if double else torch.float32

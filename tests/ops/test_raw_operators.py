@@ -13,6 +13,7 @@ X = torch.zeros(1, 2, 3, 4, 5)
 LABELS = torch.zeros(1, 1, 3, 4, 5, dtype=torch.uint8)
 SEED = torch.tensor(1)
 GATE = (X, X, torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2), True)
+COARSE = (X[..., 1:, 1:], *GATE[1:])
 CONSISTENCY = (X, LABELS, SEED, 0.5, True, "softmax", "gt")
 EDGES = torch.ones(1, 2, dtype=torch.int64)
 CANDIDATES = torch.ones(1, 3, 4, 0, dtype=torch.int32)
@@ -47,6 +48,13 @@ def changed(arguments: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ..
         ("edge_gate", changed(GATE, 4, torch.zeros(3)), "bias is float32 of shape"),
         ("edge_gate", changed(GATE, 4, torch.zeros(2).half()), "bias is float16 of shape"),
         ("edge_gate_backward", (X[:, :1], *GATE), "grad is float32 of shape"),
+        ("edge_gate_upsampled", changed(COARSE, 0, X[0]), "e is float32 of .*expected five dim"),
+        ("edge_gate_upsampled", changed(COARSE, 0, X[:, :, :0]), "e is float32 of .*expected vox"),
+        ("edge_gate_upsampled", changed(COARSE, 0, torch.cat([X, X])), "e is .*and the batch of"),
+        ("edge_gate_upsampled", changed(COARSE, 1, X[:, :, :0]), "m is float32 of .*expected vox"),
+        ("edge_gate_upsampled", changed(COARSE, 1, X.half()), "e is float32 of .*the type of m"),
+        ("edge_gate_upsampled", changed(COARSE, 3, torch.zeros(2, 3)), "weight_m is float32 of"),
+        ("edge_gate_upsampled_backward", (X[..., :4], *COARSE), "grad is float32 of shape"),
         ("gumbel_consistency", changed(CONSISTENCY, 1, LABELS[..., :1]), "target is uint8 of"),
         ("gumbel_consistency", changed(CONSISTENCY, 1, LABELS.float()), "target is float32 of"),
         ("gumbel_consistency", changed(CONSISTENCY, 2, SEED.int()), "seed is int32 of"),

@@ -14,6 +14,7 @@ from egcnn import ops
 
 SIZE = (1, 2, 2, 3, 4)
 TARGET = torch.tensor([0, 1, 1, 0]).expand(1, 1, 2, 3, 4).contiguous()
+M = torch.linspace(-2, 2, 2 * 3 * 5 * 7, dtype=torch.float64).view(1, 2, 3, 5, 7)
 WEIGHTS = (
     torch.linspace(-1, 1, 4).view(2, 2).double(),
     torch.eye(2).double(),
@@ -23,6 +24,7 @@ WEIGHTS = (
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sobel_magnitude": ops.sobel_magnitude,
     "edge_gate": lambda x: ops.edge_gate(x, x.sin(), *WEIGHTS),
+    "edge_gate_upsampled": lambda x: ops.edge_gate_upsampled(x, M, *WEIGHTS),
     "group_norm_relu": lambda x: ops.group_norm_relu(x, 1, WEIGHTS[2], WEIGHTS[2]),
     "region_sums": lambda x: ops.region_sums(x, TARGET.expand(SIZE), activation="softmax"),
     "loss_sums": lambda x: torch.cat(

@@ -2,6 +2,7 @@
 // in the accumulation type.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -19,16 +20,22 @@
 
 namespace egcnn::EGCNN_ISA {
 
-// n voxels of one sample from `voxel` on, padded to whole panels with zeros.
+// n voxels of one sample from `voxel` on, padded to whole panels with zeros. Blocks follow each
+// other up to voxel `end`.
 struct Block {
-  int64_t batch, voxel, n, padded;
+  int64_t batch, voxel, n, padded, end;
 };
 
 template <class Acc>
+static inline Block block_from(const EdgeGatePlan& plan, int64_t batch, int64_t voxel,
+                               int64_t end) {
+  const int64_t n = std::min(end - voxel, plan.block);
+  return {batch, voxel, n, round_up(n, kPanel<Acc>), end};
+}
+
+template <class Acc>
 static inline Block block_at(const EdgeGatePlan& plan, const Size& size, int64_t job) {
-  const int64_t voxel = job % plan.blocks * plan.block, rest = size.voxels() - voxel;
-  const int64_t n = rest < plan.block ? rest : plan.block;
-  return {job / plan.blocks, voxel, n, round_up(n, kPanel<Acc>)};
+  return block_from<Acc>(plan, job / plan.blocks, job % plan.blocks * plan.block, size.voxels());
 }
 
 // Loads n consecutive elements and hands each vector to use(position, vector), the last one padded
@@ -202,46 +209,69 @@ struct Output {
   }
 };
 
+// Hands the vectors of a block's row c to use(c)(position, vector).
+template <class Acc, class Use>
+static inline void use_each(int64_t channels, const Block& block, const Acc* rows, int64_t pitch,
+                            Use&& use) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const Acc* row = rows + c * pitch;
+    const auto with = use(c);
+    for (int64_t i = 0; i < block.padded; i += kLanes<Acc>) with(i, load_vector(row + i));
+  }
+}
+
 // Loads a block's rows and hands the vectors of row c to use(c)(position, vector).
 template <class Acc, class Use>
 static inline void load_each(const Tensor& t, int64_t channels, const Block& block,
                              PrefetchQueue& queue, Acc* transit, Acc* rows, int64_t pitch,
                              Use&& use) {
-  const bool in_rows = t.voxel_stride == 1;
-  if (!in_rows) load_block(t, channels, block, queue, transit, rows, pitch);
-  for (int64_t c = 0; c < channels; ++c) {
-    Acc* row = rows + c * pitch;
-    const auto with = use(c);
-    if (in_rows) {
-      load_row(t, c, block, queue, row, with);
-    } else {
-      for (int64_t i = 0; i < block.padded; i += kLanes<Acc>) with(i, load_vector(row + i));
-    }
+  if (t.voxel_stride != 1) {
+    load_block(t, channels, block, queue, transit, rows, pitch);
+    use_each(channels, block, rows, pitch, use);
+    return;
   }
+  for (int64_t c = 0; c < channels; ++c) load_row(t, c, block, queue, rows + c * pitch, use(c));
 }
 
-// Stores a block's rows, the vectors of row c from make(c)(position). Prefetches the queue's lines.
-template <class Acc, class Make>
-static inline void store_each(const Output& out, int64_t channels, const Block& block,
-                              PrefetchQueue& queue, Acc* transit, Acc* rows, int64_t pitch,
-                              Make&& make) {
-  const bool in_rows = out.tensor.voxel_stride == 1;
+// Calls body(c, vector) for each row of a block, where vector(position) is make(c)(position) and
+// prefetches the queue's lines.
+template <class Acc, class Make, class Body>
+static inline void prefetching_each(int64_t channels, const Block& block, PrefetchQueue& queue,
+                                    Make&& make, Body&& body) {
   constexpr int64_t lanes = kLanes<Acc>;
   for (int64_t c = 0; c < channels; ++c) {
     const auto vector = make(c);
     const PrefetchQueue::Lines lines = queue.take(block.padded / lanes);
-    const auto next = [=](int64_t i) __attribute__((always_inline)) {
+    body(c, [=](int64_t i) __attribute__((always_inline)) {
       if (i < lines.count * lanes) __builtin_prefetch(lines.from + i / lanes * kLine, 0, 2);
       return vector(i);
-    };
-    if (in_rows) {
-      store_row<Acc>(out.tensor, c, block, out.stream, next);
-    } else {
-      Acc* row = rows + c * pitch;
-      for (int64_t i = 0; i < block.padded; i += lanes) store_vector(row + i, next(i));
-    }
+    });
   }
-  if (!in_rows) store_block(out.tensor, channels, block, out.stream, transit, rows, pitch);
+}
+
+// Writes a block's rows, the vectors of row c from make(c)(position). Prefetches the queue's lines.
+template <class Acc, class Make>
+static inline void make_each(int64_t channels, const Block& block, PrefetchQueue& queue, Acc* rows,
+                             int64_t pitch, Make&& make) {
+  prefetching_each<Acc>(channels, block, queue, make, [&](int64_t c, auto vector) {
+    Acc* row = rows + c * pitch;
+    for (int64_t i = 0; i < block.padded; i += kLanes<Acc>) store_vector(row + i, vector(i));
+  });
+}
+
+// The same, and stores them.
+template <class Acc, class Make>
+static inline void store_each(const Output& out, int64_t channels, const Block& block,
+                              PrefetchQueue& queue, Acc* transit, Acc* rows, int64_t pitch,
+                              Make&& make) {
+  if (out.tensor.voxel_stride != 1) {
+    make_each(channels, block, queue, rows, pitch, make);
+    store_block(out.tensor, channels, block, out.stream, transit, rows, pitch);
+    return;
+  }
+  prefetching_each<Acc>(channels, block, queue, make, [&](int64_t c, auto vector) {
+    store_row<Acc>(out.tensor, c, block, out.stream, vector);
+  });
 }
 
 }  // namespace egcnn::EGCNN_ISA

@@ -9,18 +9,20 @@
 #include "../simd/threads.h"
 #include "../simd/vectors.h"
 #include "blocks.h"
+#include "coarse_gradient.h"
 #include "gate.h"
 #include "inputs.h"
 #include "matmul.h"
 #include "plan.h"
 #include "prefetch.h"
+#include "resampled.h"
 #include "weights.h"
 
 namespace egcnn::EGCNN_ISA {
 
 template <class Acc>
-static void channel_gate_in(const EdgeGate& p) {
-  const EdgeGatePlan plan(p);
+static void channel_gate_in(const EdgeGate& p, const Size* coarse) {
+  const EdgeGatePlan plan(p, coarse);
   const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
   const int64_t depth = plan.inputs, pitch = plan.pitch;
   constexpr int64_t panel = kPanel<Acc>, lanes = kLanes<Acc>;
@@ -29,17 +31,19 @@ static void channel_gate_in(const EdgeGate& p) {
   pack_weights(p, weights);
   const Output out(p.out, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
+  const Resampled<Acc> resampled(p, coarse, plan);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
     Acc* scratch = weights + plan.weights + omp_get_thread_num() * plan.scratch;
     Acc *sums = scratch + plan.sums, *transit = scratch + plan.transit;
-    BlockInputs<Acc> inputs(plan, p.size, scratch, {{&p.e, ce}, {&p.m, cm}});
+    const auto upsampled = resampled.upsampled(scratch);
+    BlockInputs<Acc> inputs(plan, scratch, {{&p.e, ce, upsampled.get()}, {&p.m, cm}});
     PrefetchQueue queue;
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < plan.jobs; ++job) {
       const Block block = block_at<Acc>(plan, p.size, job);
-      Acc* e = inputs.load(job, block, queue);
+      Acc* e = inputs.load(block, queue);
       for (int64_t v = 0; v < block.padded; v += panel) {
         matmul(gates, depth, weights, depth, 1, e + v, pitch, sums, panel, false, queue);
         for (int64_t c = 0; c < ce; ++c) {
@@ -58,13 +62,13 @@ static void channel_gate_in(const EdgeGate& p) {
   }
 }
 
-void channel_gate(const EdgeGate& p) {
-  with_accumulator(p.e.dtype, [&](auto acc) { channel_gate_in<decltype(acc)>(p); });
+void channel_gate(const EdgeGate& p, const Size* coarse) {
+  with_accumulator(p.e.dtype, [&](auto acc) { channel_gate_in<decltype(acc)>(p, coarse); });
 }
 
-template <class Acc>
-static void channel_gate_backward_in(const EdgeGateBackward& p) {
-  const EdgeGatePlan plan(p);
+template <class Acc, bool kResampled>
+static void channel_gate_backward_in(const EdgeGateBackward& p, const Size* coarse) {
+  const EdgeGatePlan plan(p, coarse);
   const int64_t ce = p.size.channels, cm = p.main_channels, gates = p.gates;
   const int64_t depth = plan.inputs, pitch = plan.pitch;
   constexpr int64_t panel = kPanel<Acc>, lanes = kLanes<Acc>;
@@ -75,22 +79,24 @@ static void channel_gate_backward_in(const EdgeGateBackward& p) {
   const Output out_e(p.grad_e, p.size.batch);
   const Output out_m(p.grad_m, p.size.batch);
   const auto low = lowest<Acc>(p.relu);
+  const Resampled<Acc> resampled(p, coarse, plan, out_e,
+                                 weights + plan.weights + p.resources.threads * plan.scratch);
 
 #pragma omp parallel num_threads(p.resources.threads)
   {
     Acc* scratch = weights + plan.weights + omp_get_thread_num() * plan.scratch;
     Acc *sums = scratch + plan.sums, *transit = scratch + plan.transit;
-    BlockInputs<Acc> inputs(plan, p.size, scratch, {{&p.e, ce}, {&p.m, cm}, {&p.grad, ce}});
+    const auto upsampled = resampled.upsampled(scratch);
+    const auto gradient = resampled.gradient(scratch);
+    BlockInputs<Acc> inputs(plan, scratch,
+                            {{&p.e, ce, upsampled.get()}, {&p.m, cm}, {&p.grad, ce}});
     PrefetchQueue queue;
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       double* partial = grad_weights + chunk * plan.weights;
       for (int64_t i = 0; i < plan.weights; ++i) partial[i] = 0;
-      int64_t first, last;
-      share(plan.jobs, plan.chunks, chunk, &first, &last);
-      for (int64_t job = first; job < last; ++job) {
-        const Block block = block_at<Acc>(plan, p.size, job);
-        Acc *e = inputs.load(job, block, queue), *m = e + ce * pitch, *grad = m + cm * pitch;
+      const auto differentiate = [&](const Block& block) __attribute__((always_inline)) {
+        Acc *e = inputs.load(block, queue), *m = e + ce * pitch, *grad = m + cm * pitch;
         for (int64_t v = 0; v < block.padded; v += panel) {
           matmul(gates, depth, weights, depth, 1, e + v, pitch, sums + v, pitch, false, queue);
           // Convert the sums to ds, and grad to the part of de that bypasses the gate.
@@ -112,17 +118,29 @@ static void channel_gate_backward_in(const EdgeGateBackward& p) {
           matmul(cm, gates, weights + ce, 1, depth, sums + v, pitch, m + v, pitch, false, queue);
         }
         inputs.finish(queue);
-        store_block(p.grad_e, ce, block, out_e.stream, transit, grad, pitch);
+        if constexpr (kResampled) {
+          gradient->add(block, grad, pitch);
+        } else {
+          store_block(p.grad_e, ce, block, out_e.stream, transit, grad, pitch);
+        }
         store_block(p.grad_m, cm, block, out_m.stream, transit, m, pitch);
-      }
+      };
+      each_block<kResampled>(plan, p.size, chunk, gradient.get(), differentiate);
     }
+    resampled.store_borders(scratch);
     stream_fence();
   }
   sum_chunks<Acc>(p, plan, grad_weights);
 }
 
-void channel_gate_backward(const EdgeGateBackward& p) {
-  with_accumulator(p.e.dtype, [&](auto acc) { channel_gate_backward_in<decltype(acc)>(p); });
+void channel_gate_backward(const EdgeGateBackward& p, const Size* coarse) {
+  with_accumulator(p.e.dtype, [&](auto acc) {
+    if (coarse) {
+      channel_gate_backward_in<decltype(acc), true>(p, coarse);
+    } else {
+      channel_gate_backward_in<decltype(acc), false>(p, nullptr);
+    }
+  });
 }
 
 }  // namespace egcnn::EGCNN_ISA

@@ -19,10 +19,11 @@ static inline Vector<Acc> slope(Vector<Acc> sum, Vector<Acc> alpha, Acc low) {
   return sum <= low ? Vector<Acc>{} : alpha * (1 - alpha);
 }
 
-// One attention value per voxel, or one per channel.
-void voxel_gate(const EdgeGate& p);
-void voxel_gate_backward(const EdgeGateBackward& p);
-void channel_gate(const EdgeGate& p);
-void channel_gate_backward(const EdgeGateBackward& p);
+// One attention value per voxel, or one per channel; with the size of e where it is another one
+// than that of m.
+void voxel_gate(const EdgeGate& p, const Size* coarse);
+void voxel_gate_backward(const EdgeGateBackward& p, const Size* coarse);
+void channel_gate(const EdgeGate& p, const Size* coarse);
+void channel_gate_backward(const EdgeGateBackward& p, const Size* coarse);
 
 }  // namespace egcnn::EGCNN_ISA

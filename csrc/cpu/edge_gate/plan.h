@@ -7,7 +7,10 @@
 
 #include "../../math/common.h"
 #include "../../ops.h"
+#include "../simd/elements.h"
 #include "../simd/isa.h"
+#include "../simd/threads.h"
+#include "resampling.h"
 
 namespace egcnn::EGCNN_ISA {
 
@@ -17,26 +20,48 @@ struct EdgeGatePlan {
   // off the channel gate's forward and backward (paired runs, AVX-512).
   bool stage_next;
   int64_t inputs;
-  int64_t block;    // maximum voxels per block; a multiple of kBlockStep
-  int64_t blocks;   // of a sample
-  int64_t jobs;     // blocks of all samples
-  int64_t pitch;    // elements from row to row; a power of two would use few sets of the caches
-  int64_t sums;     // offset in scratch of the sums' rows
-  int64_t transit;  // offset in scratch of room for kMostLanes voxels and a line
-  int64_t scratch;  // elements per thread
-  int64_t weights;  // elements of the weights and biases of all gates
-  int64_t chunks;   // of jobs, each with its own sums of the weights' gradients
+  int64_t block;      // maximum voxels per block; a multiple of kBlockStep
+  int64_t blocks;     // of a sample
+  int64_t jobs;       // blocks of all samples
+  int64_t pitch;      // elements from row to row; a power of two would use few sets of the caches
+  int64_t sums;       // offset in scratch of the sums' rows
+  int64_t transit;    // offset in scratch of room for kMostLanes voxels and a line
+  int64_t resampled;  // offset in scratch of the interpolation's own
+  int64_t scratch;    // elements per thread
+  int64_t weights;    // elements of the weights and biases of all gates
+  int64_t chunks;     // of jobs, each with its own sums of the weights' gradients
+  ResamplingPlan resampling;
 
-  explicit EdgeGatePlan(const EdgeGate& p)
-      : EdgeGatePlan(p.size, p.main_channels, p.gates, 0, can_stage(p.gates, {&p.e, &p.m})) {}
+  // With the size of e where it is another one than that of m.
+  explicit EdgeGatePlan(const EdgeGate& p, const Size* coarse = nullptr)
+      : EdgeGatePlan(p.size, p.main_channels, p.gates, 0,
+                     can_stage(p.gates, {&p.m, coarse ? &p.m : &p.e})) {
+    if (coarse) resampling = ResamplingPlan(*coarse);
+    scratch += resampling.scratch();
+  }
 
-  explicit EdgeGatePlan(const EdgeGateBackward& p)
+  explicit EdgeGatePlan(const EdgeGateBackward& p, const Size* coarse = nullptr)
       : EdgeGatePlan(p.size, p.main_channels, p.gates, p.size.channels,
-                     can_stage(p.gates, {&p.e, &p.m, &p.grad})) {}
+                     can_stage(p.gates, {&p.m, &p.grad, coarse ? &p.m : &p.e})) {
+    if (coarse) {
+      resampling = ResamplingPlan(*coarse, p.size, chunks);
+      chunks = jobs == 0 ? 0 : p.size.batch * resampling.parts;
+    }
+    scratch += resampling.scratch();
+  }
+
+  size_t workspace(const EdgeGate& p) const {
+    return (weights + p.resources.threads * scratch) * accumulator_bytes(p.m.dtype);
+  }
+
+  size_t workspace(const EdgeGateBackward& p) const {
+    const int64_t borders = resampling.borders(chunks);
+    return chunks * weights * sizeof(double) +
+           (weights + p.resources.threads * scratch + borders) * accumulator_bytes(p.m.dtype);
+  }
 
  private:
   static constexpr int64_t kLineOfFloats = kLine / sizeof(float);
-  static constexpr int64_t kMostLanes = 16;    // of floats in a vector of any instruction set
   static constexpr int64_t kMostPerLine = 32;  // 16-bit elements
 
   static constexpr int64_t kBlockStep = 64;  // whole panels, and whole lines of every type
@@ -81,7 +106,8 @@ struct EdgeGatePlan {
     pitch = block + kLineOfFloats;
     sums = loaded * pitch;
     transit = rows * pitch;
-    scratch = transit + kMostLanes * std::max(ce, cm) + kMostPerLine;
+    resampled = transit + kMostLanes * std::max(ce, cm) + kMostPerLine;
+    scratch = resampled;
     weights = round_up(gates * (inputs + 1), kLineOfFloats);
     const int64_t affordable = kPartialSums / std::max<int64_t>(weights, 1);
     chunks = std::min(jobs, std::clamp(affordable, kLeastChunks, kMostChunks));

@@ -101,6 +101,42 @@ static inline Vector<Acc> interleave(Vector<Acc> a, Vector<Acc> b) {
   return interleave<step, high, Acc>(a, b, std::make_integer_sequence<int, kLanes<Acc>>());
 }
 
+// Lane i of the result is lane index[i] of v.
+template <class V, class Index>
+static inline V permute(V v, Index index) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(v[0]) == 4)
+    return V(_mm512_maskz_permutexvar_ps(-1, __m512i(index), __m512(v)));
+  if constexpr (sizeof(v[0]) == 8)
+    return V(_mm512_maskz_permutexvar_pd(-1, __m512i(index), __m512d(v)));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(v[0]) == 4) return V(_mm256_permutevar8x32_ps(__m256(v), __m256i(index)));
+#endif
+  V result;
+  for (size_t i = 0; i < sizeof v / sizeof v[0]; ++i) result[i] = v[index[i]];
+  return result;
+}
+
+// The same of two consecutive vectors.
+template <class V, class Index>
+static inline V permute(V first, V second, Index index) {
+  constexpr int lanes = sizeof first / sizeof first[0];
+#if defined(__AVX512F__)
+  if constexpr (sizeof(first[0]) == 4) {
+    return V(_mm512_permutex2var_ps(__m512(first), __m512i(index), __m512(second)));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(first[0]) == 4) {
+    return index < lanes ? permute(first, index) : permute(second, index - lanes);
+  }
+#endif
+  V result;
+  for (int i = 0; i < lanes; ++i) {
+    result[i] = index[i] < lanes ? first[index[i]] : second[index[i] - lanes];
+  }
+  return result;
+}
+
 // Transposes a square matrix of vectors.
 template <int step, class Acc>
 static inline void transpose_square(Vector<Acc>* v) {
