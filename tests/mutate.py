@@ -74,7 +74,7 @@ def mutated_data(data: Any, count: int, values: Sequence[Any] = ()) -> Iterator[
 
 @contextmanager
 def refusable(path: Path) -> Iterator[None]:
-    """The block reads a file, or refuses it with a sentence that names it; in 1 s and 500 MB."""
+    """The block reads a file, or refuses it with a sentence that names it; in 5 s and 500 MB."""
     with suppress(OSError):  # another system than Linux
         Path("/proc/self/clear_refs").write_text("5")  # forgets the resident peak
     peaks, started, sentence = _peaks(), time.process_time(), ""
@@ -82,7 +82,7 @@ def refusable(path: Path) -> Iterator[None]:
         yield
     except InputError as error:
         sentence = str(error)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5  # of all threads, on any machine
     assert all(now - before < 500e6 for before, now in zip(peaks, _peaks(), strict=True))
     assert not sentence or (str(path) in sentence and "\n" not in sentence)
     assert len(sentence) < 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -72,8 +73,13 @@ def _cached(name: str, command: list[str], inputs: Sequence[Path]) -> Path:
     output = root / digest.hexdigest()[:24] / name
     if not output.exists():
         output.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # In a temporary folder, since another process may be building the same file.
-        with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        with (
+            output.with_suffix(".lock").open("w") as lock,
+            tempfile.TemporaryDirectory(dir=output.parent) as folder,
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the tests may be building it
+            if output.exists():
+                return output
             made = Path(folder) / name
             run = subprocess.run(
                 [*command, *map(str, inputs), "-o", str(made)], capture_output=True, text=True

@@ -16,7 +16,7 @@ MEMORY, RACES = build.SANITIZERS
 ORDERS = ("forward", "reverse", "shuffled:1")
 SMOOTH, MULTIPLY = (build.HERE / "planted" / name for name in ("smooth.cu", "multiply.cu"))
 # Run only every n-th case: the sanitizers, ThreadSanitizer above all, are slow.
-EVERY = {MEMORY: 5, RACES: 31}
+EVERY = {MEMORY: 11, RACES: 61}
 
 
 def need(sanitizer: str) -> None:
