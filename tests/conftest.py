@@ -23,11 +23,17 @@ MOST_PROCESSES = 8
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run the whole suite on all cores; a few named tests start faster in one process."""
+    """Run the whole suite on all cores, without the tests that take minutes.
+
+    A few named tests start faster in one process, and all of them run.
+    """
     option = config.option
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     is_worker = hasattr(config, "workerinput")  # which starts none of its own
-    if not everything or is_worker or option.usepdb:
+    if not everything or is_worker:
+        return
+    option.markexpr = option.markexpr or "not thorough"
+    if option.usepdb:
         return
     if config.pluginmanager.hasplugin("xdist") and option.numprocesses is None:
         option.numprocesses = min(usable_cores(), MOST_PROCESSES)

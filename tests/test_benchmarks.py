@@ -187,6 +187,7 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_gpu_script_without_a_gpu(tmp_path: Path) -> None:
     """All of it but what a GPU's tools do, at tiny sizes, peers traced and not compiled."""
     arguments = ["--device", "cpu", "--quick", tmp_path]

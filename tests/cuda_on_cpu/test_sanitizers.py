@@ -29,7 +29,11 @@ def need(sanitizer: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sanitizer", "architecture"),
-    [(MEMORY, build.ARCHITECTURE), (MEMORY, 75), (RACES, build.ARCHITECTURE)],
+    [
+        (MEMORY, build.ARCHITECTURE),
+        pytest.param(MEMORY, 75, marks=pytest.mark.thorough),
+        pytest.param(RACES, build.ARCHITECTURE, marks=pytest.mark.thorough),
+    ],
 )
 def test_kernels(sanitizer: str, architecture: int) -> None:
     need(sanitizer)
@@ -42,7 +46,9 @@ def test_kernels(sanitizer: str, architecture: int) -> None:
 
 @pytest.mark.slow
 # The narrowest vectors and the widest, with instructions of their own; AVX2 lies between.
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx512"])
+@pytest.mark.parametrize(
+    "instruction_set", [pytest.param("baseline", marks=pytest.mark.thorough), "avx512"]
+)
 def test_cpu_kernels(instruction_set: str) -> None:
     need(MEMORY)
     if instruction_set not in _C.cpu_by_instruction_set:

@@ -20,7 +20,8 @@ from egcnn.ops._tensors import FLOATS
 from ..tolerances import assert_near
 from .conftest import load_cuda_on_cpu
 
-pytestmark = pytest.mark.slow  # the first test of an architecture compiles the sources for it
+# The first test of an architecture compiles the sources for it.
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 
 load = cache(load_cuda_on_cpu)
