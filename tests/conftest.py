@@ -28,12 +28,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     A few named tests start faster in one process, and all of them run.
     """
     option = config.option
-    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    is_worker = hasattr(config, "workerinput")  # which starts none of its own
-    if not everything or is_worker:
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         return
-    option.markexpr = option.markexpr or "not thorough"
-    if option.usepdb:
+    option.markexpr = option.markexpr or "not thorough"  # workers read the command line anew
+    if hasattr(config, "workerinput") or option.usepdb:  # workers start none of their own
         return
     if config.pluginmanager.hasplugin("xdist") and option.numprocesses is None:
         option.numprocesses = min(usable_cores(), MOST_PROCESSES)
