@@ -26,7 +26,7 @@ from egcnn.inference import predict_case
 from egcnn.nn import EGCNN, NetworkSettings, Segmentation, SegNet, build_network
 from egcnn.regions import Regions
 
-from .tolerances import HEADER, REORDERED
+from .tolerances import BY_SUM, HEADER, REORDERED
 
 CLASSES = Regions(("background", "organ", "tumour"), ((0,), (1,), (3,)), "softmax")
 TURNED = np.array([[0, 0, 1.6, -30], [-0.9, 0, 0, 11], [0, 1.3, 0, 5], [0, 0, 0, 1]])
@@ -70,7 +70,7 @@ def images(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape) for shape in shapes]
 
 
-def assert_same(found: Any, expected: tuple[Tensor, ...], tolerance: float = REORDERED) -> None:
+def assert_same(found: Any, expected: tuple[Tensor, ...], tolerance: float = BY_SUM) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
@@ -128,7 +128,8 @@ def test_a_program_of_a_foreign_network() -> None:
     network = shaken(EGCNN(inner, example=(1, 2, 32, 32, 32)))
     program = export_program(network, 2, (32, 16, 32), edges=True)
     (image,) = images((1, 2, 32, 16, 32))
-    assert_same(program.module()(image), outputs(network, image))
+    # A program interpolates before its gates, and a logarithm amplifies the head's roundings.
+    assert_same(program.module()(image), outputs(network, image), REORDERED)
 
 
 @pytest.mark.slow
@@ -146,7 +147,7 @@ extra = {{"{KEY}": ""}}
 program = torch.export.load("a.pt2", extra_files=extra)
 image, *expected = torch.load("expected.pt")
 for one, other in zip(program.module()(image), expected, strict=True):
-    torch.testing.assert_close(one, other, rtol={REORDERED}, atol={REORDERED})
+    torch.testing.assert_close(one, other, rtol={BY_SUM}, atol={BY_SUM})
 print(extra["{KEY}"])
 """
     done = subprocess.run(
@@ -176,7 +177,7 @@ def test_onnx(exported: tuple[Trained, ExportedProgram], tmp_path: Path) -> None
     assert described["modalities"] == ["t1", "flair"]
     for values in images((1, 2, 16, 16, 16), (3, 2, 24, 16, 40)):
         found = [torch.from_numpy(part) for part in session.run(None, {"image": values.numpy()})]
-        assert_same(found, outputs(whole.network, values))
+        assert_same(found, outputs(whole.network, values), REORDERED)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])

@@ -113,15 +113,34 @@ def checked_inputs(
     return e, m
 
 
-torch.library.define(
-    "egcnn::edge_gate",
-    "(Tensor e, Tensor m, Tensor weight_e, Tensor weight_m, Tensor bias, bool relu) -> Tensor",
-)
-torch.library.define(
-    "egcnn::edge_gate_backward",
-    "(Tensor grad, Tensor e, Tensor m, Tensor weight_e, Tensor weight_m, Tensor bias, bool relu)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
+def define_gate(name: str) -> None:
+    """Define a gate's operator and its gradient ``NAME_backward``, but not who computes them."""
+    inputs = "Tensor e, Tensor m, Tensor weight_e, Tensor weight_m, Tensor bias, bool relu"
+    torch.library.define(f"egcnn::{name}", f"({inputs}) -> Tensor")
+    torch.library.define(
+        f"egcnn::{name}_backward",
+        f"(Tensor grad, {inputs}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    )
+    gradient = getattr(torch.ops.egcnn, f"{name}_backward")
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:5])
+        ctx.relu = inputs[5]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*gradient(grad, *ctx.saved_tensors, ctx.relu), None)
+
+    torch.library.register_fake(f"egcnn::{name}_backward")(gate_gradients)
+    register_autograd(name, setup_context, backward)
+    register_no_second_derivative(name)
+
+
+def gate_gradients(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    """Empty gradients of a gate's tensors."""
+    return empty_gradients(inputs[:2], *inputs[2:5])
+
+
+define_gate("edge_gate")
 
 
 @torch.library.register_fake("egcnn::edge_gate")
@@ -152,27 +171,8 @@ def weight_arguments(
     return (gates, *weights, relu, tf32)
 
 
-@torch.library.register_fake("egcnn::edge_gate_backward")
-def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return empty_gradients(inputs[:2], *inputs[2:5])
-
-
 @torch.library.impl("egcnn::edge_gate_backward", DEVICES)
 def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    gradients = empty_gradients(inputs[:2], *inputs[2:5])
+    gradients = gate_gradients(grad, *inputs)
     launch("edge_gate_backward", grad, *_arguments(*inputs), dense(grad), *gradients)
     return gradients
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.relu = inputs[5]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.egcnn.edge_gate_backward(grad, *ctx.saved_tensors, ctx.relu)
-    return (*gradients, None)
-
-
-register_autograd("edge_gate", _setup_context, _backward)
-register_no_second_derivative("edge_gate")

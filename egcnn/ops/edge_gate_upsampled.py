@@ -13,13 +13,16 @@ from egcnn.ops._tensors import (
     DEVICES,
     converted,
     dense,
-    empty_gradients,
     launch,
     memory_format,
-    register_autograd,
-    register_no_second_derivative,
 )
-from egcnn.ops.edge_gate import checked_inputs, edge_gate, weight_arguments
+from egcnn.ops.edge_gate import (
+    checked_inputs,
+    define_gate,
+    edge_gate,
+    gate_gradients,
+    weight_arguments,
+)
 
 
 def edge_gate_upsampled(
@@ -66,15 +69,7 @@ def edge_gate_upsampled(
     return torch.ops.egcnn.edge_gate_upsampled(e, m, *weights, activation == "relu_sigmoid")
 
 
-torch.library.define(
-    "egcnn::edge_gate_upsampled",
-    "(Tensor e, Tensor m, Tensor weight_e, Tensor weight_m, Tensor bias, bool relu) -> Tensor",
-)
-torch.library.define(
-    "egcnn::edge_gate_upsampled_backward",
-    "(Tensor grad, Tensor e, Tensor m, Tensor weight_e, Tensor weight_m, Tensor bias, bool relu)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
+define_gate("edge_gate_upsampled")
 
 
 def _empty_output(e: Tensor, m: Tensor) -> Tensor:
@@ -103,28 +98,9 @@ def _arguments(e: Tensor, m: Tensor, *others: Any) -> tuple[Any, ...]:
     return (dense(m), dense(e), *weight_arguments(e, *others))
 
 
-@torch.library.register_fake("egcnn::edge_gate_upsampled_backward")
-def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return empty_gradients(inputs[:2], *inputs[2:5])
-
-
 @torch.library.impl("egcnn::edge_gate_upsampled_backward", DEVICES)
 def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    gradients = empty_gradients(inputs[:2], *inputs[2:5])
+    gradients = gate_gradients(grad, *inputs)
     arguments = (*_arguments(*inputs), dense(grad), *gradients)
     launch("edge_gate_upsampled_backward", grad, *arguments)
     return gradients
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.relu = inputs[5]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.egcnn.edge_gate_upsampled_backward(grad, *ctx.saved_tensors, ctx.relu)
-    return (*gradients, None)
-
-
-register_autograd("edge_gate_upsampled", _setup_context, _backward)
-register_no_second_derivative("edge_gate_upsampled")

@@ -278,72 +278,21 @@ void sobel_magnitude(DType dtype, Size size) {
       egcnn::cuda::kernels().sobel_magnitude_backward, q, {&out.buffer});
 }
 
-void edge_gate(DType dtype, Size size, int64_t main_channels) {
+// The gate; if e has another size, the one that interpolates.
+void edge_gate(DType dtype, Size size, int64_t main_channels, const Size* coarse = nullptr) {
+  const char* name = coarse ? "edge_gate_upsampled" : "edge_gate";
+  const char* backward = coarse ? "edge_gate_upsampled_backward" : "edge_gate_backward";
+  const Size e_size = coarse ? *coarse : size;
   const int64_t channels = size.channels;
+  const auto& kernels = egcnn::cuda::kernels();
   for (const int64_t gates : {int64_t(1), channels}) {
-    if (!selected("edge_gate")) continue;
+    if (!selected(name)) continue;
     Size main_size = size;
     main_size.channels = main_channels;
     const DType sums = accumulate(dtype);
-    Volume e(dtype, size), m(dtype, main_size), out(dtype, size);
-    Volume grad(dtype, size), grad_e(dtype, size), grad_m(dtype, main_size);
-    e.fill_with_numbers(size);
-    m.fill_with_numbers(main_size);
-    grad.fill_with_numbers(size);
-    const Buffer weight_e = numbers(sums, gates * channels), bias = numbers(sums, gates);
-    const Buffer weight_m = numbers(sums, gates * main_channels);
-    const bool relu = draw() % 2, tf32 = draw() % 2;
-    egcnn::EdgeGate p{};
-    p.e = e.tensor;
-    p.m = m.tensor;
-    p.weight_e = weight_e.data();
-    p.weight_m = weight_m.data();
-    p.bias = bias.data();
-    p.out = out.tensor;
-    p.size = size;
-    p.main_channels = main_channels;
-    p.gates = gates;
-    p.relu = relu;
-    p.tf32 = tf32;
-    const std::string options =
-        "; m " + std::to_string(main_channels) + ", gates " + std::to_string(gates);
-    run(text("edge_gate", dtype, p.e, size) + options, egcnn::cuda::kernels().edge_gate, p,
-        {&out.buffer});
-    const Buffer grad_weight_e = numbers(sums, gates * channels), grad_bias = numbers(sums, gates);
-    const Buffer grad_weight_m = numbers(sums, gates * main_channels);
-    egcnn::EdgeGateBackward q{};
-    q.grad = grad.tensor;
-    q.e = e.tensor;
-    q.m = m.tensor;
-    q.weight_e = weight_e.data();
-    q.weight_m = weight_m.data();
-    q.bias = bias.data();
-    q.grad_e = grad_e.tensor;
-    q.grad_m = grad_m.tensor;
-    q.grad_weight_e = grad_weight_e.data();
-    q.grad_weight_m = grad_weight_m.data();
-    q.grad_bias = grad_bias.data();
-    q.size = size;
-    q.main_channels = main_channels;
-    q.gates = gates;
-    q.relu = relu;
-    q.tf32 = tf32;
-    run(text("edge_gate_backward", dtype, q.e, size) + options,
-        egcnn::cuda::kernels().edge_gate_backward, q,
-        {&grad_e.buffer, &grad_m.buffer, &grad_weight_e, &grad_weight_m, &grad_bias});
-  }
-}
-
-void edge_gate_upsampled(DType dtype, Size size, Size coarse, int64_t main_channels) {
-  const int64_t channels = size.channels;
-  for (const int64_t gates : {int64_t(1), channels}) {
-    if (!selected("edge_gate_upsampled")) continue;
-    Size main_size = size;
-    main_size.channels = main_channels;
-    const DType sums = accumulate(dtype);
-    Volume e(dtype, coarse), m(dtype, main_size), out(dtype, size);
-    Volume grad(dtype, size), grad_e(dtype, coarse), grad_m(dtype, main_size);
-    e.fill_with_numbers(coarse);
+    Volume e(dtype, e_size), m(dtype, main_size), out(dtype, size);
+    Volume grad(dtype, size), grad_e(dtype, e_size), grad_m(dtype, main_size);
+    e.fill_with_numbers(e_size);
     m.fill_with_numbers(main_size);
     grad.fill_with_numbers(size);
     const Buffer weight_e = numbers(sums, gates * channels), bias = numbers(sums, gates);
@@ -356,31 +305,40 @@ void edge_gate_upsampled(DType dtype, Size size, Size coarse, int64_t main_chann
     p.bias = bias.data();
     p.out = out.tensor;
     p.size = size;
-    p.coarse = coarse;
+    p.coarse = e_size;
     p.main_channels = main_channels;
     p.gates = gates;
     p.relu = draw() % 2;
     p.tf32 = draw() % 2;
-    const std::string options = "; e " + std::to_string(coarse.depth) + "x" +
-                                std::to_string(coarse.height) + "x" + std::to_string(coarse.width) +
+    const std::string options = "; e " + std::to_string(e_size.depth) + "x" +
+                                std::to_string(e_size.height) + "x" + std::to_string(e_size.width) +
                                 ", m " + std::to_string(main_channels) + ", gates " +
                                 std::to_string(gates);
-    run(text("edge_gate_upsampled", dtype, p.e, size) + options,
-        egcnn::cuda::kernels().edge_gate_upsampled, p, {&out.buffer});
+    const std::string forward_case = text(name, dtype, p.e, size) + options;
+    if (coarse) {
+      run(forward_case, kernels.edge_gate_upsampled, p, {&out.buffer});
+    } else {
+      run<egcnn::EdgeGate>(forward_case, kernels.edge_gate, p, {&out.buffer});
+    }
     const Buffer grad_weight_e = numbers(sums, gates * channels), grad_bias = numbers(sums, gates);
     const Buffer grad_weight_m = numbers(sums, gates * main_channels);
     egcnn::EdgeGateUpsampledBackward q{};
     static_cast<egcnn::EdgeGate&>(q) = p;
-    q.coarse = coarse;
+    q.coarse = e_size;
     q.grad = grad.tensor;
     q.grad_e = grad_e.tensor;
     q.grad_m = grad_m.tensor;
     q.grad_weight_e = grad_weight_e.data();
     q.grad_weight_m = grad_weight_m.data();
     q.grad_bias = grad_bias.data();
-    run(text("edge_gate_upsampled_backward", dtype, q.e, size) + options,
-        egcnn::cuda::kernels().edge_gate_upsampled_backward, q,
-        {&grad_e.buffer, &grad_m.buffer, &grad_weight_e, &grad_weight_m, &grad_bias});
+    const std::string backward_case = text(backward, dtype, q.e, size) + options;
+    const std::vector<const Buffer*> gradients = {&grad_e.buffer, &grad_m.buffer, &grad_weight_e,
+                                                  &grad_weight_m, &grad_bias};
+    if (coarse) {
+      run(backward_case, kernels.edge_gate_upsampled_backward, q, gradients);
+    } else {
+      run<egcnn::EdgeGateBackward>(backward_case, kernels.edge_gate_backward, q, gradients);
+    }
   }
 }
 
@@ -588,8 +546,9 @@ int main(int count, char** arguments) {
       const int64_t batch = size.batch, channels = size.channels;
       const Size half = {batch, channels, (size.depth + 1) / 2, (size.height + 1) / 2,
                          (size.width + 1) / 2};
-      edge_gate_upsampled(dtype, size, half, channels);
-      edge_gate_upsampled(dtype, size, {batch, channels, 2, size.height + 3, 7}, channels + 1);
+      const Size other = {batch, channels, 2, size.height + 3, 7};
+      edge_gate(dtype, size, channels, &half);
+      edge_gate(dtype, size, channels + 1, &other);
       consistency(dtype, kIntegers[draw() % 5], size);
       group_norm_relu(dtype, size);
       region_sums(dtype, size);

@@ -67,6 +67,17 @@ def test_value_and_gradients_against_float64(
     assert_gradients_near(gradients(grad, inputs), exact, dtype)
 
 
+# Segments, a volume that shrinks, and chunks of both streams.
+@pytest.mark.parametrize(("channels", "coarse", "fine"), [CASES[3], CASES[6], *CASES[8:]])
+@pytest.mark.parametrize("kind", ["channel", "voxel"])
+def test_same_bits_each_time(channels: Size, coarse: Size, fine: Size, kind: str) -> None:
+    gates = channels[1] if kind == "channel" else 1
+    inputs = arguments(channels, coarse, fine, gates, torch.float32)
+    grad = torch.randn(*channels[:2], *fine)
+    first, again = gradients(grad, inputs), gradients(grad, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
 def test_memory_at_odd_addresses() -> None:
     e, *others = arguments((1, 8, 8), (3, 4, 8), (6, 8, 16), 8, torch.float32, FORMATS[1])
     elements = e.permute(0, 2, 3, 4, 1)

@@ -79,6 +79,29 @@ def test_sobel_magnitude(size, batch, channels, seed, format, dtype) -> None:
     assert_near(x.grad, exact.grad, dtype)
 
 
+def check_gate(name, e_shape, m_shape, seed, format, dtype, per_voxel, activation) -> None:
+    """A gate of :mod:`egcnn.ops`, forward and backward, against its reference in float64."""
+    gates, of_e, of_m = 1 if per_voxel else e_shape[1], e_shape[1], m_shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [e_shape, m_shape, (gates, of_e), (gates, of_m), (gates,)]
+    exact = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    inputs = [
+        t.to(dtype).contiguous(memory_format=format) if t.ndim == 5 else t.to(dtype) for t in exact
+    ]
+    exact = [t.detach().double().clone().requires_grad_() for t in inputs]
+    inputs = [t.requires_grad_() for t in inputs]
+    expected = getattr(reference, name)(*exact, activation)
+    expected.sum().backward()
+    out = getattr(ops, name)(*inputs, activation=activation)
+    out.sum().backward()
+    assert_near(out, expected, dtype)
+    for found, want in zip(inputs, exact, strict=True):
+        # Sums over all voxels may cancel.
+        largest = max(1.0, float(want.grad.abs().max()) if want.numel() else 0.0)
+        tolerance = (1e-12 if dtype == torch.float64 else 1e-5) * largest * 10
+        torch.testing.assert_close(found.grad.double(), want.grad, rtol=0, atol=tolerance)
+
+
 @many
 @given(
     sizes,
@@ -92,25 +115,8 @@ def test_sobel_magnitude(size, batch, channels, seed, format, dtype) -> None:
     st.sampled_from(["relu_sigmoid", "sigmoid"]),
 )
 def test_edge_gate(size, batch, of_e, of_m, seed, format, dtype, per_voxel, activation) -> None:
-    gates = 1 if per_voxel else of_e
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(batch, of_e, *size), (batch, of_m, *size), (gates, of_e), (gates, of_m), (gates,)]
-    exact = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
-    inputs = [
-        t.to(dtype).contiguous(memory_format=format) if t.ndim == 5 else t.to(dtype) for t in exact
-    ]
-    exact = [t.detach().double().clone().requires_grad_() for t in inputs]
-    inputs = [t.requires_grad_() for t in inputs]
-    expected = reference.edge_gate(*exact, activation)
-    expected.sum().backward()
-    out = ops.edge_gate(*inputs, activation=activation)
-    out.sum().backward()
-    assert_near(out, expected, dtype)
-    for found, want in zip(inputs, exact, strict=True):
-        # Sums over all voxels may cancel.
-        largest = max(1.0, float(want.grad.abs().max()) if want.numel() else 0.0)
-        tolerance = (1e-12 if dtype == torch.float64 else 1e-5) * largest * 10
-        torch.testing.assert_close(found.grad.double(), want.grad, rtol=0, atol=tolerance)
+    e_shape, m_shape = (batch, of_e, *size), (batch, of_m, *size)
+    check_gate("edge_gate", e_shape, m_shape, seed, format, dtype, per_voxel, activation)
 
 
 @many
@@ -128,25 +134,8 @@ def test_edge_gate(size, batch, of_e, of_m, seed, format, dtype, per_voxel, acti
 def test_edge_gate_upsampled(
     coarse, fine, batch, of_e, of_m, seed, format, dtype, per_voxel
 ) -> None:
-    gates = 1 if per_voxel else of_e
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(batch, of_e, *coarse), (batch, of_m, *fine), (gates, of_e), (gates, of_m), (gates,)]
-    exact = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
-    inputs = [
-        t.to(dtype).contiguous(memory_format=format) if t.ndim == 5 else t.to(dtype) for t in exact
-    ]
-    exact = [t.detach().double().clone().requires_grad_() for t in inputs]
-    inputs = [t.requires_grad_() for t in inputs]
-    expected = reference.edge_gate_upsampled(*exact, "sigmoid")
-    expected.sum().backward()
-    out = ops.edge_gate_upsampled(*inputs, activation="sigmoid")
-    out.sum().backward()
-    assert_near(out, expected, dtype)
-    for found, want in zip(inputs, exact, strict=True):
-        # Sums over all voxels may cancel.
-        largest = max(1.0, float(want.grad.abs().max()) if want.numel() else 0.0)
-        tolerance = (1e-12 if dtype == torch.float64 else 1e-5) * largest * 10
-        torch.testing.assert_close(found.grad.double(), want.grad, rtol=0, atol=tolerance)
+    e_shape, m_shape = (batch, of_e, *coarse), (batch, of_m, *fine)
+    check_gate("edge_gate_upsampled", e_shape, m_shape, seed, format, dtype, per_voxel, "sigmoid")
 
 
 @many
