@@ -234,6 +234,7 @@ def test_gpu_script_without_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_gpu_scripts_need_few_packages(tmp_path: Path) -> None:
     """A machine that is lent for minutes may lack these, and reach no network."""
     absent = "import sys\nfor name in 'monai', 'nibabel', 'lightning': sys.modules[name] = None\n"
@@ -365,6 +366,7 @@ def test_gpu_command_says_so_where_no_gpu_is(script: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_data_command(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     result = run(sys.executable, "-m", "benchmarks.data", "--quick", "--output", path)
@@ -378,6 +380,7 @@ def test_data_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_large_ct_command(tmp_path: Path) -> None:
     size = ("--slices", 9, "--side", 40)
     result = run(sys.executable, "-m", "benchmarks.large_ct", *size, "--folder", tmp_path)

@@ -133,8 +133,12 @@ def run_command(line: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(b.language in RUN and not b.mark for b in blocks(page))],
-    ids=lambda page: page.name,
+    [
+        # Exporting in every format takes a minute, and tests/test_export.py does most of it.
+        pytest.param(page, marks=[pytest.mark.thorough] * (page.name == "export.md"), id=page.name)
+        for page in PAGES
+        if any(block.language in RUN and not block.mark for block in blocks(page))
+    ],
 )
 def test_blocks_run(
     page: Path, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

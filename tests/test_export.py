@@ -84,7 +84,10 @@ def check_paths(file: Path) -> None:
         assert str(folder).encode() not in content
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(
+    scope="module",
+    params=["vnet", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("segnet", "unet"))],
+)
 def exported(request: pytest.FixtureRequest) -> tuple[Trained, ExportedProgram]:
     """A network and its program, which takes seconds to make."""
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -293,21 +294,20 @@ def test_a_toolkit_goes_before_the_registry_and_cuda_home_before_path(tmp_path: 
     assert ask_backend("find_nvcc()", **home, **path) == str(tmp_path / "home/bin/nvcc")
 
 
-def test_the_module_holds_code_for_every_architecture_asked_for(cuda_build: ModuleType) -> None:
-    cuobjdump = package_file("nvidia-cuda-cuobjdump", "cuobjdump") or shutil.which("cuobjdump")
-    if not cuobjdump:
+def cuobjdump(module: ModuleType, *options: str) -> str:
+    """What cuobjdump prints of the GPU code in a module; skips the test without cuobjdump."""
+    program = package_file("nvidia-cuda-cuobjdump", "cuobjdump") or shutil.which("cuobjdump")
+    if not program:
         pytest.skip("there is no cuobjdump; pip install nvidia-cuda-cuobjdump provides it")
+    command = [program, *options, str(module.__file__)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
+
+def test_the_module_holds_code_for_every_architecture_asked_for(cuda_build: ModuleType) -> None:
     def images(kind: str) -> dict[str, list[str]]:
         """Unit -> architectures, from lines such as 'ELF file    1: edge_gate.sm_90.cubin'."""
-        run = subprocess.run(
-            [cuobjdump, f"--list-{kind}", str(cuda_build.__file__)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
         found = defaultdict(list)
-        for line in run.stdout.splitlines():
+        for line in cuobjdump(cuda_build, f"--list-{kind}").splitlines():
             unit, architecture, _ = line.split()[-1].rsplit(".", 2)
             found[unit].append(architecture.removeprefix("sm_"))
         return found
@@ -317,6 +317,19 @@ def test_the_module_holds_code_for_every_architecture_asked_for(cuda_build: Modu
     assert elf
     assert all(sorted(found, key=int) == asked for found in elf.values()), elf
     assert all(ptx[unit] == asked[-1:] for unit in elf), ptx
+
+
+def test_no_kernel_spills(cuda_build: ModuleType) -> None:
+    """On sm_90, but for float64, which is only for gradcheck."""
+    if "90" not in cuda_build.build_info()["cuda_architectures"].split():
+        pytest.skip("this build has no code for sm_90")
+    resources = cuobjdump(cuda_build, "--dump-resource-usage", "--gpu-architecture", "sm_90")
+    # Spilled registers lie in the stack frame, which kernels without them do not have.
+    stacks = dict(re.findall(r"Function (\w+):\n.* STACK:(\d+)", resources))
+    assert len(stacks) > 100
+    # In mangled names, "d" is double; before it stand "I" and the template's values ("L...E").
+    double = re.compile(r"_kernelI(L\w+?E)*d")
+    assert not [name for name, stack in stacks.items() if stack != "0" and not double.search(name)]
 
 
 def test_a_build_tells_of_a_driver_too_old_for_it(cuda_build: ModuleType, tmp_path: Path) -> None:

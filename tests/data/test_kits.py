@@ -135,7 +135,11 @@ def test_predictions_have_the_challenges_values_and_grid(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["case_00108", "case_00144", "case_00045"])
+@pytest.mark.parametrize(
+    "name",
+    ["case_00108"]
+    + [pytest.param(name, marks=pytest.mark.thorough) for name in ("case_00144", "case_00045")],
+)
 def test_real_masks_there_and_back(shared_data: Path, tmp_path: Path, name: str) -> None:
     """CTs painted from the challenge's masks, through a network that reads the intensities.
 

@@ -108,7 +108,9 @@ def test_labels_there_and_back() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["case_00160", "case_00090"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("case_00160", marks=pytest.mark.thorough), "case_00090"]
+)
 def test_kits_masks_there_and_back(shared_data: Path, name: str) -> None:
     path = shared_data / f"kits19_masks/data/{name}/segmentation.nii.gz"
     true, back = there_and_back(read_label(Case("x", (path,), path), KITS))

@@ -160,7 +160,9 @@ def test_channels_last_is_kept_and_gives_the_same() -> None:
     # In float32 torch may change the layout for a faster path; the layout is meant for bfloat16.
     with torch.autocast("cpu", torch.bfloat16):
         features = net.backbone.features(x)
-    for tensor in (*features.encoder, features.decoder):
+    # On processors without AVX-512 torch's bfloat16 convolutions return contiguous tensors.
+    kept = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    for tensor in (*features.encoder, features.decoder) if kept else ():
         assert tensor.is_contiguous(memory_format=torch.channels_last_3d)
     for got, other in zip(net(x), expected, strict=True):
         torch.testing.assert_close(got, other, atol=REORDERED, rtol=REORDERED)

@@ -134,7 +134,7 @@ def test_each_sample_draws_its_own_noise(activation: str) -> None:
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_gradcheck(activation: str) -> None:
-    logits, edge_logits, labels = drawn((2, 4, 5), torch.float64)
+    logits, edge_logits, labels = drawn((2, 3, 4), torch.float64)
     regions = NESTED if activation == "sigmoid" else CLASSES
 
     def sums(z: Tensor, e: Tensor) -> LossSums:

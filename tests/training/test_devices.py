@@ -109,6 +109,7 @@ def test_volumes_are_validated_once(dataset: Dataset) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_devices_find_the_numbers_of_one(dataset: Dataset, tmp_path: Path) -> None:
     def train(devices: int) -> Path:
         output = tmp_path / f"run{devices}"

@@ -45,6 +45,7 @@ def scalers(monkeypatch: pytest.MonkeyPatch) -> list[Scaler]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_an_interrupted_run_in_float16_ends_as_an_unbroken_one(
     dataset: Dataset, tmp_path: Path, scalers: list[Scaler]
 ) -> None:

@@ -410,6 +410,7 @@ def test_scaled_gradients_can_be_clipped(brats: Dataset, tiny: TrainingConfig) -
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_compiled_and_recomputed_training_is_the_same(
     brats: Dataset, tiny: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
