@@ -163,6 +163,7 @@ print(extra["{KEY}"])
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_onnx(exported: tuple[Trained, ExportedProgram], tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

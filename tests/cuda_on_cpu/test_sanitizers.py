@@ -27,13 +27,10 @@ def need(sanitizer: str) -> None:
 # The kernels with TF32 tensor cores, and those with tensor cores for f16, which read other memory
 # and wait in the same places.
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("sanitizer", "architecture"),
-    [
-        (MEMORY, build.ARCHITECTURE),
-        pytest.param(MEMORY, 75, marks=pytest.mark.thorough),
-        pytest.param(RACES, build.ARCHITECTURE, marks=pytest.mark.thorough),
-    ],
+    [(MEMORY, build.ARCHITECTURE), (MEMORY, 75), (RACES, build.ARCHITECTURE)],
 )
 def test_kernels(sanitizer: str, architecture: int) -> None:
     need(sanitizer)

@@ -169,7 +169,9 @@ def test_channels_last_is_kept_and_gives_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", [SegNet, UNet, VNet])
+@pytest.mark.parametrize(
+    "backbone", [SegNet, *(pytest.param(b, marks=pytest.mark.thorough) for b in (UNet, VNet))]
+)
 def test_compiles_whole(backbone: type[Backbone]) -> None:
     net = small(backbone=backbone)
     x = torch.randn(1, 2, 6, 5, 7)

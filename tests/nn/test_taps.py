@@ -111,6 +111,11 @@ MONAI: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 SHAPE = {"SwinUNETR": (64, 32, 32)}
 # Their own code breaks torch.compile(fullgraph=True), with or without the edge stream.
 NOT_COMPILED = {"BasicUNet", "SwinUNETR"}
+# These three take two thirds of the time of all nine.
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.thorough] * (name in ("VNet", "SwinUNETR", "UNETR")))
+    for name in MONAI
+]
 CLASSES = Regions(("background", "a", "b"), ((0,), (1,), (2,)), "softmax")
 
 
@@ -166,7 +171,7 @@ def test_monai_networks(name: str) -> None:
             assert parameter.grad is not None or unused, parameter_name
 
 
-@pytest.mark.parametrize("name", MONAI)
+@pytest.mark.parametrize("name", NAMES)
 def test_compiles_where_the_network_alone_does(name: str) -> None:
     torch._dynamo.reset()
     make, shape = MONAI[name][0], SHAPE.get(name, (32, 32, 32))
@@ -243,7 +248,7 @@ def _replica(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MONAI)
+@pytest.mark.parametrize("name", NAMES)
 def test_state_of_a_call_belongs_to_the_call(name: str) -> None:
     """A bare, a failed and an interleaved pass leave nothing; copies and threads have their own."""
     wrapped, x = _wrapped(name)
@@ -300,7 +305,7 @@ def _assert_same_gradients(wrapped: EGCNN, run: Callable[[], Any], expected: lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MONAI)
+@pytest.mark.parametrize("name", NAMES)
 def test_activation_checkpointing(name: str) -> None:
     """The same gradients with a checkpoint around all, in both forms, and around a tapped part."""
     wrapped, x = _wrapped(name)

@@ -136,8 +136,10 @@ def test_the_reference_is_interpolation_and_gate(
     assert torch.equal(reference.edge_gate_upsampled(e, m, *weights), expected)
 
 
-@pytest.mark.parametrize(("activation", "gates"), [("relu_sigmoid", 1), ("sigmoid", 3)])
-@pytest.mark.parametrize("coarse", [(2, 1, 2), (3, 2, 5)])
+@pytest.mark.parametrize(
+    ("activation", "gates", "coarse"),
+    [("relu_sigmoid", 1, (3, 2, 5)), ("sigmoid", 3, (2, 1, 2))],
+)
 def test_gradcheck(activation: str, gates: int, coarse: tuple[int, int, int]) -> None:
     inputs = arguments((1, 3, 2), coarse, (3, 2, 4), gates)
     assert torch.autograd.gradcheck(

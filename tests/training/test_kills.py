@@ -72,7 +72,9 @@ def state(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "workers"), [(1, 1), (2, 0)])
+@pytest.mark.parametrize(
+    ("devices", "workers"), [(1, 1), pytest.param(2, 0, marks=pytest.mark.thorough)]
+)
 def test_killed_runs_end_as_an_unbroken_one(tmp_path: Path, devices: int, workers: int) -> None:
     write_brats(tmp_path / "data", 12, shape=(16, 18, 17), seed=2)
     dataset = open_dataset(tmp_path / "data")
