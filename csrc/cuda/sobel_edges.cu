@@ -8,13 +8,6 @@
 namespace egcnn::cuda {
 namespace {
 
-// The smallest squared gradient of a mask whose magnitude is above the threshold.
-int least_edge(float threshold) {
-  int squared = 0;
-  while (squared <= 3 * 16 * 16 && !(math::sobel_magnitude(float(squared)) > threshold)) ++squared;
-  return squared;
-}
-
 bool is_byte(DType dtype) { return dtype == DType::u8 || dtype == DType::i8; }
 
 template <class T>
@@ -84,7 +77,7 @@ void label_edges(const SobelEdges& p) {
   if (!masks) labels.channel_stride = 0;  // all regions read the same channel
   const int64_t* values = p.region_values;
   LabelEdges part{};
-  part.least = least_edge(float(p.threshold));
+  part.least = math::sobel_largest_below(float(p.threshold)) + 1;
   part.size = p.size;
   for (int64_t first = 0; first < p.size.channels; first += part.size.channels) {
     RegionLabels known{};
