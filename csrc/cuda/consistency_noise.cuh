@@ -1,10 +1,10 @@
-// The noise of the consistency loss.
+// The noise of the consistency loss (Eq. 8; Jang et al., 2016).
 #pragma once
 
 #include <cfloat>
 
+#include "../math/philox.h"
 #include "fast_math.cuh"
-#include "gumbel.cuh"
 #include "launch.cuh"
 
 namespace egcnn::cuda {
@@ -28,16 +28,17 @@ __device__ __forceinline__ float gumbel(uint32_t word, float) {
   return -0.69314718f * fast_log2(minus_log(uniform(word)));
 }
 __device__ __forceinline__ double gumbel(uint32_t word, double) {
-  return math::gumbel(math::uniform<double>(word));
+  return -math::log(-math::log(math::uniform<double>(word)));
 }
 
-// Standard logistic noise.
+// Standard logistic noise, the difference of two Gumbel variables.
 __device__ __forceinline__ float logistic(uint32_t word, float) {
   const float u = uniform(word);
   return minus_log(1.0f - u) - minus_log(u);
 }
 __device__ __forceinline__ double logistic(uint32_t word, double) {
-  return math::logistic(math::uniform<double>(word));
+  const double u = math::uniform<double>(word);
+  return math::log(u) - math::log1p(-u);
 }
 
 }  // namespace
