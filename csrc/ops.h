@@ -33,7 +33,7 @@ struct Size {
 struct Resources {
   void* workspace;
   int threads;   // CPU
-  int device;    // CUDA: the current one; to restore another could give it a context
+  int device;    // CUDA: the current device. Restoring another one could create a context on it.
   void* stream;  // CUDA
 };
 

@@ -15,7 +15,7 @@ namespace egcnn {
 
 namespace py = pybind11;
 
-// An attribute's name, made once: calls are short enough for the making of strings to count.
+// An attribute's name, interned once: creating strings would dominate a short call.
 struct Name {
   PyObject* object;
   explicit Name(const char* text) : object(PyUnicode_InternFromString(text)) {}

@@ -9,7 +9,7 @@
 namespace egcnn::cuda {
 namespace {
 
-// By what the gradients of each class's sum are multiplied.
+// The factor for the gradients of each class.
 template <class Acc>
 __device__ void make_scales(const Task& t, const Tile& tile, Acc* scales) {
   for (int c = threadIdx.x; c < t.classes; c += kThreads) {

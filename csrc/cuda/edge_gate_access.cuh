@@ -199,7 +199,7 @@ __device__ __forceinline__ void fetch(const View<T, kLayout>& view, int64_t chan
       std::memcpy(&x.rows[2 * v], column, sizeof column);
     }
   } else {
-    // All are on their way before the first is used.
+    // Issue all loads before the first use.
     T values[kLaneChannels][kLaneVoxels];
 #pragma unroll
     for (int c = 0; c < kLaneChannels; ++c, from += view.channel_stride()) {

@@ -86,8 +86,8 @@ struct PackedWeights {
     return gate_chunks() * (kChunk + (with_transposed ? 2 : 1) * chunks() * kFragments);
   }
 
-  // Reads from shared memory henceforth, if the weights of the sums fit. For all threads of a
-  // block.
+  // Copies the weights of the sums to shared memory if they fit; later reads use the copy. Call
+  // with all threads of a block.
   __device__ void stage(Acc (&shared)[kSharedWeights<T>]) {
     if constexpr (kSumProducts<T> == Products::plain) {
       const int64_t count = gate_chunks() * (kChunk + chunks() * kFragments);

@@ -9,7 +9,7 @@ namespace egcnn::cuda {
 namespace {
 
 constexpr int kNormThreads = 256;
-// Of a multiprocessor at a time, so that a thread has 64 registers.
+// Resident blocks per multiprocessor: leaves each thread 64 registers.
 constexpr int kNormBlocks = 4;
 
 // Of numbers of blocks or channels, below 2^31: 64 bits would take a call.

@@ -1,4 +1,4 @@
-// What every launch needs: the grid, element types, and a sentence when it fails.
+// Launching kernels: the grid, element types, error messages.
 #pragma once
 
 #include <cuda_bf16.h>

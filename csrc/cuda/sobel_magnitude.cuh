@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, Out, kAdjacent>)
 }
 
 // The largest square of an unscaled gradient whose magnitude is not above the threshold, which is
-// at least 0. So an edge takes no root, and is one to the last bit.
+// at least 0. Comparing squares with it needs no root and gives exactly the same edges.
 template <class Acc>
 Acc squared_limit(Acc threshold) {
   using Bits = std::conditional_t<sizeof(Acc) == 4, uint32_t, uint64_t>;

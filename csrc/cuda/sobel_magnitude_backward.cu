@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   // far and s + d of the plane before separately for it.
   Acc sum_s[kRows] = {}, sum_d[kRows] = {}, before_yz[kRows] = {}, before_x[kRows] = {};
   const int depth = int(size.depth);
-  // What a plane needs is on its way while the one before is worked on.
+  // Prefetch the next plane's inputs while this one is computed.
   T next_grad[kSlopeRows];
   const auto load_grad = [&](int z) {
     const T* plane = grad_from + clamp(z, depth) * grad_plane;

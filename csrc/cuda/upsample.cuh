@@ -7,7 +7,7 @@
 namespace egcnn::cuda {
 namespace {
 
-// A warp's tile is 2 rows of 16 voxels, so that a lane's voxels are neighbors in one row.
+// A warp's tile is 2 rows of 16 voxels, so that a lane's voxels are neighbours in one row.
 constexpr int kTileWidth = 16;
 constexpr int kTileRows = kTile / kTileWidth;
 

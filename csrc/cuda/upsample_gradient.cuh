@@ -1,6 +1,5 @@
-// The gradient of the coarse volume: what interpolation adds to a fine voxel, its gradient takes
-// from there. Nothing of the fine volume's size is written, no fine voxel is computed twice, and
-// the order of all sums is fixed.
+// The adjoint of the interpolation: the gradient of the coarse volume. No array of the fine
+// volume's size is written, no fine voxel is computed twice, and the order of all sums is fixed.
 //
 // A block marches along z through a column of fine planes, 16 voxels wide and a few rows high. Each
 // lane adds the gradients of its voxels, times their weights, to two coarse planes in shared
