@@ -33,18 +33,19 @@ struct RegionSumsPlan {
   size_t partial_bytes() const { return batch * blocks * channels * sums * sizeof(double); }
 };
 
-// Calls body(batch, block, first, last, scratch) for the voxels [first, last) of each block.
+// Calls body(batch, job, first, last, scratch) for the voxels [first, last) of each block; `job`
+// counts the blocks of all samples.
 template <class Body>
-static inline void for_blocks(const RegionSumsPlan& t, const Resources& resources, char* memory,
+static inline void for_blocks(const RegionSumsPlan& plan, const Resources& resources, char* memory,
                               Body&& body) {
-  const int64_t jobs = t.batch * t.blocks;
+  const int64_t jobs = plan.batch * plan.blocks;
 #pragma omp parallel num_threads(resources.threads) if (jobs > 1)
   {
-    char* scratch = align_up<char>(memory + omp_get_thread_num() * t.scratch_bytes());
+    char* scratch = align_up<char>(memory + omp_get_thread_num() * plan.scratch_bytes());
 #pragma omp for schedule(dynamic, 1)
     for (int64_t job = 0; job < jobs; ++job) {
-      const int64_t first = job % t.blocks * t.kBlock;
-      body(job / t.blocks, job, first, std::min(first + t.kBlock, t.voxels), scratch);
+      const int64_t first = job % plan.blocks * plan.kBlock;
+      body(job / plan.blocks, job, first, std::min(first + plan.kBlock, plan.voxels), scratch);
     }
     stream_fence();
   }
@@ -52,25 +53,27 @@ static inline void for_blocks(const RegionSumsPlan& t, const Resources& resource
 
 template <class Acc>
 static void region_sums(const RegionSums& p) {
-  const RegionSumsPlan t(p);
+  const RegionSumsPlan plan(p);
   double* const partials = static_cast<double*>(p.resources.workspace);
-  for_blocks(t, p.resources, static_cast<char*>(p.resources.workspace) + t.partial_bytes(),
+  for_blocks(plan, p.resources, static_cast<char*>(p.resources.workspace) + plan.partial_bytes(),
              [&](int64_t batch, int64_t job, int64_t first, int64_t last, char* scratch) {
-               double* const totals = partials + job * t.channels * t.sums;
-               std::fill_n(totals, t.channels * t.sums, 0.0);
-               Run<Acc> run(p, t.run, scratch);
-               for (int64_t voxel = first; voxel < last; voxel += t.run) {
-                 run.read(batch, voxel, std::min(t.run, last - voxel));
-                 for (int64_t c = 0; c < t.channels; ++c) run.add_sums(c, totals + c * t.sums);
+               double* const totals = partials + job * plan.channels * plan.sums;
+               std::fill_n(totals, plan.channels * plan.sums, 0.0);
+               Run<Acc> run(p, plan.run, scratch);
+               for (int64_t voxel = first; voxel < last; voxel += plan.run) {
+                 run.read(batch, voxel, std::min(plan.run, last - voxel));
+                 for (int64_t c = 0; c < plan.channels; ++c) {
+                   run.add_sums(c, totals + c * plan.sums);
+                 }
                }
              });
   Acc* const out = static_cast<Acc*>(p.sums);
-  const int64_t columns = t.channels * t.sums;
-  for (int64_t batch = 0; batch < t.batch; ++batch) {
+  const int64_t columns = plan.channels * plan.sums;
+  for (int64_t batch = 0; batch < plan.batch; ++batch) {
     for (int64_t column = 0; column < columns; ++column) {
       double sum = 0;
-      for (int64_t block = 0; block < t.blocks; ++block) {
-        sum += partials[(batch * t.blocks + block) * columns + column];
+      for (int64_t block = 0; block < plan.blocks; ++block) {
+        sum += partials[(batch * plan.blocks + block) * columns + column];
       }
       out[batch * columns + column] = Acc(sum);
     }
@@ -78,8 +81,8 @@ static void region_sums(const RegionSums& p) {
 }
 
 size_t region_sums_workspace(const RegionSums& p) {
-  const RegionSumsPlan t(p);
-  return t.partial_bytes() + p.resources.threads * t.scratch_bytes();
+  const RegionSumsPlan plan(p);
+  return plan.partial_bytes() + p.resources.threads * plan.scratch_bytes();
 }
 
 void region_sums_launch(const RegionSums& p) {
@@ -88,15 +91,16 @@ void region_sums_launch(const RegionSums& p) {
 
 template <class Acc>
 static void region_sums_backward(const RegionSumsBackward& p) {
-  const RegionSumsPlan t(p);
+  const RegionSumsPlan plan(p);
   const Acc* const grads = static_cast<const Acc*>(p.grad);
-  const bool large = t.batch * t.channels * t.voxels * float_bytes(p.logits.dtype) > kStreamed;
-  for_blocks(t, p.resources, static_cast<char*>(p.resources.workspace),
+  const bool large =
+      plan.batch * plan.channels * plan.voxels * float_bytes(p.logits.dtype) > kStreamed;
+  for_blocks(plan, p.resources, static_cast<char*>(p.resources.workspace),
              [&](int64_t batch, int64_t, int64_t first, int64_t last, char* scratch) {
-               Run<Acc> run(p, t.run, scratch);
-               for (int64_t voxel = first; voxel < last; voxel += t.run) {
-                 run.read(batch, voxel, std::min(t.run, last - voxel));
-                 run.differentiate(grads + batch * t.channels * t.sums);
+               Run<Acc> run(p, plan.run, scratch);
+               for (int64_t voxel = first; voxel < last; voxel += plan.run) {
+                 run.read(batch, voxel, std::min(plan.run, last - voxel));
+                 run.differentiate(grads + batch * plan.channels * plan.sums);
                  run.write(p.grad_logits, batch, voxel, large);
                }
              });
