@@ -167,8 +167,7 @@ size_t consistency_backward_workspace(const ConsistencyBackward& p) {
 void consistency_backward_launch(const ConsistencyBackward& p) {
   if (p.size.empty()) return;
   const Plan plan = plan_of(p);
-  launch("consistency's backward_kernel", p.resources, plan.blocks, kThreads, 0, plan.kernel,
-         plan.task);
+  launch("consistency_backward", p.resources, plan.blocks, kThreads, 0, plan.kernel, plan.task);
 }
 
 }  // namespace egcnn::cuda

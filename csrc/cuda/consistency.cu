@@ -150,10 +150,10 @@ void consistency_launch(const Consistency& p) {
   const Task& t = plan.task;
   // `totals` and `invalid` come first in the workspace, `soft` right behind them.
   clear(p.resources, t.totals, static_cast<char*>(t.soft) - reinterpret_cast<char*>(t.totals));
-  launch("consistency's compare_kernel", p.resources, plan.blocks, kThreads, 0, plan.kernel, t);
+  launch("consistency: compare", p.resources, plan.blocks, kThreads, 0, plan.kernel, t);
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch("consistency's loss_kernel", p.resources, 1, 32, 0, loss_kernel<Accumulate<T>>, t);
+    launch("consistency: loss", p.resources, 1, 32, 0, loss_kernel<Accumulate<T>>, t);
   });
 }
 
