@@ -66,13 +66,6 @@ inline DType dtype_of(py::handle tensor) {
   return known[type.ptr()] = named->second;
 }
 
-inline bool is_float(DType dtype) {
-  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
-}
-
-// The type of weights, gradients of weights and sums.
-inline DType accumulated(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
-
 inline std::string describe(py::handle value) {
   if (!py::hasattr(value, "dtype")) return py::repr(value);
   const std::string dtype = py::str(value.attr("dtype")), device = py::str(value.attr("device"));

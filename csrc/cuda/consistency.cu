@@ -142,9 +142,8 @@ size_t consistency_workspace(const Consistency& p) { return p.size.empty() ? 0 :
 
 void consistency_launch(const Consistency& p) {
   if (p.size.empty()) {
-    const bool is_double = p.logits.dtype == DType::f64;
     clear(p.resources, p.edges, p.size.batch * p.size.channels * sizeof *p.edges);
-    return clear(p.resources, p.loss, is_double ? sizeof(double) : sizeof(float));
+    return clear(p.resources, p.loss, accumulator_bytes(p.logits.dtype));
   }
   const Plan plan = plan_of(p);
   const Task& t = plan.task;

@@ -59,9 +59,8 @@ template <class B>
 Plan make_plan(const ConsistencyBackward& p, void (*kernel)(Task)) {
   check_limits(p);
   const Size& size = p.size;
-  const bool is_double = p.logits.dtype == DType::f64;
-  const int64_t element = is_double ? 8 : p.logits.dtype == DType::f32 ? 4 : 2;
-  const int64_t accumulate = is_double ? 8 : 4;
+  const int64_t element = float_bytes(p.logits.dtype);
+  const int64_t accumulator = accumulator_bytes(p.logits.dtype);
   const auto aligned = [](const Tensor& tensor) {
     return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
   };
@@ -78,16 +77,16 @@ Plan make_plan(const ConsistencyBackward& p, void (*kernel)(Task)) {
                      size.width % 16 == 0 && aligned(p.target);
   t.grad_vectors = (p.softmax || p.grad_logits.voxel_stride == 1) && aligned(p.grad_logits) &&
                    size.width * p.grad_logits.voxel_stride * element % 16 == 0;
-  const int room = Window::kBytes / int(accumulate) / t.classes;
+  const int room = Window::kBytes / int(accumulator) / t.classes;
   t.window_rows = std::clamp(room / Window::pitch(BackwardBox::kWidth), 1, BackwardBox::kCoreRows);
   t.window_width = std::min(BackwardBox::kWidth, room / t.window_rows - Window::pitch(0));
-  t.fraction_bits = fraction_bits(is_double, t.voxels);
+  t.fraction_bits = fraction_bits(p.logits.dtype == DType::f64, t.voxels);
 
   constexpr bool kForward = std::is_same_v<B, ForwardBox>;
   t.tiles = unsigned(tile_count<B>(p));
   t.tile_rows = unsigned(t.tiles / divide_up(size.width, B::kWidth));
   t.stride = kForward ? 1 : mixing_stride(t.tile_rows);
-  const int64_t pairs = size.batch * size.channels, soft = t.classes * accumulate * B::kBytes;
+  const int64_t pairs = size.batch * size.channels, soft = t.classes * accumulator * B::kBytes;
   plan.blocks = block_count(p, kernel, t.tiles, soft);
   char* const start = static_cast<char*>(p.resources.workspace);
   const auto place = [&](auto*& array, int64_t count, int64_t each) {

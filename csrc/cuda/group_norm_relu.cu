@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks)
 }  // namespace
 
 size_t group_norm_relu_workspace(const GroupNormReLU& p) {
-  const size_t pair = 2 * (p.x.dtype == DType::f64 ? sizeof(double) : sizeof(float));
+  const int64_t pair = 2 * accumulator_bytes(p.x.dtype);
   return p.size.empty() ? 0 : NormGrid(p).partials() * pair;
 }
 

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks)
 size_t group_norm_relu_backward_workspace(const GroupNormReLUBackward& p) {
   if (p.size.empty()) return 0;
   const NormGrid grid(p);
-  const size_t pair = 2 * (p.x.dtype == DType::f64 ? sizeof(double) : sizeof(float));
+  const int64_t pair = 2 * accumulator_bytes(p.x.dtype);
   return (grid.partials() + grid.samples * (grid.channels + grid.groups)) * pair;
 }
 

@@ -122,8 +122,6 @@ void with_float(DType dtype, Body&& body) {
   }
 }
 
-inline bool is_float(DType dtype) { return dtype <= DType::bf16; }
-
 __host__ __device__ inline int64_t offset(const Tensor& tensor, int64_t batch, int64_t channel,
                                           int64_t voxel) {
   return batch * tensor.batch_stride + channel * tensor.channel_stride +

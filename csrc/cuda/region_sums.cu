@@ -72,8 +72,8 @@ int64_t chunk_count(const RegionSums& p) { return divide_up(p.size.voxels(), kCh
 }  // namespace
 
 size_t region_sums_workspace(const RegionSums& p) {
-  const int64_t element = p.logits.dtype == DType::f64 ? 8 : 4;
-  return p.size.batch * chunk_count(p) * p.size.channels * p.sum_count() * element;
+  return p.size.batch * chunk_count(p) * p.size.channels * p.sum_count() *
+         accumulator_bytes(p.logits.dtype);
 }
 
 void region_sums_launch(const RegionSums& p) {
