@@ -102,9 +102,9 @@ __device__ Tile tile_at(const Task& t, unsigned index) {
   tile.region = volume % regions;
   tile.pair = batch * s.channels + tile.region;
   tile.first_voxel = batch * t.voxels;
-  tile.target_offset = offset(t.p.target, batch, tile.region, 0);
-  tile.logits_offset = offset(t.p.logits, batch, tile.region, 0);
-  tile.grad_offset = offset(t.p.grad_logits, batch, tile.region, 0);
+  tile.target_offset = t.p.target.offset(batch, tile.region, 0);
+  tile.logits_offset = t.p.logits.offset(batch, tile.region, 0);
+  tile.grad_offset = t.p.grad_logits.offset(batch, tile.region, 0);
   tile.candidate_row = volume * s.depth * s.height;
   tile.z0 = int64_t(layer % deep) * B::kDepth;
   tile.y0 = int64_t(column % down) * B::kHeight;

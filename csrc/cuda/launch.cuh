@@ -122,10 +122,4 @@ void with_float(DType dtype, Body&& body) {
   }
 }
 
-__host__ __device__ inline int64_t offset(const Tensor& tensor, int64_t batch, int64_t channel,
-                                          int64_t voxel) {
-  return batch * tensor.batch_stride + channel * tensor.channel_stride +
-         voxel * tensor.voxel_stride;
-}
-
 }  // namespace egcnn::cuda

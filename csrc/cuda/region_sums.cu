@@ -10,7 +10,7 @@ template <class T, bool kSoftmax, bool kEntropy>
 __global__ void __launch_bounds__(kSumThreads, 3)
     region_sums_kernel(RegionSums p, Accumulate<T>* partials, int64_t chunks) {
   using Acc = Accumulate<T>;
-  constexpr int kSums = kEntropy ? 5 : 3, kWarps = kSumThreads / kWarpSize;
+  constexpr int kSums = RegionSums::sum_count(kEntropy), kWarps = kSumThreads / kWarpSize;
   __shared__ Acc warp_sums[2][kWarps][kSums];
   const Voxels<T> voxels(p, blockIdx.x / chunks, blockIdx.x % chunks);
   const std::conditional_t<kSoftmax, Softmax<T>, Nothing> softmax(p, voxels);

@@ -39,11 +39,9 @@ class Voxels {
 
   __device__ __forceinline__ Voxels(const RegionSums& p, int64_t batch, int64_t chunk)
       : first_(chunk * kChunk + threadIdx.x),
-        inside_(min(p.size.depth * p.size.height * p.size.width - first_ + kSumThreads - 1,
-                    int64_t(kChunk)) /
-                kSumThreads),
-        logits_(static_cast<const T*>(p.logits.data) + offset(p.logits, batch, 0, first_)),
-        target_(static_cast<const uint8_t*>(p.target.data) + offset(p.target, batch, 0, first_)) {}
+        inside_(min(p.size.voxels() - first_ + kSumThreads - 1, int64_t(kChunk)) / kSumThreads),
+        logits_(static_cast<const T*>(p.logits.data) + p.logits.offset(batch, 0, first_)),
+        target_(static_cast<const uint8_t*>(p.target.data) + p.target.offset(batch, 0, first_)) {}
 
   __device__ __forceinline__ bool has(int i) const { return i < inside_; }
   __device__ __forceinline__ int64_t first() const { return first_; }

@@ -10,7 +10,7 @@ __device__ __forceinline__ void write(const RegionSumsBackward& p, const Voxels<
                                       int64_t batch, int64_t channel,
                                       const Accumulate<T> (&grad)[kVoxels]) {
   T* to =
-      static_cast<T*>(p.grad_logits.data) + offset(p.grad_logits, batch, channel, voxels.first());
+      static_cast<T*>(p.grad_logits.data) + p.grad_logits.offset(batch, channel, voxels.first());
 #pragma unroll
   for (int i = 0; i < kVoxels; ++i) {
     if (voxels.has(i)) {
@@ -23,7 +23,7 @@ template <class T, bool kEntropy>
 __global__ void __launch_bounds__(kSumThreads)
     region_sums_backward_kernel(RegionSumsBackward p, int64_t chunks) {
   using Acc = Accumulate<T>;
-  constexpr int kSums = kEntropy ? 5 : 3;
+  constexpr int kSums = RegionSums::sum_count(kEntropy);
   const int64_t batch = blockIdx.x / chunks;
   const Voxels<T> voxels(p, batch, blockIdx.x % chunks);
   const Acc* grads = static_cast<const Acc*>(p.grad) + batch * p.size.channels * kSums;
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t batch = blockIdx.x / chunks;
   const Voxels<T> voxels(p, batch, blockIdx.x % chunks);
   const Softmax<T> softmax(p, voxels);
-  constexpr int kSums = 3;
+  constexpr int kSums = RegionSums::sum_count(false);
   const Acc* const grads = static_cast<const Acc*>(p.grad) + batch * p.size.channels * kSums;
   // Calls body(i, p, dp, z[i]) for the voxels of a channel. Both are 0 where one does not count,
   // whose logit may be NaN.

@@ -119,7 +119,7 @@ struct Window {
                                     int z)
       : plane_stride(size.height * size.width * t.voxel_stride), z(z), depth(int(size.depth)) {
     const int height = int(size.height), width = int(size.width);
-    const T* plane = static_cast<const T*>(t.data) + offset(t, c.batch, c.channel, c.x) +
+    const T* plane = static_cast<const T*>(t.data) + t.offset(c.batch, c.channel, c.x) +
                      clamp(z, depth) * plane_stride;
 #pragma unroll
     for (int j = 0; j < N + 2; ++j) {

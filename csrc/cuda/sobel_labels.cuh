@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads) label_edges_kernel(LabelEdges p) {
 
   const LaneColumn lane(p, group);
   const auto start = [&](const Tensor& t, int64_t row) {
-    return static_cast<uint8_t*>(t.data) + offset(t, batch, region, row * size.width + lane.x);
+    return static_cast<uint8_t*>(t.data) + t.offset(batch, region, row * size.width + lane.x);
   };
   const uint8_t* labels = start(p.labels, 0);
   uint8_t* to = start(p.edges, y);

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, Out, kAdjacent>)
   Window<T, X, kAlongY, kAdjacent> window(x, size, c, c.y, c.z - 1);
   const int64_t row_stride = size.width * out.voxel_stride;
   Out* to = static_cast<Out*>(out.data) +
-            offset(out, c.batch, c.channel, (c.z * size.height + c.y) * size.width + c.x);
+            out.offset(c.batch, c.channel, (c.z * size.height + c.y) * size.width + c.x);
   const int planes = min(columns.planes, int(size.depth) - c.z);
   const int rows = min(kAlongY, int(size.height) - c.y);
   const int voxels = min(X, int(size.width) - c.x);

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   Window<T, 1, kSlopeRows, kAdjacent> window(x, size, c, c.y - 1, c.z - 2);
   const int64_t grad_plane = size.height * size.width * grad.voxel_stride;
   const T* grad_from =
-      static_cast<const T*>(grad.data) + offset(grad, c.batch, c.channel, c.y * size.width + c.x);
+      static_cast<const T*>(grad.data) + grad.offset(c.batch, c.channel, c.y * size.width + c.x);
   int grad_row[kSlopeRows];
 #pragma unroll
   for (int j = 0; j < kSlopeRows; ++j) {
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
   const int64_t row_stride = size.width * grad_x.voxel_stride;
   T* to = static_cast<T*>(grad_x.data) +
-          offset(grad_x, c.batch, c.channel, (c.z * size.height + c.y) * size.width + c.x);
+          grad_x.offset(c.batch, c.channel, (c.z * size.height + c.y) * size.width + c.x);
   const int height = min(kSlopeRows, int(size.height) - c.y);
   const int rows = inner ? min(kRows, height) : 0;
 

@@ -19,13 +19,13 @@ struct RegionLabels {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     region_bits_kernel(Tensor labels, Tensor bits, Size size, bool masks, RegionLabels known) {
-  const int64_t voxels = size.depth * size.height * size.width;
+  const int64_t voxels = size.voxels();
   const unsigned blocks = unsigned(divide_up(voxels, kThreads));
   const int64_t batch = blockIdx.x / blocks;
   const int64_t voxel = int64_t(blockIdx.x % blocks) * kThreads + threadIdx.x;
   if (voxel >= voxels) return;
   const auto label = [&](int64_t channel) {
-    return int64_t(static_cast<const T*>(labels.data)[offset(labels, batch, channel, voxel)]);
+    return int64_t(static_cast<const T*>(labels.data)[labels.offset(batch, channel, voxel)]);
   };
   unsigned regions = 0;
   if (masks) {
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
       if (value == known.label[i]) regions |= known.regions[i];
     }
   }
-  static_cast<uint8_t*>(bits.data)[offset(bits, batch, 0, voxel)] = uint8_t(regions);
+  static_cast<uint8_t*>(bits.data)[bits.offset(batch, 0, voxel)] = uint8_t(regions);
 }
 
 inline bool can_hold(DType dtype, int64_t label) {

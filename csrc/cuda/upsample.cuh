@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(256)
     const bool inside = voxel + v < voxels && channel + c < count;
     T value = narrow<T>(0);
     if (inside) {
-      value = static_cast<const T*>(from.data)[offset(from, batch, channel + c, voxel + v)];
+      value = static_cast<const T*>(from.data)[from.offset(batch, channel + c, voxel + v)];
     }
     tile[v][c] = value;
   }

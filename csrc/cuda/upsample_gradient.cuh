@@ -351,7 +351,7 @@ __global__ void __launch_bounds__(256, 5)  // a sixth block would spill register
     const int v = along_voxels ? lane : i, c = along_voxels ? i : lane;
     const int64_t channel = chunk * kChunk + c;
     if (x + v < grid.x().coarse && channel < channels) {
-      static_cast<T*>(to.data)[offset(to, sample, channel, row + x + v)] = narrow<T>(tile[v][c]);
+      static_cast<T*>(to.data)[to.offset(sample, channel, row + x + v)] = narrow<T>(tile[v][c]);
     }
   }
 }

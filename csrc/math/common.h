@@ -6,9 +6,12 @@
 #include <cstdint>
 #include <type_traits>
 
+// EGCNN_DEVICE is for members that the GPU may call too.
 #ifdef __CUDACC__
-#define EGCNN_MATH static __host__ __device__ __forceinline__
+#define EGCNN_DEVICE __host__ __device__
+#define EGCNN_MATH static EGCNN_DEVICE __forceinline__
 #else
+#define EGCNN_DEVICE
 #define EGCNN_MATH static inline
 #endif
 
