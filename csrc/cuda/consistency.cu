@@ -122,11 +122,6 @@ __global__ void loss_kernel(const __grid_constant__ Task t) {
   if (threadIdx.x == 0) *static_cast<Acc*>(t.p.loss) = *t.invalid ? Acc(NAN) : Acc(loss);
 }
 
-void clear(const Resources& resources, void* data, size_t bytes) {
-  check(cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(resources.stream)),
-        "cudaMemsetAsync");
-}
-
 Plan plan_of(const Consistency& p) {
   Plan plan;
   with_float(p.logits.dtype, [&](auto* type) {
@@ -142,13 +137,14 @@ size_t consistency_workspace(const Consistency& p) { return p.size.empty() ? 0 :
 
 void consistency_launch(const Consistency& p) {
   if (p.size.empty()) {
-    clear(p.resources, p.edges, p.size.batch * p.size.channels * sizeof *p.edges);
-    return clear(p.resources, p.loss, accumulator_bytes(p.logits.dtype));
+    clear("consistency", p.resources, p.edges, p.size.batch * p.size.channels * sizeof *p.edges);
+    return clear("consistency", p.resources, p.loss, accumulator_bytes(p.logits.dtype));
   }
   const Plan plan = plan_of(p);
   const Task& t = plan.task;
   // `totals` and `invalid` come first in the workspace, `soft` right behind them.
-  clear(p.resources, t.totals, static_cast<char*>(t.soft) - reinterpret_cast<char*>(t.totals));
+  clear("consistency", p.resources, t.totals,
+        static_cast<char*>(t.soft) - reinterpret_cast<char*>(t.totals));
   launch("consistency: compare", p.resources, plan.blocks, kThreads, 0, plan.kernel, t);
   with_float(p.logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

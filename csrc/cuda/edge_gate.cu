@@ -19,11 +19,8 @@ size_t edge_gate_backward_workspace(const EdgeGateBackward& p) {
 }
 
 void edge_gate_backward_launch(const EdgeGateBackward& p) {
-  if (!p.size.empty()) {
-    return p.gates == 1 ? voxel_gate_backward_launch(p) : channel_gate_backward_launch(p);
-  }
-  with_float(p.e.dtype,
-             [&](auto* type) { clear_gradients<std::remove_pointer_t<decltype(type)>>(p); });
+  if (p.size.empty()) return clear_gradients(p);
+  return p.gates == 1 ? voxel_gate_backward_launch(p) : channel_gate_backward_launch(p);
 }
 
 }  // namespace egcnn::cuda

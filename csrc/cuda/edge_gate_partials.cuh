@@ -23,17 +23,16 @@ struct WeightGradients {
 };
 
 // Nothing is gated, so no weight has a gradient; m may still have channels.
-template <class T>
-void clear_gradients(const EdgeGateBackward& p) {
-  const auto clear = [&](void* to, int64_t count, size_t size) {
-    if (count == 0) return;
-    check(cudaMemsetAsync(to, 0, count * size, static_cast<cudaStream_t>(p.resources.stream)),
-          "edge_gate_backward");
+inline void clear_gradients(const EdgeGateBackward& p) {
+  const auto clear_numbers = [&](void* data, int64_t count, int64_t bytes) {
+    clear("edge_gate_backward", p.resources, data, count * bytes);
   };
-  clear(p.grad_m.data, p.size.batch * p.main_channels * p.size.voxels(), sizeof(T));
-  clear(p.grad_weight_e, p.gates * p.size.channels, sizeof(Accumulate<T>));
-  clear(p.grad_weight_m, p.gates * p.main_channels, sizeof(Accumulate<T>));
-  clear(p.grad_bias, p.gates, sizeof(Accumulate<T>));
+  const int64_t bytes = accumulator_bytes(p.e.dtype);
+  clear_numbers(p.grad_m.data, p.size.batch * p.main_channels * p.size.voxels(),
+                float_bytes(p.e.dtype));
+  clear_numbers(p.grad_weight_e, p.gates * p.size.channels, bytes);
+  clear_numbers(p.grad_weight_m, p.gates * p.main_channels, bytes);
+  clear_numbers(p.grad_bias, p.gates, bytes);
 }
 
 // 32 columns per block; its warps share the rows.

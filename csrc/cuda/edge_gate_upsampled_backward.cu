@@ -169,11 +169,9 @@ size_t edge_gate_upsampled_backward_workspace(const EdgeGateUpsampledBackward& p
 }
 
 void edge_gate_upsampled_backward_launch(const EdgeGateUpsampledBackward& p) {
-  with_float(p.e.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    if (!p.size.empty()) return launch_backward<T>(p);
-    clear_gradients<T>(p);
-  });
+  if (p.size.empty()) return clear_gradients(p);
+  with_float(p.e.dtype,
+             [&](auto* type) { launch_backward<std::remove_pointer_t<decltype(type)>>(p); });
 }
 
 }  // namespace egcnn::cuda

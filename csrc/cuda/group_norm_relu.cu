@@ -79,14 +79,14 @@ size_t group_norm_relu_workspace(const GroupNormReLU& p) {
 }
 
 void group_norm_relu_launch(const GroupNormReLU& p) {
+  if (p.size.empty()) {
+    const int64_t bytes = p.size.batch * p.groups * accumulator_bytes(p.x.dtype);
+    clear("group_norm_relu", p.resources, p.mean, bytes);
+    return clear("group_norm_relu", p.resources, p.rstd, bytes);
+  }
   with_float(p.x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using Acc = Accumulate<T>;
-    if (p.size.empty()) {
-      clear(p.mean, p.size.batch * p.groups, sizeof(Acc), p.resources);
-      clear(p.rstd, p.size.batch * p.groups, sizeof(Acc), p.resources);
-      return;
-    }
     const NormGrid grid(p);
     const NormParameters<Acc> parameters(p);
     const T* const x = static_cast<const T*>(p.x.data);

@@ -195,11 +195,5 @@ struct NormChannel {
   __device__ Acc operator()(Acc distance) const { return distance * scale + bias; }
 };
 
-inline void clear(void* to, int64_t count, size_t size, const Resources& resources) {
-  if (count == 0) return;
-  check(cudaMemsetAsync(to, 0, count * size, static_cast<cudaStream_t>(resources.stream)),
-        "group_norm_relu");
-}
-
 }  // namespace
 }  // namespace egcnn::cuda

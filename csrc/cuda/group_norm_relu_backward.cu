@@ -113,16 +113,14 @@ size_t group_norm_relu_backward_workspace(const GroupNormReLUBackward& p) {
 }
 
 void group_norm_relu_backward_launch(const GroupNormReLUBackward& p) {
+  if (p.size.empty()) {
+    const int64_t bytes = p.size.channels * accumulator_bytes(p.x.dtype);
+    clear("group_norm_relu_backward", p.resources, p.grad_weight, bytes);
+    return clear("group_norm_relu_backward", p.resources, p.grad_bias, bytes);
+  }
   with_float(p.x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using Acc = Accumulate<T>;
-    Acc *const grad_weight = static_cast<Acc*>(p.grad_weight), *const grad_bias =
-                                                                   static_cast<Acc*>(p.grad_bias);
-    if (p.size.empty()) {
-      clear(grad_weight, p.size.channels, sizeof(Acc), p.resources);
-      clear(grad_bias, p.size.channels, sizeof(Acc), p.resources);
-      return;
-    }
     const NormGrid grid(p);
     const NormParameters<Acc> parameters(p);
     const T* const x = static_cast<const T*>(p.x.data);
@@ -137,7 +135,7 @@ void group_norm_relu_backward_launch(const GroupNormReLUBackward& p) {
     const int64_t threads = std::max(grid.samples * grid.groups, grid.channels);
     launch("group_norm_relu_backward: factors", p.resources, divide_up(threads, kNormThreads),
            kNormThreads, 0, norm_factors_kernel<T>, grid, parameters, channels, factors,
-           grad_weight, grad_bias);
+           static_cast<Acc*>(p.grad_weight), static_cast<Acc*>(p.grad_bias));
     launch("group_norm_relu_backward", p.resources, grid.blocks(), kNormThreads, 0,
            normalize_backward_kernel<T>, grid, parameters, x, grad, factors,
            static_cast<T*>(p.grad_x.data));

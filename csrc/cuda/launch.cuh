@@ -65,6 +65,12 @@ void launch(const char* name, const Resources& resources, int64_t blocks, int th
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
+// Fills memory with zeros.
+inline void clear(const char* name, const Resources& resources, void* data, size_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(resources.stream)), name);
+}
+
 // The block's dynamic shared memory, aligned to 16 bytes.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
