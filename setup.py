@@ -235,7 +235,7 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
             "CUDA",
         )
         # Before the C++ units, since ninja starts from the top and these take longest.
-        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+        for source in sorted((ROOT / "csrc/cuda").rglob("*.cu")):
             ninja.compile("nvcc", source, ".cu.o")
         # nvcc finds its static runtime even when it is a wrapper outside its toolkit, but looks
         # in lib64 where the PyPI package has lib. A device link would add an empty image for an

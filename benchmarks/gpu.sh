@@ -130,7 +130,7 @@ sanitize() {
   local nvcc program=$build/kernels_main
   nvcc=$("$python" -c 'import build_backend; print(build_backend.find_nvcc())')
   on_gpu "$nvcc" -std=c++17 -O1 -Icsrc -o "$program" \
-    tests/cuda_on_cpu/kernels_main.cpp "$build"/cuda/*.cu.o
+    tests/cuda_on_cpu/kernels_main.cpp "$build"/cuda/{,*/}*.cu.o
   PATH=$PATH:/usr/local/cuda/bin
   on_gpu compute-sanitizer --tool "$1" --error-exitcode 1 --print-limit 20 "$program" 7
 }

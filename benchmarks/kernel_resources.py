@@ -22,7 +22,7 @@ from pathlib import Path
 
 from build_backend import find_nvcc
 
-SOURCES = sorted((Path(__file__).resolve().parents[1] / "csrc/cuda").glob("*.cu"))
+SOURCES = sorted((Path(__file__).resolve().parents[1] / "csrc/cuda").rglob("*.cu"))
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ struct Tensor {
   int64_t channel_stride;
   int64_t voxel_stride;
 
-  int64_t offset(int64_t batch, int64_t channel, int64_t voxel) const {
+  EGCNN_DEVICE int64_t offset(int64_t batch, int64_t channel, int64_t voxel) const {
     return batch * batch_stride + channel * channel_stride + voxel * voxel_stride;
   }
 };
 
 struct Size {
   int64_t batch, channels, depth, height, width;
-  int64_t voxels() const { return depth * height * width; }
+  EGCNN_DEVICE int64_t voxels() const { return depth * height * width; }
   bool empty() const { return batch == 0 || channels == 0 || voxels() == 0; }
 };
 
@@ -33,7 +33,7 @@ struct Size {
 struct Resources {
   void* workspace;
   int threads;   // CPU
-  int device;    // CUDA: the current one; to restore another could give it a context
+  int device;    // CUDA: the current device. Restoring another one could create a context on it.
   void* stream;  // CUDA
 };
 
@@ -139,7 +139,8 @@ struct RegionSums {
   void* sums;  // (B, C, sum_count()), of the accumulation type
   Resources resources;
 
-  int64_t sum_count() const { return entropy ? 5 : 3; }
+  static EGCNN_DEVICE constexpr int64_t sum_count(bool entropy) { return entropy ? 5 : 3; }
+  int64_t sum_count() const { return sum_count(entropy); }
 };
 
 struct RegionSumsBackward : RegionSums {

@@ -15,7 +15,7 @@ namespace egcnn {
 
 namespace py = pybind11;
 
-// An attribute's name, made once: calls are short enough for the making of strings to count.
+// An attribute's name, interned once: creating strings would dominate a short call.
 struct Name {
   PyObject* object;
   explicit Name(const char* text) : object(PyUnicode_InternFromString(text)) {}
@@ -65,13 +65,6 @@ inline DType dtype_of(py::handle tensor) {
   }
   return known[type.ptr()] = named->second;
 }
-
-inline bool is_float(DType dtype) {
-  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
-}
-
-// The type of weights, gradients of weights and sums.
-inline DType accumulated(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
 inline std::string describe(py::handle value) {
   if (!py::hasattr(value, "dtype")) return py::repr(value);

@@ -91,7 +91,7 @@ def test_source_distribution_holds_the_kernels(tmp_path: Path) -> None:
         names = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
     for name in ("csrc/ops.h", "csrc/cpu/edge_gate/edge_gate.cpp", "csrc/math/philox.h"):
         assert name in names
-    for name in ("build_backend.py", "setup.py", "csrc/cuda/device.cu", "csrc/operators.inc"):
+    for name in ("build_backend.py", "setup.py", "csrc/cuda/kernels.cu", "csrc/operators.inc"):
         assert name in names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
@@ -162,14 +162,14 @@ esac
 
 def build_small(root: Path, *options: str, cuda: str) -> subprocess.CompletedProcess[str]:
     """Build two kernels of one line in a folder, with compilers that are in it."""
-    for part in ("csrc/cpu/blur", "csrc/cuda", "bin"):
+    for part in ("csrc/cpu/blur", "csrc/cuda/blur", "bin"):
         (root / part).mkdir(parents=True, exist_ok=True)
     for name in ("setup.py", "build_backend.py"):
         shutil.copy(PROJECT / name, root)
     (root / "csrc/bindings.cpp").write_text('#include "build_info.h"\nint module = 0;')
     (root / "csrc/cpu/blur/blur.cpp").write_text("namespace EGCNN_ISA { int blur = 0; }")
-    (root / "csrc/cuda/blur.cu").write_text('#include "blur.h"\nint on_cuda = 0;')
-    (root / "csrc/cuda/blur.h").touch()
+    (root / "csrc/cuda/blur/blur.cu").write_text('#include "blur.h"\nint on_cuda = 0;')
+    (root / "csrc/cuda/blur/blur.h").touch()
     (root / "bin/nvcc").write_text(NVCC)
     (root / "bin/nvcc").chmod(0o755)
     if not (root / "bin/c++").exists():
@@ -353,7 +353,7 @@ def test_a_build_tells_of_a_driver_too_old_for_it(cuda_build: ModuleType, tmp_pa
     )
 
 
-# The part of the CUDA runtime that device.cu uses, configured by environment variables.
+# The part of the CUDA runtime that device_status.cu uses, configured by environment variables.
 RUNTIME = """
 #include <cstdlib>
 #define __CUDA_ARCH_LIST__ 750, 900
@@ -382,11 +382,11 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 
 @pytest.fixture(scope="module")
 def device_status(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """device.cu compiled as a program, with a fake runtime."""
+    """device_status.cu compiled as a program, with a fake runtime."""
     folder = tmp_path_factory.mktemp("device")
     (folder / "cuda_runtime.h").write_text(RUNTIME)
     (folder / "main.cpp").write_text(
-        f"""#include "{PROJECT}/csrc/cuda/device.cu"
+        f"""#include "{PROJECT}/csrc/cuda/device_status.cu"
         #include <cstdio>
         int main() {{ std::puts(egcnn::cuda::device_status()); }}"""
     )

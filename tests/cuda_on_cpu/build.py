@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-KERNELS = tuple(sorted((CSRC / "cuda").glob("*.cu")))
+KERNELS = tuple(sorted((CSRC / "cuda").rglob("*.cu")))
 # No flag that changes floating-point results, and no aliasing assumption beyond nvcc's.
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
 # One section per static array, so that shared_arrays.ld can gather them.

@@ -159,8 +159,6 @@ Buffer numbers(DType dtype, int64_t count) {
   return buffer;
 }
 
-DType accumulate(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
-
 // --- Running ---
 
 struct Variant {
@@ -229,9 +227,8 @@ std::string text(const char* kernel, DType dtype, const Tensor& tensor, Size s) 
 // --- The kernels ---
 
 void sobel_edges(DType dtype, Size size) {
-  const bool is_float = dtype <= DType::bf16;
   for (const bool from_labels : {false, true}) {
-    if (from_labels && is_float) continue;
+    if (from_labels && is_float(dtype)) continue;
     for (const double threshold : {0.0, 0.5}) {
       if (!selected("sobel_edges")) continue;
       const Size labels_size{size.batch, from_labels ? 1 : size.channels, size.depth, size.height,
@@ -289,7 +286,7 @@ void edge_gate(DType dtype, Size size, int64_t main_channels, const Size* coarse
     if (!selected(name)) continue;
     Size main_size = size;
     main_size.channels = main_channels;
-    const DType sums = accumulate(dtype);
+    const DType sums = accumulated(dtype);
     Volume e(dtype, e_size), m(dtype, main_size), out(dtype, size);
     Volume grad(dtype, size), grad_e(dtype, e_size), grad_m(dtype, main_size);
     e.fill_with_numbers(e_size);
@@ -348,7 +345,7 @@ void consistency(DType dtype, DType target_dtype, Size size) {
       if (!selected("consistency")) continue;
       Size target_size = size;
       if (softmax) target_size.channels = 1;
-      const DType sums = accumulate(dtype);
+      const DType sums = accumulated(dtype);
       Volume logits(dtype, size), target(target_dtype, target_size), grad_logits(dtype, size);
       logits.fill_with_numbers(size);
       target.fill_with_classes(target_size, softmax ? std::max<int64_t>(size.channels, 1) : 2);
@@ -399,7 +396,8 @@ void region_sums(DType dtype, Size size) {
     p.softmax = softmax;
     p.entropy = !softmax && draw() % 2;
     const int64_t count = size.batch * size.channels * p.sum_count();
-    const Buffer sums = numbers(accumulate(dtype), count), grad = numbers(accumulate(dtype), count);
+    const Buffer sums = numbers(accumulated(dtype), count);
+    const Buffer grad = numbers(accumulated(dtype), count);
     p.sums = sums.data();
     const std::string options = softmax     ? "; softmax"
                                 : p.entropy ? "; sigmoid, entropy"
@@ -415,7 +413,7 @@ void region_sums(DType dtype, Size size) {
 void group_norm_relu(DType dtype, Size size) {
   for (const int64_t groups : {int64_t(1), size.channels}) {
     if (!selected("group_norm_relu")) continue;
-    const DType sums = accumulate(dtype);
+    const DType sums = accumulated(dtype);
     Volume x(dtype, size);
     const auto like_x = [&] {
       Volume volume(dtype, size);
@@ -469,7 +467,7 @@ void loss_sums(DType dtype, DType labels_dtype, Size size) {
       logits.fill_with_numbers(size);
       edge_logits.fill_with_numbers(edge_size);
       labels.fill_with_classes(labels_size, from_labels ? size.channels + 1 : 2);
-      const DType sums_dtype = accumulate(dtype);
+      const DType sums_dtype = accumulated(dtype);
       const int64_t sum_count = 3 * size.batch * size.channels;
       const int64_t edge_sum_count = 5 * size.batch * edge_size.channels;
       const Buffer loss = numbers(sums_dtype, 1), grad = numbers(sums_dtype, 1);

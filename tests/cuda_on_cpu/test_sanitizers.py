@@ -142,7 +142,7 @@ def test_shared_arrays_are_guarded() -> None:
     and have redzones, which arrays of templates get only in an anonymous namespace.
     """
     sources = [*build.KERNELS, SMOOTH]
-    text = "".join(path.read_text() for path in [*sources, *build.CSRC.glob("cuda/*.cuh")])
+    text = "".join(path.read_text() for path in [*sources, *build.CSRC.glob("cuda/*/*.cuh")])
     arrays = set(re.findall(r"__shared__[^;[]*?(\w+)\s*[;[]", text))
     assert arrays >= {"tile", "warp_sums"}
     objects = build.build_objects(sources)

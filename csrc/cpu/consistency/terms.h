@@ -65,6 +65,8 @@ class Terms {
   }
 
  private:
+  static constexpr uint8_t kNone[kWord] = {};  // the bytes of a word without edges
+
   // Three planes smoothed and differenced along z, row by row.
   template <class V>
   struct Rows {
@@ -145,7 +147,6 @@ class Terms {
   void compare_word(int64_t c, int64_t z, int64_t y, int64_t word, uint64_t candidates) {
     const int64_t x = word * kWord, at = row(y) + x;
     const int64_t before = row(below(y)) + x, after = row(above(y, strip_.height)) + x;
-    static constexpr uint8_t kNone[kWord] = {};
     uint8_t any[kWord];
     WordGradient<int8_t> truth, hard;
     sobel_word(truth_.smooth, truth_.differ, before, at, after, truth);
@@ -173,7 +174,6 @@ class Terms {
   // Marks a word's edges. Bytes beyond a row's end are those of the next row, which comes later.
   void mark_word(int64_t c, int64_t z, int64_t y, int64_t x, uint64_t candidates,
                  const uint8_t (&any)[kWord], const WordGradient<int8_t>& g) {
-    static constexpr uint8_t kNone[kWord] = {};
     uint8_t above[kWord];
     for (int64_t i = 0; i < kWord; ++i) {
       const int squared = g[0][i] * g[0][i] + g[1][i] * g[1][i] + g[2][i] * g[2][i];

@@ -51,6 +51,17 @@ struct Grid {
       : coarse(coarse), fine(fine), z(coarse.depth, fine.depth), y(coarse.height, fine.height),
         x(coarse.width, fine.width) {}
 
+  struct RowWeights {
+    Acc of[4];
+  };
+
+  // The bilinear weights with which coarse rows (near z, near y), (near z, far y), (far z, near y)
+  // and (far z, far y) make up row (z, y) of the fine volume.
+  RowWeights row_weights(int64_t z, int64_t y) const {
+    const Acc wz = this->z.weight[z], wy = this->y.weight[y];
+    return {(1 - wz) * (1 - wy), (1 - wz) * wy, wz * (1 - wy), wz * wy};
+  }
+
   // Calls body(z, y, x, at, n) for each row that a block has a part of: n voxels of the row from x
   // on are those of the block from `at` on.
   template <class Body>

@@ -94,13 +94,12 @@ class CoarseGradient {
       Acc* const far = grid_.z.after(z) > z_ ? far_ : near_;
       const int64_t near_y = grid_.y.index[y] * plan_.wide_pitch + x;
       const int64_t far_y = grid_.y.after(y) * plan_.wide_pitch + x;
-      const Acc wz = grid_.z.weight[z], wy = grid_.y.weight[y];
+      const auto weights = grid_.row_weights(z, y);
       for (int64_t c = 0; c < grid_.coarse.channels; ++c) {
         const int64_t channel = c * grid_.coarse.height * plan_.wide_pitch;
         Acc* const to[] = {near_ + channel + near_y, near_ + channel + far_y,
                            far + channel + near_y, far + channel + far_y};
-        add_row(rows + c * pitch + at, n, to,
-                {(1 - wz) * (1 - wy), (1 - wz) * wy, wz * (1 - wy), wz * wy});
+        add_row(rows + c * pitch + at, n, to, weights);
       }
     });
   }
@@ -112,10 +111,6 @@ class CoarseGradient {
   }
 
  private:
-  struct Weights {
-    Acc of[4];
-  };
-
   const CoarseGradientPlan<Acc>& shared_;
   const Grid<Acc>& grid_;
   const ResamplingPlan& plan_;
@@ -123,7 +118,8 @@ class CoarseGradient {
   int64_t chunk_ = 0, z_ = 0;  // the plane in near_; the next is in far_
   Planes planes_{};
 
-  static void add_row(const Acc* in, int64_t n, Acc* const (&to)[4], const Weights& weights) {
+  static void add_row(const Acc* in, int64_t n, Acc* const (&to)[4],
+                      const typename Grid<Acc>::RowWeights& weights) {
     constexpr int64_t lanes = kLanes<Acc>;
     const auto add = [&](int64_t i, Vector<Acc> x) __attribute__((always_inline)) {
       for (int row = 0; row < 4; ++row) {

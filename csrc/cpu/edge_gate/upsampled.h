@@ -99,8 +99,7 @@ class Upsampled {
     };
     const int64_t rows[] = {row(near_z, near_y), row(near_z, far_y), row(far_z, near_y),
                             row(far_z, far_y)};
-    const Acc wz = grid_.z.weight[z], wy = grid_.y.weight[y];
-    const Acc weights[] = {(1 - wz) * (1 - wy), (1 - wz) * wy, wz * (1 - wy), wz * wy};
+    const auto weights = grid_.row_weights(z, y);
     with_float_of<Acc>(e_.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       const T* data = static_cast<const T*>(e_.data);
@@ -108,7 +107,7 @@ class Upsampled {
       const auto blend_from = [&](int64_t offset, int64_t n, Acc* out) {
         const T* const from[] = {data + rows[0] + offset, data + rows[1] + offset,
                                  data + rows[2] + offset, data + rows[3] + offset};
-        blend_run(from, weights, n, end, out);
+        blend_run(from, weights.of, n, end, out);
       };
       if (e_.voxel_stride == 1) {
         for (int64_t c = 0; c < size.channels; ++c) {

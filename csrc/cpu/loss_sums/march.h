@@ -10,9 +10,9 @@
 #include "../consistency/march.h"
 #include "../consistency/plan.h"
 #include "../consistency/shared.h"
+#include "../region_sums/run.h"
 #include "../simd/elements.h"
 #include "../simd/stream.h"
-#include "../sums/run.h"
 
 namespace egcnn::EGCNN_ISA {
 

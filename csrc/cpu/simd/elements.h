@@ -110,14 +110,6 @@ static inline auto with_accumulator(DType dtype, Body&& body) {
   return dtype == DType::f64 ? body(0.0) : body(0.0f);
 }
 
-static inline bool is_float(DType dtype) { return dtype <= DType::bf16; }
-
-static inline int64_t float_bytes(DType dtype) {
-  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
-
-static inline int64_t accumulator_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
-
 // with_float() for the types with accumulation type Acc.
 template <class Acc, class Body>
 static inline void with_float_of(DType dtype, Body&& body) {

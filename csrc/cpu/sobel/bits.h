@@ -69,9 +69,9 @@ static inline Bits edges(const uint64_t* a, const uint64_t* b, const uint64_t* c
 // A slab's rows as bits, for up to kSobelRegions regions.
 class BitMarch : public MarkedRows {
  public:
-  BitMarch(const SobelPlan& t, const Slab& slab, int64_t regions, char* scratch)
-      : MarkedRows(t, slab, kRun), regions_(regions), words_(t.row_words()),
-        plane_(t.plane_words()) {
+  BitMarch(const SobelPlan& plan, const Slab& slab, int64_t regions, char* scratch)
+      : MarkedRows(plan, slab, kRun), regions_(regions), words_(plan.row_words()),
+        plane_(plan.plane_words()) {
     ring_ = align_up<uint64_t>(scratch);
     edges_ = ring_ + regions * region_stride();
     place_marks(reinterpret_cast<uint8_t*>(edges_ + kRun * words_ + kSobelWordSpill));
@@ -104,7 +104,7 @@ class BitMarch : public MarkedRows {
     const uint64_t* const first = ring_ + r * region_stride() + (y - slab_.y0 + 1) * words_;
     const uint64_t *a = first + at_[0] * plane_, *b = first + at_[1] * plane_,
                    *c = first + at_[2] * plane_;
-    const int64_t n = rows * words_, width = t_.width;
+    const int64_t n = rows * words_, width = plan_.width;
     for (int64_t i = 0; i < n; i += kLanes<uint64_t>) {
       store_vector(edges_ + i, edges(a + i, b + i, c + i, words_));
     }

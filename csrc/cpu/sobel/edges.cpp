@@ -111,10 +111,11 @@ static inline void for_regions(const SobelEdges& p, Body&& body) {
 }
 
 // The output rows of plane z of a slab.
-static inline uint8_t* edges_at(const SobelEdges& p, const SobelPlan& t, const Slab& slab,
+static inline uint8_t* edges_at(const SobelEdges& p, const SobelPlan& plan, const Slab& slab,
                                 int64_t region, int64_t z) {
   const int64_t regions = p.region_counts != nullptr ? p.size.channels : 1;
-  return static_cast<uint8_t*>(p.edges.data) + t.start(slab.volume * regions + region, z, slab.y0);
+  return static_cast<uint8_t*>(p.edges.data) +
+         plan.start(slab.volume * regions + region, z, slab.y0);
 }
 
 static inline bool is_large(const SobelEdges& p) {
@@ -123,20 +124,20 @@ static inline bool is_large(const SobelEdges& p) {
 
 // is_edge(gz, gy, gx) is nonzero in the lanes of edges.
 template <class T, class IsEdge>
-static void find_edges(const SobelEdges& p, const SobelPlan& t, const Slab& slab, char* scratch,
+static void find_edges(const SobelEdges& p, const SobelPlan& plan, const Slab& slab, char* scratch,
                        IsEdge is_edge) {
   typedef uint8_t Bytes __attribute__((vector_size(kLanes<T>)));
-  const int64_t width = t.width;
+  const int64_t width = plan.width;
   for_regions(p, [&](int64_t first, int64_t regions) {
-    SobelMarch<T> march(t, slab, scratch);
+    SobelMarch<T> march(plan, slab, scratch);
     uint8_t* staged = reinterpret_cast<uint8_t*>(march.output);
     march.run(
         [&](int64_t z, int64_t y, const Rows<T>& rows) {
-          load_regions(p, t.start(slab.volume, z, y), first, regions, rows);
+          load_regions(p, plan.start(slab.volume, z, y), first, regions, rows);
         },
         [&](int64_t z) {
           for (int64_t r = 0; r < regions; ++r) {
-            ByteStream out(edges_at(p, t, slab, first + r, z), is_large(p));
+            ByteStream out(edges_at(p, plan, slab, first + r, z), is_large(p));
             march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool constant) {
               const int64_t n = rows * width;
               if (constant) return out.put_zeros(n);
@@ -226,32 +227,32 @@ static bool pack_rows(const SobelEdges& p, int64_t start, int64_t rows, int64_t 
 }
 
 // Edges (threshold 0) of binary regions; returns false if the regions turn out not to be binary.
-static bool find_binary_edges(const SobelEdges& p, const SobelPlan& t, const Slab& slab,
+static bool find_binary_edges(const SobelEdges& p, const SobelPlan& plan, const Slab& slab,
                               char* scratch) {
   // Prefetch the next plane if a byte is read for each byte written; larger elements would keep too
   // many lines in flight.
   const bool bytes = p.labels.dtype == DType::u8 || p.labels.dtype == DType::i8;
   bool binary = true;
   for_regions(p, [&](int64_t first, int64_t regions) {
-    BitMarch march(t, slab, regions, scratch);
+    BitMarch march(plan, slab, regions, scratch);
     binary &= march.run(
         [&](int64_t z, int64_t y, int64_t rows, uint8_t* marks, uint64_t* words) {
           bool packed = false;
           with_type(p.labels.dtype, [&](auto* type) {
             packed = pack_rows<std::remove_pointer_t<decltype(type)>>(
-                p, t.start(slab.volume, z, y), rows, first, march, marks, words);
+                p, plan.start(slab.volume, z, y), rows, first, march, marks, words);
           });
           return packed;
         },
         [&](int64_t z) {
-          const int64_t next_z = std::min(z + 2, t.depth - 1);
+          const int64_t next_z = std::min(z + 2, plan.depth - 1);
           const char* const next =
-              static_cast<const char*>(p.labels.data) + t.start(slab.volume, next_z, slab.y0);
+              static_cast<const char*>(p.labels.data) + plan.start(slab.volume, next_z, slab.y0);
           for (int64_t r = 0; r < regions; ++r) {
-            BitStream out(edges_at(p, t, slab, first + r, z), is_large(p),
+            BitStream out(edges_at(p, plan, slab, first + r, z), is_large(p),
                           bytes && r == 0 ? next : nullptr);
             march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool constant) {
-              if (constant) return out.put_zeros(rows * t.width);
+              if (constant) return out.put_zeros(rows * plan.width);
               march.put(r, y, rows, out);
             });
           }
@@ -262,12 +263,12 @@ static bool find_binary_edges(const SobelEdges& p, const SobelPlan& t, const Sla
 
 template <class T, class IsEdge>
 static void sobel_edges(const SobelEdges& p, IsEdge is_edge) {
-  const SobelPlan t = sobel_edges_plan(p);
-  for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
-    const bool done = t.regions > 0 && find_binary_edges(p, t, slab, scratch);
+  const SobelPlan plan = sobel_edges_plan(p);
+  for_slabs(plan, p.resources, [&](const Slab& slab, char* scratch) {
+    const bool done = plan.regions > 0 && find_binary_edges(p, plan, slab, scratch);
     stream_fence();
     if (done) return;
-    find_edges<T>(p, t, slab, scratch, is_edge);
+    find_edges<T>(p, plan, slab, scratch, is_edge);
     stream_fence();
   });
 }

@@ -19,30 +19,30 @@ class SobelGather {
   static constexpr int64_t lanes = kLanes<T>;
 
  public:
-  // `planes` has room for five planes of t.rows() rows, from row `low` of the volume on: three of
-  // q, two of sums.
-  SobelGather(const SobelPlan& t, int64_t low, T* planes)
-      : t_(t), low_(low), plane_(t.rows() * t.pitch), q_(planes + t.left), sums_(q_ + 3 * plane_),
-        last_(q_ + 4 * plane_) {}
+  // `planes` has room for five planes of plan.rows() rows, from row `low` of the volume on: three
+  // of q, two of sums.
+  SobelGather(const SobelPlan& plan, int64_t low, T* planes)
+      : plan_(plan), low_(low), plane_(plan.rows() * plan.pitch), q_(planes + plan.left),
+        sums_(q_ + 3 * plane_), last_(q_ + 4 * plane_) {}
 
   int64_t plane() const { return plane_; }
 
   // The address of qz of row y of the current plane; qy and qx follow at plane() and 2 * plane().
-  T* q(int64_t y) const { return q_ + (y - low_) * t_.pitch; }
+  T* q(int64_t y) const { return q_ + (y - low_) * plan_.pitch; }
 
   // Replicates the borders of a row of q after it is filled in.
   void close(int64_t y) const {
     T* const row = q(y);
-    extend<T>(row, t_.width, t_.step, 1);
-    extend<T>(row + plane_, t_.width, t_.step, 1);
-    extend<T>(row + 2 * plane_, t_.width, t_.step, -1);
+    extend<T>(row, plan_.width, plan_.step, 1);
+    extend<T>(row + plane_, plan_.width, plan_.step, 1);
+    extend<T>(row + 2 * plane_, plan_.width, plan_.step, -1);
   }
 
   // Adds rows [y, y + rows) of the current plane, which may be the volume's `first`, and completes
   // those of the plane before, consecutively in `out`, which needs room for two more vectors.
   void add(int64_t y, int64_t rows, bool first, T* out) const {
     if constexpr (kHasShift<T>) {
-      if (t_.step == 1) return add<2, true>(y, rows, first, out);
+      if (plan_.step == 1) return add<2, true>(y, rows, first, out);
     }
     add<1, false>(y, rows, first, out);
   }
@@ -50,13 +50,14 @@ class SobelGather {
   // Completes the volume's last plane after it was added.
   void finish(int64_t y, int64_t rows, T* out) const {
     for (int64_t i = 0; i < rows; ++i) {
-      const T *sum = sums_ + (y + i - low_) * t_.pitch, *last = last_ + (y + i - low_) * t_.pitch;
-      for (int64_t x = 0; x < t_.width; ++x) out[i * t_.width + x] = sum[x] + last[x];
+      const int64_t row = (y + i - low_) * plan_.pitch;
+      const T *sum = sums_ + row, *last = last_ + row;
+      for (int64_t x = 0; x < plan_.width; ++x) out[i * plan_.width + x] = sum[x] + last[x];
     }
   }
 
  private:
-  const SobelPlan& t_;
+  const SobelPlan& plan_;
   int64_t low_, plane_;
   T* q_;
   T *sums_, *last_;  // of the plane before: its result without the next plane's contribution, and
@@ -64,8 +65,8 @@ class SobelGather {
 
   template <int kBlock, bool adjacent>
   __attribute__((noinline)) void add(int64_t y, int64_t rows, bool first, T* out) const {
-    const int64_t step = t_.step, pitch = t_.pitch, width = t_.width, plane = plane_;
-    const int64_t lowest = t_.height - 1 - y;
+    const int64_t step = plan_.step, pitch = plan_.pitch, width = plan_.width, plane = plane_;
+    const int64_t lowest = plan_.height - 1 - y;
     const T* const q0 = q(y);
     T *const sums0 = sums_ + (y - low_) * pitch, *const last0 = last_ + (y - low_) * pitch;
     // q after the pass along x: qz and qy smoothed, qx by the transposed difference.

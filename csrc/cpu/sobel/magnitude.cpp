@@ -32,17 +32,17 @@ static inline void load_rows(const Tensor& x, int64_t start, const Rows<T>& rows
 
 template <class T>
 static void sobel_magnitude(const SobelMagnitude& p, int64_t element) {
-  const SobelPlan t = sobel_magnitude_plan(p);
-  const int64_t width = t.width;
+  const SobelPlan plan = sobel_magnitude_plan(p);
+  const int64_t width = plan.width;
   uint8_t* result = static_cast<uint8_t*>(p.out.data);
-  const bool large = t.volumes * t.depth * t.height * width * element > kStreamed;
-  for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
-    SobelMarch<T> march(t, slab, scratch);
-    const auto start = [&](int64_t z, int64_t y) { return t.start(slab.volume, z, y); };
+  const bool large = plan.volumes * plan.depth * plan.height * width * element > kStreamed;
+  for_slabs(plan, p.resources, [&](const Slab& slab, char* scratch) {
+    SobelMarch<T> march(plan, slab, scratch);
+    const auto start = [&](int64_t z, int64_t y) { return plan.start(slab.volume, z, y); };
     march.run([&](int64_t z, int64_t y, const Rows<T>& rows) { load_rows(p.x, start(z, y), rows); },
               [&](int64_t z) {
                 ByteStream out(result + start(z, slab.y0) * element, large);
-                const int64_t next_z = std::min(z + 2, t.depth - 1);
+                const int64_t next_z = std::min(z + 2, plan.depth - 1);
                 march.for_runs(slab.y0, slab.y1, [&](int64_t y, int64_t rows, bool) {
                   T* const staged = march.output;
                   // Prefetch the next plane.
@@ -86,18 +86,19 @@ static inline Vector<T> slopes(Vector<T> squared) {
 
 template <class T>
 static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t element) {
-  const SobelPlan t = sobel_magnitude_backward_plan(p);
-  const int64_t width = t.width, pitch = t.pitch, grad_element = float_bytes(p.grad.dtype);
+  const SobelPlan plan = sobel_magnitude_backward_plan(p);
+  const int64_t width = plan.width, pitch = plan.pitch, grad_element = float_bytes(p.grad.dtype);
   uint8_t* result = static_cast<uint8_t*>(p.grad_x.data);
-  const bool large = t.volumes * t.depth * t.height * width * element > kStreamed;
-  for_slabs(t, p.resources, [&](const Slab& slab, char* scratch) {
-    const auto start = [&](int64_t z, int64_t y) { return t.start(slab.volume, z, y); };
+  const bool large = plan.volumes * plan.depth * plan.height * width * element > kStreamed;
+  for_slabs(plan, p.resources, [&](const Slab& slab, char* scratch) {
+    const auto start = [&](int64_t z, int64_t y) { return plan.start(slab.volume, z, y); };
     // The result needs q of one more plane and row on each side.
     const Slab reach = {slab.volume, std::max<int64_t>(slab.z0 - 1, 0),
-                        std::min(slab.z1 + 1, t.depth), slab.y0, slab.y1};
-    const int64_t low = std::max<int64_t>(slab.y0 - 1, 0), high = std::min(slab.y1 + 1, t.height);
-    SobelMarch<T> march(t, reach, scratch);
-    const SobelGather<T> gather(t, low, march.extra);
+                        std::min(slab.z1 + 1, plan.depth), slab.y0, slab.y1};
+    const int64_t low = std::max<int64_t>(slab.y0 - 1, 0);
+    const int64_t high = std::min(slab.y1 + 1, plan.height);
+    SobelMarch<T> march(plan, reach, scratch);
+    const SobelGather<T> gather(plan, low, march.extra);
     T* const staged = march.output;
 
     const auto compute_q = [&](int64_t z) {
@@ -106,10 +107,10 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
         T* const q = gather.q(y);
         const int64_t plane = gather.plane();
         // Prefetch the next planes.
-        const char* const next_x =
-            static_cast<const char*>(p.x.data) + start(std::min(z + 2, t.depth - 1), y) * element;
+        const char* const next_x = static_cast<const char*>(p.x.data) +
+                                   start(std::min(z + 2, plan.depth - 1), y) * element;
         const char* const next_grad = static_cast<const char*>(p.grad.data) +
-                                      start(std::min(z + 1, t.depth - 1), y) * grad_element;
+                                      start(std::min(z + 1, plan.depth - 1), y) * grad_element;
         march.gradient(
             y, rows, [](auto x) { return x; },
             [=](int64_t i, int64_t x, auto gz, auto gy, auto gx) {
@@ -138,7 +139,7 @@ static void sobel_magnitude_backward(const SobelMagnitudeBackward& p, int64_t el
               [&](int64_t z) {
                 compute_q(z);
                 put(z - 1, [&](int64_t y, int64_t rows) { gather.add(y, rows, z == 0, staged); });
-                if (z + 1 < t.depth) return;
+                if (z + 1 < plan.depth) return;
                 put(z, [&](int64_t y, int64_t rows) { gather.finish(y, rows, staged); });
               });
     stream_fence();

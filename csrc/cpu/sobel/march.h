@@ -30,17 +30,18 @@ struct Slab {
 
 // Calls body(slab, scratch) for every slab, distributed over the threads.
 template <class Body>
-static inline void for_slabs(const SobelPlan& t, const Resources& resources, Body&& body) {
-  const int64_t y_tiles = divide_up(t.height, t.tile), z_tiles = divide_up(t.depth, t.planes);
-  const int64_t slabs = t.volumes * z_tiles * y_tiles;
+static inline void for_slabs(const SobelPlan& plan, const Resources& resources, Body&& body) {
+  const int64_t y_tiles = divide_up(plan.height, plan.tile);
+  const int64_t z_tiles = divide_up(plan.depth, plan.planes);
+  const int64_t slabs = plan.volumes * z_tiles * y_tiles;
 #pragma omp parallel num_threads(resources.threads) if (slabs > 1)
   {
-    char* scratch = static_cast<char*>(resources.workspace) + omp_get_thread_num() * t.bytes();
+    char* scratch = static_cast<char*>(resources.workspace) + omp_get_thread_num() * plan.bytes();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t job = 0; job < slabs; ++job) {
-      const int64_t z = job / y_tiles % z_tiles * t.planes, y = job % y_tiles * t.tile;
-      body(Slab{job / y_tiles / z_tiles, z, z + t.planes < t.depth ? z + t.planes : t.depth, y,
-                y + t.tile < t.height ? y + t.tile : t.height},
+      const int64_t z = job / y_tiles % z_tiles * plan.planes, y = job % y_tiles * plan.tile;
+      body(Slab{job / y_tiles / z_tiles, z, std::min(z + plan.planes, plan.depth), y,
+                std::min(y + plan.tile, plan.height)},
            scratch);
     }
   }
@@ -75,18 +76,18 @@ class MarkedRows {
   }
 
  protected:
-  const SobelPlan& t_;
+  const SobelPlan& plan_;
   const Slab& slab_;
   int64_t low_, high_;  // rows that are kept of a plane
   int at_[3];           // ring slots of the planes before, at and after the current one
 
-  MarkedRows(const SobelPlan& t, const Slab& slab, int64_t most)
-      : t_(t), slab_(slab), low_(std::max<int64_t>(slab.y0 - t.halo, 0)),
-        high_(std::min(slab.y1 + t.halo, t.height)), most_(most) {}
+  MarkedRows(const SobelPlan& plan, const Slab& slab, int64_t most)
+      : plan_(plan), slab_(slab), low_(std::max<int64_t>(slab.y0 - plan.halo, 0)),
+        high_(std::min(slab.y1 + plan.halo, plan.height)), most_(most) {}
 
   void place_marks(uint8_t* marks) {
-    for (int i = 0; i < 3; ++i) mark_[i] = marks + i * t_.marks() + 1;
-    constant_ = marks + 3 * t_.marks() + 1;
+    for (int i = 0; i < 3; ++i) mark_[i] = marks + i * plan_.marks() + 1;
+    constant_ = marks + 3 * plan_.marks() + 1;
   }
 
   const uint8_t* marks(int plane) const { return mark_[plane]; }
@@ -97,14 +98,14 @@ class MarkedRows {
   bool run(Load&& load, Plane&& plane) {
     int64_t loaded = std::max<int64_t>(slab_.z0 - 1, 0);
     for (int64_t z = slab_.z0; z < slab_.z1; ++z) {
-      for (; loaded <= z + 1 && loaded < t_.depth; ++loaded) {
+      for (; loaded <= z + 1 && loaded < plan_.depth; ++loaded) {
         uint8_t* mark = mark_[loaded % 3];
         if (!load(loaded, mark)) return false;
         mark[-1] = mark[0], mark[high_ - low_] = mark[high_ - low_ - 1];
       }
       at_[0] = (z > 0 ? z - 1 : 0) % 3;
       at_[1] = z % 3;
-      at_[2] = (z + 1 < t_.depth ? z + 1 : z) % 3;
+      at_[2] = (z + 1 < plan_.depth ? z + 1 : z) % 3;
       mark_constant_rows();
       plane(z);
     }
@@ -151,18 +152,19 @@ class SobelMarch : public MarkedRows {
   static constexpr int64_t lanes = kLanes<T>;
 
  public:
-  SobelMarch(const SobelPlan& t, const Slab& slab, char* scratch) : MarkedRows(t, slab, kSobelRun) {
+  SobelMarch(const SobelPlan& plan, const Slab& slab, char* scratch)
+      : MarkedRows(plan, slab, kSobelRun) {
     T* rows = align_up<T>(scratch);
     ring_ = rows;
-    extra = ring_ + 3 * t.rows() * t.pitch;
-    zeros_ = extra + t.extra * t.rows() * t.pitch;
-    std::fill(zeros_, zeros_ + t.pitch + kSobelSpill, T(0));
-    output = zeros_ + t.pitch + kSobelSpill;
-    place_marks(reinterpret_cast<uint8_t*>(output + kSobelRun * t.pitch + kSobelSpill));
+    extra = ring_ + 3 * plan.rows() * plan.pitch;
+    zeros_ = extra + plan.extra * plan.rows() * plan.pitch;
+    std::fill(zeros_, zeros_ + plan.pitch + kSobelSpill, T(0));
+    output = zeros_ + plan.pitch + kSobelSpill;
+    place_marks(reinterpret_cast<uint8_t*>(output + kSobelRun * plan.pitch + kSobelSpill));
   }
 
   T* output;  // kSobelRun rows and a vector, for use by emit()
-  T* extra;   // the extra planes, of t.rows() rows
+  T* extra;   // the extra planes, of plan.rows() rows
 
   // Calls load(z, y, rows) to fill rows from y on of each plane around z, then plane(z), which may
   // call gradient(). Borders are replicated.
@@ -182,7 +184,7 @@ class SobelMarch : public MarkedRows {
   template <class Value, class Emit>
   void gradient(int64_t y, int64_t rows, Value value, Emit emit) const {
     if constexpr (kHasShift<T>) {
-      if (t_.step == 1) return gradient<2, true>(y, rows, value, emit);
+      if (plan_.step == 1) return gradient<2, true>(y, rows, value, emit);
     }
     gradient<1, false>(y, rows, value, emit);
   }
@@ -195,7 +197,7 @@ class SobelMarch : public MarkedRows {
   // in memory.
   template <int kBlock, bool adjacent, class Value, class Emit>
   __attribute__((noinline)) void gradient(int64_t y, int64_t rows, Value value, Emit emit) const {
-    const int64_t step = t_.step, left = t_.left;
+    const int64_t step = plan_.step, left = plan_.left;
     const T* around[kSobelRun + 2][3];
     for (int64_t i = 0; i < rows + 2; ++i) {
       const int64_t at = clamp(y + i - 1) - low_;
@@ -235,7 +237,7 @@ class SobelMarch : public MarkedRows {
     };
     // From right to left, so that overwriting is in order.
     constexpr int64_t kColumn = kBlock * lanes;
-    for (int64_t x = (t_.width - 1) / kColumn * kColumn; x >= 0; x -= kColumn) {
+    for (int64_t x = (plan_.width - 1) / kColumn * kColumn; x >= 0; x -= kColumn) {
       Across up[kBlock], mid[kBlock];
       across(around[0], x, up);
       across(around[1], x, mid);
@@ -254,9 +256,11 @@ class SobelMarch : public MarkedRows {
     }
   }
 
-  int64_t clamp(int64_t y) const { return y < 0 ? 0 : y < t_.height ? y : t_.height - 1; }
+  int64_t clamp(int64_t y) const { return y < 0 ? 0 : y < plan_.height ? y : plan_.height - 1; }
 
-  T* row(int64_t plane, int64_t i) const { return ring_ + (plane * t_.rows() + i) * t_.pitch; }
+  T* row(int64_t plane, int64_t i) const {
+    return ring_ + (plane * plan_.rows() + i) * plan_.pitch;
+  }
 
   const T* known(int64_t plane, int64_t i) const {
     return marks(plane)[i] == 0 ? zeros_ : row(plane, i);
@@ -264,11 +268,11 @@ class SobelMarch : public MarkedRows {
 
   template <class Load>
   void load_plane(int64_t z, uint8_t* mark, Load&& load) {
-    const int64_t rows = high_ - low_, step = t_.step, width = t_.width;
-    load(z, low_, Rows<T>{row(z % 3, 0) + t_.left, mark, rows, width, t_.pitch});
+    const int64_t rows = high_ - low_, step = plan_.step, width = plan_.width;
+    load(z, low_, Rows<T>{row(z % 3, 0) + plan_.left, mark, rows, width, plan_.pitch});
     for (int64_t i = 0; i < rows; ++i) {
       if (mark[i] == 0) continue;
-      extend<T>(row(z % 3, i) + t_.left, width, step, 1);
+      extend<T>(row(z % 3, i) + plan_.left, width, step, 1);
     }
   }
 };

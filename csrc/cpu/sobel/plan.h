@@ -90,11 +90,11 @@ static inline SobelPlan sobel_edges_plan(const SobelEdges& p) {
   // A label map has one channel for all regions.
   Size size = p.size;
   if (p.region_counts != nullptr) size.channels = 1;
-  SobelPlan tiles(size, p.labels, 1, 0, element, p.resources.threads);
-  if (p.threshold == 0 && tiles.step == 1) {
-    tiles.regions = p.region_counts == nullptr ? 1 : std::min(p.size.channels, kSobelRegions);
+  SobelPlan plan(size, p.labels, 1, 0, element, p.resources.threads);
+  if (p.threshold == 0 && plan.step == 1) {
+    plan.regions = p.region_counts == nullptr ? 1 : std::min(p.size.channels, kSobelRegions);
   }
-  return tiles;
+  return plan;
 }
 
 static inline SobelPlan sobel_magnitude_plan(const SobelMagnitude& p) {

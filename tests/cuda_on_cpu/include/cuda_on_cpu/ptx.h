@@ -1,4 +1,4 @@
-// The PTX instructions that the sources use, under the names that csrc/cuda/ptx.cuh gives them.
+// The PTX instructions that the sources use, named as in csrc/cuda/device/ptx.cuh.
 #pragma once
 
 #include <math.h>
