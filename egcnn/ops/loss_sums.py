@@ -187,7 +187,7 @@ def _(logits: Tensor, edge_logits: Tensor, *others: Any) -> tuple[Tensor, Tensor
 
 
 @torch.library.register_fake("egcnn::loss_sums_backward")
-def _gradients(
+def _(
     grad_sums: Tensor,
     grad_edge_sums: Tensor,
     grad_consistency: Tensor,
