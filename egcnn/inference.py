@@ -273,7 +273,8 @@ def predict_cases(
         try:
             prediction = predict_case(trained, case, probabilities=probabilities, **options)
         except InputError as error:
-            if _readable(case):  # neither is the next case any better
+            # The image is fine, so every other case would fail too.
+            if _readable(case):
                 raise
             bad.append(error)
             continue
@@ -377,8 +378,8 @@ def write_prediction(
     path, *others = _output_paths(folder, name)
     write_volume(prediction.labels, prediction.affine, path, prediction.header, note=note)
     kinds = ((edges, prediction.edges), (probabilities, prediction.probabilities))
-    for other, (wanted, channels) in zip(others, kinds, strict=True):
-        if wanted and channels is not None:
+    for other, (requested, channels) in zip(others, kinds, strict=True):
+        if requested and channels is not None:
             write_probabilities(channels, prediction.affine, other, prediction.header, note)
         else:
             # An earlier prediction's would be mistaken for this one's.

@@ -111,7 +111,10 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, str | None]:
-    """The checkpoint to resume a run from, and what is to be said of those that do not read.
+    """Choose the checkpoint to resume from.
+
+    Returns:
+        it, and a warning about unreadable newer ones or None.
 
     Raises:
         InputError: none reads.
