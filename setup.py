@@ -21,6 +21,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -38,7 +39,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     }
 
 
-def stop(message: str) -> None:
+def stop(message: str) -> NoReturn:
     """End the build with a one-line message instead of a traceback."""
     sys.exit(f"egcnn: {message}")
 
@@ -54,7 +55,6 @@ def find_compiler() -> str:
         f"no C++ compiler was found on PATH ({looked}); install one, for example with "
         "'apt install g++', 'dnf install gcc-c++' or 'conda install gxx', and try again"
     )
-    raise AssertionError
 
 
 def cuda_version(number: int) -> str:
