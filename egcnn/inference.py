@@ -3,56 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from numpy.typing import NDArray
 
 from egcnn.checkpoint import Trained
 from egcnn.checks import DEFAULT_OVERLAP, check_memory, check_overlap, check_precision
-from egcnn.data.case import Case, Spacing, read_image
+from egcnn.data.case import Case, read_image
 from egcnn.data.inspection import check_images
-from egcnn.data.nifti import Header, write_probabilities, write_volume
 from egcnn.data.resampling import resample, resampled, resampling_bytes
-from egcnn.data.transforms import PreprocessingSettings, preprocessing
+from egcnn.data.transforms import preprocessing
 from egcnn.errors import InputError
 from egcnn.files import digest
 from egcnn.machine import prepare_cpu, versions
+from egcnn.predictions import (
+    EDGES,
+    PROBABILITIES,
+    Prediction,
+    noted_spacing,
+    output_paths,
+    write_prediction,
+)
 from egcnn.typed import entry, typed
 from egcnn.windows import Progress, segment
 
-#: Suffixes of the names of probability files, before ``.nii.gz``: of edges, and of regions.
-EDGES = "_edges"
-PROBABILITIES = "_probabilities"
+__all__ = [
+    "EDGES",
+    "PROBABILITIES",
+    "Prediction",
+    "autocast",
+    "choose_device",
+    "default_precision",
+    "noted_spacing",
+    "predict_case",
+    "predict_cases",
+    "training_flips",
+    "write_prediction",
+]
+
 # Options of a prediction that its file notes.
 _NOTED = ("overlap", "flips", "precision")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A segmentation on the grid of the input.
-
-    Args:
-        labels: label map ``(D, H, W)``, int16.
-        probabilities: per region, ``(R, D, H, W)`` float32; None unless they were asked for.
-        edges: probability that a voxel is an edge, ``(F, D, H, W)`` float32 for the F reported
-            regions, or ``(1, D, H, W)`` for their union (``edges="union"``); ``None`` for a
-            network without edge stream.
-        affine: the input's ``(4, 4)`` matrix from voxels to mm.
-        header: header of the input file, whose geometry the written files copy; None for an image
-            that was not read from a file.
-    """
-
-    labels: NDArray[np.int16]
-    probabilities: NDArray[np.float32] | None
-    edges: NDArray[np.float32] | None
-    affine: NDArray[np.float64]
-    header: Header | None = None
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -258,7 +252,7 @@ def predict_cases(
     cases = list(cases)
     inputs = {_place(file) for case in cases for file in case.files}
     for case in cases:
-        for path in _output_paths(folder, case.name):
+        for path in output_paths(folder, case.name):
             if _place(path) in inputs:
                 raise InputError(
                     f"{path}: is an input, and the prediction of {case.name} would replace it; "
@@ -319,72 +313,9 @@ def _origin(trained: Trained | Sequence[Trained]) -> dict[str, Any]:
     }
 
 
-def noted_spacing(note: Mapping[str, Any]) -> Spacing | None:
-    """The voxel size in mm at which a prediction's network computes.
-
-    Args:
-        note: of :func:`egcnn.data.nifti.read_note`.
-
-    Returns:
-        the size along the RAS axes; None if the network keeps each case's own voxels, or the note
-        is none of ours.
-    """
-    # Where it was before it had a place of its own.
-    config = note.get("config")
-    earlier = config.get("preprocessing") if isinstance(config, Mapping) else None
-    try:
-        return PreprocessingSettings.from_dict(note.get("preprocessing", earlier)).spacing
-    except InputError:
-        return None
-
-
 def _place(path: Path) -> Path:
     """The folder's entry that would be replaced; of a symbolic link, the link itself."""
     return path.parent.resolve() / path.name
-
-
-def _output_paths(folder: str | Path, name: str) -> tuple[Path, Path, Path]:
-    """Of the label map, of the edge probabilities and of the regions' probabilities."""
-    label, edges, regions = (
-        Path(folder) / f"{name}{suffix}.nii.gz" for suffix in ("", EDGES, PROBABILITIES)
-    )
-    return label, edges, regions
-
-
-def write_prediction(
-    prediction: Prediction,
-    folder: str | Path,
-    name: str,
-    *,
-    edges: bool = False,
-    probabilities: bool = False,
-    note: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write ``NAME.nii.gz``, the label map, on the input's own grid.
-
-    Args:
-        prediction: a prediction of :func:`predict_case`.
-        folder: created if missing.
-        name: name of the case.
-        edges: write ``NAME_edges.nii.gz`` too, the edge probabilities ``(D, H, W, F)``, or
-            ``(D, H, W)`` where there is one channel; see
-            :func:`egcnn.data.nifti.write_probabilities`.
-        probabilities: write ``NAME_probabilities.nii.gz`` too, those of all regions, likewise.
-        note: where the prediction comes from; see :func:`egcnn.data.nifti.write_volume`.
-
-    Returns:
-        the label map's path.
-    """
-    path, *others = _output_paths(folder, name)
-    write_volume(prediction.labels, prediction.affine, path, prediction.header, note=note)
-    kinds = ((edges, prediction.edges), (probabilities, prediction.probabilities))
-    for other, (requested, channels) in zip(others, kinds, strict=True):
-        if requested and channels is not None:
-            write_probabilities(channels, prediction.affine, other, prediction.header, note)
-        else:
-            # An earlier prediction's would be mistaken for this one's.
-            other.unlink(missing_ok=True)
-    return path
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

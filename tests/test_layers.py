@@ -25,7 +25,7 @@ FLOORS = (
     ("egcnn.data",),
     ("egcnn.nn", "egcnn.edges"),
     ("egcnn.losses", "egcnn.metrics", "egcnn.panels", "egcnn.safetensors", "egcnn.windows"),
-    ("egcnn.checkpoint", "egcnn.lesions", "egcnn.nnunet", "egcnn.scores"),
+    ("egcnn.checkpoint", "egcnn.lesions", "egcnn.nnunet", "egcnn.predictions", "egcnn.scores"),
     ("egcnn.inference", "egcnn.export"),
     ("egcnn.evaluation",),
     ("egcnn.training",),
