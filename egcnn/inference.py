@@ -45,9 +45,6 @@ __all__ = [
     "write_prediction",
 ]
 
-# Options of a prediction that its file notes.
-_NOTED = ("overlap", "flips", "precision")
-
 
 def choose_device(name: str = "auto") -> torch.device:
     """Turn ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"`` into an available device.
@@ -128,6 +125,14 @@ def _members(trained: Trained | Sequence[Trained]) -> list[Trained]:
     return members
 
 
+def _resolved(
+    trained: Trained, device: torch.device | str | None, precision: str | None
+) -> tuple[torch.device, str]:
+    """Where and in which precision to compute: by default on the network's device, as suits it."""
+    device = torch.device(device or next(trained.network.parameters()).device)
+    return device, precision or default_precision(device)
+
+
 def predict_case(
     trained: Trained | Sequence[Trained],
     image: Case | Path | Sequence[Path] | MetaTensor,
@@ -173,7 +178,7 @@ def predict_case(
             )
     else:
         image = read_image(image, expected)
-    device = torch.device(device or next(first.network.parameters()).device)
+    device, precision = _resolved(first, device, precision)
     for member in members:
         member.network.to(device).eval()
     affine, shape, header = image.affine.numpy().copy(), image.shape[1:], image.meta.get("header")
@@ -184,7 +189,7 @@ def predict_case(
     prepared = preprocessing(first.preprocessing, first.regions)({"image": image})["image"]
     del image  # a CT takes a gigabyte
     source = prepared.affine.numpy()
-    with torch.inference_mode(), autocast(device, precision or default_precision(device)):
+    with torch.inference_mode(), autocast(device, precision):
         found, edges = segment(
             [member.network for member in members],
             prepared.as_tensor()[None].to(device),
@@ -228,9 +233,15 @@ def predict_cases(
     edges: bool = False,
     probabilities: bool = False,
     begin: Callable[[Case], None] | None = None,
-    **options: Any,
+    overlap: float = DEFAULT_OVERLAP,
+    flips: Sequence[int] = (),
+    device: torch.device | str | None = None,
+    precision: str | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[Case, Prediction, Path]]:
     """Segment cases one after the other, and write each prediction at once.
+
+    The files note what made them, with the overlap, flips and precision that were used.
 
     Args:
         trained: see :func:`predict_case`.
@@ -239,7 +250,11 @@ def predict_cases(
         edges: see :func:`write_prediction`.
         probabilities: see :func:`write_prediction`.
         begin: called with each case before it is segmented.
-        options: of :func:`predict_case`.
+        overlap: see :func:`predict_case`.
+        flips: see :func:`predict_case`.
+        device: see :func:`predict_case`.
+        precision: see :func:`predict_case`.
+        progress: see :func:`predict_case`, for each case anew.
 
     Yields:
         the case, its prediction and the path of its label map.
@@ -258,24 +273,39 @@ def predict_cases(
                     f"{path}: is an input, and the prediction of {case.name} would replace it; "
                     "expected another output folder"
                 )
-    origin = _origin(trained)
-    check_images(cases, len(_members(trained)[0].modalities))
+    first = _members(trained)[0]
+    device, precision = _resolved(first, device, precision)
+    used = {"overlap": overlap, "flips": list(flips), "precision": precision}
+    note = {**_origin(trained), **used}
+    check_images(cases, len(first.modalities))
     bad: list[InputError] = []
     for case in cases:
         if begin is not None:
             begin(case)
         try:
-            prediction = predict_case(trained, case, probabilities=probabilities, **options)
+            prediction = predict_case(
+                trained,
+                case,
+                overlap=overlap,
+                flips=flips,
+                device=device,
+                precision=precision,
+                probabilities=probabilities,
+                progress=progress,
+            )
         except InputError as error:
             # The image is fine, so every other case would fail too.
             if _readable(case):
                 raise
             bad.append(error)
             continue
-        made = {name: options[name] for name in _NOTED if name in options}
-        note = {**origin, "inputs": digest(case.images), **made}
         path = write_prediction(
-            prediction, folder, case.name, edges=edges, probabilities=probabilities, note=note
+            prediction,
+            folder,
+            case.name,
+            edges=edges,
+            probabilities=probabilities,
+            note={**note, "inputs": digest(case.images)},
         )
         yield case, prediction, path
         del prediction  # not to be in memory beside the next

@@ -90,8 +90,10 @@ class Panels(Callback):
         patch = config.preprocessing.patch
         part = (slice(None), *_around(inside, patch))
         image, label = (item[name][part].as_subclass(Tensor)[None] for name in ("image", "label"))
-        options: dict[str, Any] = {"stride": config.network.stride, "overlap": config.overlap}
-        probabilities, edges = segment(network, image, regions, patch, **options)
+        stride, overlap = config.network.stride, config.overlap
+        probabilities, edges = segment(
+            network, image, regions, patch, stride=stride, overlap=overlap
+        )
         truth = label[0, 0].cpu().numpy()
         found = regions.decode(probabilities)[0, 0].cpu().numpy()
         shades = grey(
@@ -112,7 +114,7 @@ class Panels(Callback):
             likely = regions.reported(edges)[0].float().cpu().numpy()
             table = fading if len(likely) > 1 else edge_colours(["#ffffff"])
             volumes["predicted edges"] = _coloured(edge_codes(likely), table)
-            maps, coarseness = attention(network, image, patch, **options)
+            maps, coarseness = attention(network, image, patch, stride=stride, overlap=overlap)
             for volume, factor in zip(maps[0].float().cpu().numpy(), coarseness, strict=True):
                 volumes[attention_title(factor)] = heat_colours()[grey(volume)]
         spacing = config.preprocessing.spacing or (1.0, 1.0, 1.0)
