@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
+from numpy.typing import NDArray
+from torch import Tensor
 
 from egcnn.checkpoint import Trained
 from egcnn.checks import DEFAULT_OVERLAP, check_memory, check_overlap, check_precision
@@ -28,6 +30,7 @@ from egcnn.predictions import (
     output_paths,
     write_prediction,
 )
+from egcnn.regions import Regions
 from egcnn.typed import entry, typed
 from egcnn.windows import Progress, segment
 
@@ -169,25 +172,18 @@ def predict_case(
         raise InputError(f"flips: {tuple(flips)}; expected some of 0, 1, 2")
     members = _members(trained)
     first = members[0]
-    expected = len(first.modalities)
-    if isinstance(image, MetaTensor):
-        if image.ndim != 4 or image.shape[0] != expected:
-            raise InputError(
-                f"image: shape {tuple(image.shape)}; expected (M, D, H, W) with M = {expected} "
-                f"({', '.join(first.modalities)})"
-            )
-    else:
-        image = read_image(image, expected)
+    volume = _volume(image, first.modalities)
     device, precision = _resolved(first, device, precision)
     for member in members:
         member.network.to(device).eval()
-    affine, shape, header = image.affine.numpy().copy(), image.shape[1:], image.meta.get("header")
-    name = image.meta.get("filename_or_obj", "image")
+    affine, shape = volume.affine.numpy().copy(), volume.shape[1:]
+    header = volume.meta.get("header")
+    name = volume.meta.get("filename_or_obj", "image")
     channels = len(first.regions) * (2 if probabilities else 1)
     check_memory(f"a prediction of shape {tuple(shape)}", resampling_bytes(channels, shape))
 
-    prepared = preprocessing(first.preprocessing, first.regions)({"image": image})["image"]
-    del image  # a CT takes a gigabyte
+    prepared = preprocessing(first.preprocessing, first.regions)({"image": volume})["image"]
+    del image, volume  # a CT takes a gigabyte
     source = prepared.affine.numpy()
     with torch.inference_mode(), autocast(device, precision):
         found, edges = segment(
@@ -207,15 +203,8 @@ def predict_case(
         )
     del prepared
 
-    labels = np.empty(shape, np.int16)
-    kept = np.empty((len(first.regions), *shape), np.float32) if probabilities else None
     matrix = np.linalg.solve(source, affine)
-    start = 0
-    for part in resampled(found[0].float().cpu(), matrix, shape):
-        planes = slice(start, start := start + part.shape[1])
-        labels[planes] = first.regions.decode(part[None])[0, 0]
-        if kept is not None:
-            kept[:, planes] = part
+    labels, kept = _decoded(found[0], first.regions, matrix, shape, probabilities)
     if edges is not None:
         edges = first.regions.reported(edges)[0].float().cpu()
         # Rounding can push interpolated probabilities outside [0, 1].
@@ -223,6 +212,44 @@ def predict_case(
     return Prediction(
         labels, kept, None if edges is None else edges.numpy(), affine.astype(np.float64), header
     )
+
+
+def _volume(
+    image: Case | Path | Sequence[Path] | MetaTensor, modalities: Sequence[str]
+) -> MetaTensor:
+    """The image of a case, with a channel for each modality."""
+    expected = len(modalities)
+    if not isinstance(image, MetaTensor):
+        return read_image(image, expected)
+    if image.ndim != 4 or image.shape[0] != expected:
+        raise InputError(
+            f"image: shape {tuple(image.shape)}; expected (M, D, H, W) with M = {expected} "
+            f"({', '.join(modalities)})"
+        )
+    return image
+
+
+def _decoded(
+    probabilities: Tensor,
+    regions: Regions,
+    matrix: NDArray[np.float64],
+    shape: Sequence[int],
+    keep: bool,
+) -> tuple[NDArray[np.int16], NDArray[np.float32] | None]:
+    """Resample probabilities ``(R, ...)`` slab by slab and decode each slab, to save memory.
+
+    Returns:
+        the label map, and the resampled probabilities if they are to be kept.
+    """
+    labels = np.empty(shape, np.int16)
+    kept = np.empty((len(regions), *shape), np.float32) if keep else None
+    start = 0
+    for part in resampled(probabilities.float().cpu(), matrix, shape):
+        planes = slice(start, start := start + part.shape[1])
+        labels[planes] = regions.decode(part[None])[0, 0]
+        if kept is not None:
+            kept[:, planes] = part
+    return labels, kept
 
 
 def predict_cases(
@@ -265,14 +292,7 @@ def predict_cases(
             voxels of a case cannot be read.
     """
     cases = list(cases)
-    inputs = {_place(file) for case in cases for file in case.files}
-    for case in cases:
-        for path in output_paths(folder, case.name):
-            if _place(path) in inputs:
-                raise InputError(
-                    f"{path}: is an input, and the prediction of {case.name} would replace it; "
-                    "expected another output folder"
-                )
+    _check_outputs(cases, folder)
     first = _members(trained)[0]
     device, precision = _resolved(first, device, precision)
     used = {"overlap": overlap, "flips": list(flips), "precision": precision}
@@ -311,6 +331,18 @@ def predict_cases(
         del prediction  # not to be in memory beside the next
     if bad:
         raise InputError(str(bad[0]) + (f" ({len(bad) - 1} more)" if len(bad) > 1 else ""))
+
+
+def _check_outputs(cases: Sequence[Case], folder: str | Path) -> None:
+    """Raise InputError if a prediction would be written over a file of a case."""
+    inputs = {_place(file) for case in cases for file in case.files}
+    for case in cases:
+        for path in output_paths(folder, case.name):
+            if _place(path) in inputs:
+                raise InputError(
+                    f"{path}: is an input, and the prediction of {case.name} would replace it; "
+                    "expected another output folder"
+                )
 
 
 def _readable(case: Case) -> bool:
