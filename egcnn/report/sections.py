@@ -11,18 +11,11 @@ from egcnn import comparison as compared
 from egcnn.data.case import read_edges, read_label
 from egcnn.edges import EdgeGrid
 from egcnn.evaluation import MEAN, Evaluation
-from egcnn.metrics import (
-    EDGE_METRICS,
-    EDGE_SOURCES,
-    LESION_METRICS,
-    METRICS,
-    VOXEL_METRICS,
-    mean_and_deviation,
-)
+from egcnn.metrics import LESION_METRICS, METRICS, VOXEL_METRICS, mean_and_deviation
 from egcnn.report import curves
 from egcnn.report.found import Evaluated, Training
 from egcnn.report.measures import Measures, add_case, measures
-from egcnn.report.tables import cell
+from egcnn.report.tables import edge_rows, region_rows
 
 _WORST = 5
 #: Errors and edges are counted in at most so many cases, from the worst to the best.
@@ -61,11 +54,11 @@ def tiles(evaluated: Evaluated) -> dict[str, str]:
 def scores(evaluated: Evaluated, title: str) -> dict[str, Any]:
     """The tables by region, the spread over cases, and the worst cases of an evaluation."""
     evaluation = evaluated.evaluation
-    tables = {"Segmentation": _by_region(evaluation, VOXEL_METRICS)}
-    if edges := _edges(evaluation):
+    tables = {"Segmentation": region_rows(evaluation, VOXEL_METRICS)}
+    if edges := edge_rows(evaluation):
         tables[f"Edges, taken on {evaluation.edge_space}"] = edges
     if LESION_METRICS[0] in evaluation.columns:
-        tables["Lesions"] = _by_region(evaluation, LESION_METRICS)
+        tables["Lesions"] = region_rows(evaluation, LESION_METRICS)
     regions = list(next(iter(evaluation.cases.values())))
     spreads = {
         metric: {
@@ -92,23 +85,6 @@ def scores(evaluated: Evaluated, title: str) -> dict[str, Any]:
         "worst": cases[:_WORST],
         "others": cases[_WORST:],
     }
-
-
-def _by_region(evaluation: Evaluation, metrics: Sequence[str]) -> list[dict[str, str]]:
-    return [
-        {"Region": region, **{METRICS[m].title: cell(row[m], m) for m in metrics}}
-        for region, row in evaluation.summary().items()
-    ]
-
-
-def _edges(evaluation: Evaluation) -> list[dict[str, str]]:
-    rows = []
-    for region, row in evaluation.summary().items():
-        for source, name in EDGE_SOURCES.items():
-            cells = {METRICS[m].title: cell(row[f"{source}_{m}"], m) for m in EDGE_METRICS}
-            if any(cells.values()):
-                rows.append({"Region": region, "Edges of": name, **cells})
-    return rows
 
 
 def _case(evaluation: Evaluation, name: str, dice: float) -> dict[str, str]:
