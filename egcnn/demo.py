@@ -24,10 +24,10 @@ from egcnn.report import (
     write_picture,
 )
 from egcnn.terminal import Terminal, duration, show
-from egcnn.training import Run, fit, plan
+from egcnn.training import PREDICTIONS, Run, fit, plan
 from egcnn.typed import entry
 
-_PARTS = ("data", "run", "predictions", "evaluation")
+_PARTS = ("data", "run", PREDICTIONS, "evaluation")
 _FILES = ("demo.png", REPORT)
 _RECORD = "demo.json"
 _MAX_ROWS = 3

@@ -22,6 +22,7 @@ from egcnn.terminal import duration
 from egcnn.training import (
     HISTORY,
     LAST,
+    PREDICTIONS,
     IfExists,
     TrainingConfig,
     changed_settings,
@@ -33,7 +34,7 @@ from egcnn.training import (
 from egcnn.training.config import MACHINE
 
 #: Written last: a run with this file is finished.
-EVALUATION = Path("predictions", SUMMARY)
+EVALUATION = Path(PREDICTIONS, SUMMARY)
 
 
 def compare(

@@ -19,6 +19,8 @@ from egcnn.typed import entry
 CONFIG = "config.json"
 BEST = "best.ckpt"
 LOGS = "tensorboard"
+#: Folder of predictions and their scores, in a run's or, in a demo's, beside it.
+PREDICTIONS = "predictions"
 # What TensorBoard's logger writes.
 _EVENTS = ("events.out.tfevents.*", "hparams.yaml")
 
