@@ -77,7 +77,7 @@ def compare(
     todo = [(arm, arm.config(config, dataset, seed)) for seed in range(seeds) for arm in arms]
     results = []
     for number, (arm, settings) in enumerate(todo, 1):
-        run = Path(output) / f"{arm.name}-seed{settings.seed}"
+        run = Path(output) / arm.folder(settings.seed)
         title = f"run {number} of {len(todo)}, {run.name}"
         finished = (run / EVALUATION).is_file()
         say(f"{title}: {'already finished' if finished else 'training'}")

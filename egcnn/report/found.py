@@ -197,7 +197,7 @@ def _compared(folder: Path, comparison: Comparison) -> dict[Path, str]:
     shown = {}
     for arm in sorted(comparison.arms, key=lambda arm: arm.kind != "egcnn"):
         seed = min(result.seed for result in comparison.of(arm))
-        scores = folder / f"{arm.name}-seed{seed}" / PREDICTIONS
+        scores = folder / arm.folder(seed) / PREDICTIONS
         if arm.backbone == backbone and (scores / SUMMARY).is_file():
             shown[scores.resolve()] = f"{BACKBONES[backbone].title}, {arm.title}"
     return shown
