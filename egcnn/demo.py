@@ -9,7 +9,7 @@ from pathlib import Path
 
 from egcnn import checkpoint
 from egcnn.data import Case, Dataset, open_dataset, read_image, read_label
-from egcnn.data.layouts import shown_colours, shown_modality
+from egcnn.data.layouts import shown_channel, shown_colours, shown_modality
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError, named
 from egcnn.evaluation import Evaluation, score_predictions, write_evaluation
@@ -162,7 +162,7 @@ def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list
                 views.append(
                     View(
                         case.name,
-                        read_image(case)[dataset.modalities.index(shown_modality(dataset))].numpy(),
+                        read_image(case)[shown_channel(dataset)].numpy(),
                         read_label(case, dataset.regions)[0].numpy(),
                         prediction.labels,
                         prediction.edges,
