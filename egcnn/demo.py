@@ -23,7 +23,7 @@ from egcnn.report import (
     try_report,
     write_picture,
 )
-from egcnn.terminal import Terminal, duration, show
+from egcnn.terminal import Terminal, counted, duration, show
 from egcnn.training import PREDICTIONS, Run, fit, plan
 from egcnn.typed import entry
 
@@ -74,9 +74,9 @@ def _run(output: Path, cases: int, shape: tuple[int, int, int], epochs: int, see
     few = {"fraction": 0.25, "batch_size": 1, "network.backbone.filters": 8, "lr": 1e-3}
     config = plan(dataset).change({"epochs": epochs, "seed": seed, **few})
     console.print(f"1. {cases} synthetic cases of {'x'.join(map(str, shape))} voxels: {data}")
-    console.print(f"2. training, {epochs} epochs")
+    console.print(f"2. training, {counted(epochs, 'epoch')}")
     run = fit(config, dataset, run_folder)
-    console.print(f"3. {len(run.validation)} unseen cases")
+    console.print(f"3. {counted(len(run.validation), 'unseen case')}")
     evaluation, views = _predict(run, dataset, predictions)
     written = write_evaluation(evaluation, scores)
     picture = write_picture(

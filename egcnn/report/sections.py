@@ -16,6 +16,7 @@ from egcnn.report import curves
 from egcnn.report.found import Evaluated, Training
 from egcnn.report.measures import Measures, add_case, measures
 from egcnn.report.tables import edge_rows, region_rows
+from egcnn.terminal import counted
 
 _WORST = 5
 #: Errors and edges are counted in at most so many cases, from the worst to the best.
@@ -28,9 +29,9 @@ _SHARES = ("Dice", "Edges")
 
 def comparison_tables(comparison: compared.Comparison) -> dict[str, list[dict[str, str]]]:
     """The tables of a comparison by title; see :mod:`egcnn.comparison.tables`."""
-    seeds = len({result.seed for result in comparison.results})
+    seeds = counted(len({result.seed for result in comparison.results}), "seed")
     tables = {
-        f"Mean ± deviation, {seeds} seed{'s' if seeds != 1 else ''}": compared.rows(comparison),
+        f"Mean ± deviation, {seeds}": compared.rows(comparison),
         "Edges": compared.edge_rows(comparison),
         "Differences, paired by seed": compared.difference_rows(comparison),
     }
@@ -69,8 +70,7 @@ def scores(evaluated: Evaluated, title: str) -> dict[str, Any]:
     }
     cases = [_case(evaluation, name, dice) for name, dice in evaluated.ranking]
     missing = len(evaluation.missing)
-    count = len(evaluation.cases)
-    said = f"{count} case{'s' if count != 1 else ''}"
+    said = counted(len(evaluation.cases), "case")
     said += f"; {missing} labelled cases have no prediction and are left out" if missing else ""
     return {
         "title": title,
@@ -215,7 +215,7 @@ def _training_facts(run: Training) -> dict[str, str]:
         "Network": f"{network.backbone.name}, {network.backbone.filters} filters,{edge}",
         "Data": f"layout {dataset.get('layout', 'unknown')}, {len(split['train'])} cases to train "
         f"on, {len(split['validation'])} held out",
-        "Training": f"{len(run.history)} of {config.epochs} epochs, batches of "
+        "Training": f"{len(run.history)} of {counted(config.epochs, 'epoch')}, batches of "
         f"{config.batch_size} patches of {patch} voxels, seed {config.seed}",
         "Made with": _versions(described.versions),
     }

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from egcnn.evaluation import MEAN, Evaluation
 from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES, LESION_METRICS, METRICS, VOXEL_METRICS
-from egcnn.terminal import duration, plain
+from egcnn.terminal import counted, duration, plain
 
 
 def region_rows(evaluation: Evaluation, metrics: Sequence[str]) -> list[dict[str, str]]:
@@ -62,8 +62,7 @@ def _table(
     what: str, evaluation: Evaluation, rows: Sequence[dict[str, str]], caption: str | None = None
 ) -> Table:
     """A table for the terminal: a column per key of the rows, the mean in a section of its own."""
-    count = len(evaluation.cases)
-    title = f"{what}, mean ± deviation, {count} case{'s' if count != 1 else ''}"
+    title = f"{what}, mean ± deviation, {counted(len(evaluation.cases), 'case')}"
     table = Table(title=title, caption=caption)
     for key in rows[0]:
         table.add_column(key, justify="left" if key in ("Region", "Edges of") else "right")
