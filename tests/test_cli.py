@@ -156,7 +156,8 @@ def test_export(
     )
     np.testing.assert_array_equal(one, other)
     capfd.readouterr()
-    assert run("export", model, "-o", tmp_path / "a.pth") == 1
+    # Said before the network is read.
+    assert run("export", tmp_path / "none.ckpt", "-o", tmp_path / "a.pth") == 1
     assert "suffix '.pth'; expected .pt2, .onnx or .safetensors" in capfd.readouterr().err
 
 
