@@ -21,6 +21,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -38,7 +39,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     }
 
 
-def stop(message: str) -> None:
+def stop(message: str) -> NoReturn:
     """End the build with a one-line message instead of a traceback."""
     sys.exit(f"egcnn: {message}")
 
@@ -54,7 +55,6 @@ def find_compiler() -> str:
         f"no C++ compiler was found on PATH ({looked}); install one, for example with "
         "'apt install g++', 'dnf install gcc-c++' or 'conda install gxx', and try again"
     )
-    raise AssertionError
 
 
 def cuda_version(number: int) -> str:
@@ -129,7 +129,7 @@ def too_new(cuda: Cuda) -> str:
     )
 
 
-def check_name(cuda: Cuda) -> None:
+def check_path(cuda: Cuda) -> None:
     """Stop where the checkout's path would harm: nvcc hands it to a shell, in double quotes."""
     if cuda.nvcc and (found := re.search(r'["`\\]|\$\(', str(ROOT))):
         stop(
@@ -185,12 +185,12 @@ class NinjaFile:
         """Add a rule."""
         self.lines += [f"rule {name}", f"  command = {command}", f"  description = {title} $out"]
 
-    def compiling(self, name: str, command: str, title: str) -> None:
+    def compile_rule(self, name: str, command: str, title: str) -> None:
         """Add a rule whose command also lists the headers that it read."""
         self.rule(name, f"{command} -MF $out.d -c $in -o $out", title)
         self.lines += ["  depfile = $out.d", "  deps = gcc"]
 
-    def compile(
+    def compile_source(
         self, rule: str, source: Path, suffix: str, flags: str = "", header: Path | None = None
     ) -> None:
         """Add an edge that compiles a source, again when a header of the build changes."""
@@ -219,7 +219,7 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
         common.append("-DEGCNN_X86")
     common += [f"-isystem {quoted(path)}" for path in includes]
     ninja, cxx = NinjaFile(folder), quoted(compiler)
-    ninja.compiling("cxx", f"{cxx} -MMD {' '.join(common)} $flags", "C++")
+    ninja.compile_rule("cxx", f"{cxx} -MMD {' '.join(common)} $flags", "C++")
     link = f"{cxx} -shared -fopenmp -s"
     if cuda.nvcc:
         nvcc = f"{quoted(cuda.nvcc)} -ccbin {cxx}"
@@ -228,7 +228,7 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
         targets.append(f"-gencode arch=compute_{newest},code=compute_{newest}")
         if int(cuda.toolkit.split(".")[0]) >= 13:  # a seventh of the size; all drivers read it
             targets.append("--compress-mode=size")
-        ninja.compiling(
+        ninja.compile_rule(
             "nvcc",
             f"{nvcc} -std=c++17 -O3 -lineinfo --threads 0 {' '.join(targets)} "
             "-Xcompiler -fPIC,-fvisibility=hidden -MD",
@@ -236,7 +236,7 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
         )
         # Before the C++ units, since ninja starts from the top and these take longest.
         for source in sorted((ROOT / "csrc/cuda").rglob("*.cu")):
-            ninja.compile("nvcc", source, ".cu.o")
+            ninja.compile_source("nvcc", source, ".cu.o")
         # nvcc finds its static runtime even when it is a wrapper outside its toolkit, but looks
         # in lib64 where the PyPI package has lib. A device link would add an empty image for an
         # architecture that was not requested.
@@ -245,13 +245,13 @@ def write_ninja(folder: Path, output: Path, compiler: str, cuda: Cuda) -> None:
             f"-L{quoted(Path(cuda.nvcc).parents[1] / 'lib')} -Xcompiler -fopenmp,-s"
         )
     info = folder / "build_info.h"
-    ninja.compile("cxx", ROOT / "csrc/bindings.cpp", ".o", header=info)
+    ninja.compile_source("cxx", ROOT / "csrc/bindings.cpp", ".o", header=info)
     for source in sorted((ROOT / "csrc/cpu").rglob("*.cpp")):
         if source.name == "dispatch.cpp":
-            ninja.compile("cxx", source, ".o")
+            ninja.compile_source("cxx", source, ".o")
             continue
         for name, flags in INSTRUCTION_SETS.items():
-            ninja.compile("cxx", source, f".{name}.o", f"-DEGCNN_ISA={name} {flags}")
+            ninja.compile_source("cxx", source, f".{name}.o", f"-DEGCNN_ISA={name} {flags}")
     ninja.link(link, output)
     (folder / "build.ninja").write_text("\n".join([*ninja.lines, ""]))
 
@@ -278,7 +278,7 @@ class NinjaBuild(build_ext):
         import ninja
 
         compiler, cuda = find_compiler(), find_cuda()
-        check_name(cuda)
+        check_path(cuda)
         part = f"sm_{' sm_'.join(map(str, cuda.architectures))}" if cuda.nvcc else cuda.note
         print(f"egcnn: C++ by {compiler}; CUDA {part}", flush=True)
         if warning := too_new(cuda):

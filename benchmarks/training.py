@@ -83,7 +83,7 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def step(self, training: Training) -> Iterator[Callable[[], Tensor]]:
-        """Gives what takes a step and returns its loss, if it has one, for which nobody waits."""
+        """Yields a function that takes one step and returns its loss without synchronizing."""
         torch.manual_seed(0)
         device = self.clock.device
         backbone = SegNet(4, 3, **self.options)
@@ -113,7 +113,8 @@ class TrainingRun:
         self.clock.clear()
 
     def _convolutions(self, network: Any, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """What takes the step of the edge stream's 3x3x3 convolutions, on the step's inputs."""
+        """A function that runs the edge stream's 3x3x3 convolutions, forward and backward, on a
+        step's inputs."""
         found: list[tuple[nn.Module, Tensor, Tensor]] = []
 
         def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:

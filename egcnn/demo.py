@@ -9,7 +9,7 @@ from pathlib import Path
 
 from egcnn import checkpoint
 from egcnn.data import Case, Dataset, open_dataset, read_image, read_label
-from egcnn.data.layouts import shown_colours, shown_modality
+from egcnn.data.layouts import shown_channel, shown_colours, shown_modality
 from egcnn.data.phantom import write_brats
 from egcnn.errors import InputError, named
 from egcnn.evaluation import Evaluation, score_predictions, write_evaluation
@@ -23,11 +23,11 @@ from egcnn.report import (
     try_report,
     write_picture,
 )
-from egcnn.terminal import Terminal, duration, show
-from egcnn.training import Run, fit, plan
+from egcnn.terminal import Terminal, counted, duration, show
+from egcnn.training import PREDICTIONS, Run, fit, plan
 from egcnn.typed import entry
 
-_PARTS = ("data", "run", "predictions", "evaluation")
+_PARTS = ("data", "run", PREDICTIONS, "evaluation")
 _FILES = ("demo.png", REPORT)
 _RECORD = "demo.json"
 _MAX_ROWS = 3
@@ -74,9 +74,9 @@ def _run(output: Path, cases: int, shape: tuple[int, int, int], epochs: int, see
     few = {"fraction": 0.25, "batch_size": 1, "network.backbone.filters": 8, "lr": 1e-3}
     config = plan(dataset).change({"epochs": epochs, "seed": seed, **few})
     console.print(f"1. {cases} synthetic cases of {'x'.join(map(str, shape))} voxels: {data}")
-    console.print(f"2. training, {epochs} epochs")
+    console.print(f"2. training, {counted(epochs, 'epoch')}")
     run = fit(config, dataset, run_folder)
-    console.print(f"3. {len(run.validation)} unseen cases")
+    console.print(f"3. {counted(len(run.validation), 'unseen case')}")
     evaluation, views = _predict(run, dataset, predictions)
     written = write_evaluation(evaluation, scores)
     picture = write_picture(
@@ -162,7 +162,7 @@ def _predict(run: Run, dataset: Dataset, folder: Path) -> tuple[Evaluation, list
                 views.append(
                     View(
                         case.name,
-                        read_image(case)[dataset.modalities.index(shown_modality(dataset))].numpy(),
+                        read_image(case)[shown_channel(dataset)].numpy(),
                         read_label(case, dataset.regions)[0].numpy(),
                         prediction.labels,
                         prediction.edges,

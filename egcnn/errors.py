@@ -70,7 +70,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def lost_peer(error: BaseException | None) -> BaseException | None:
-    """The one among an exception and its causes, if any, that another process's end has caused."""
+    """Among an error and its causes, the one that the end of another process caused, if any."""
     for link in causes(error):
         # By name: the command line does not import torch for its messages.
         kinds = [kind.__name__ for kind in type(link).__mro__]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +11,42 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
+from torch import Tensor
 
 from egcnn.checkpoint import Trained
 from egcnn.checks import DEFAULT_OVERLAP, check_memory, check_overlap, check_precision
-from egcnn.data.case import Case, Spacing, read_image
+from egcnn.data.case import Case, read_image
 from egcnn.data.inspection import check_images
-from egcnn.data.nifti import Header, write_probabilities, write_volume
 from egcnn.data.resampling import resample, resampled, resampling_bytes
-from egcnn.data.transforms import PreprocessingSettings, preprocessing
+from egcnn.data.transforms import preprocessing
 from egcnn.errors import InputError
 from egcnn.files import digest
 from egcnn.machine import prepare_cpu, versions
+from egcnn.predictions import (
+    EDGES,
+    PROBABILITIES,
+    Prediction,
+    noted_spacing,
+    output_paths,
+    write_prediction,
+)
+from egcnn.regions import Regions
 from egcnn.typed import entry, typed
 from egcnn.windows import Progress, segment
 
-#: Suffixes of the names of probability files, before ``.nii.gz``: of edges, and of regions.
-EDGES = "_edges"
-PROBABILITIES = "_probabilities"
-# Options of a prediction that its file notes.
-_NOTED = ("overlap", "flips", "precision")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A segmentation on the grid of the input.
-
-    Args:
-        labels: label map ``(D, H, W)``, int16.
-        probabilities: per region, ``(R, D, H, W)`` float32; None unless they were asked for.
-        edges: probability that a voxel is an edge, ``(F, D, H, W)`` float32 for the F reported
-            regions, or ``(1, D, H, W)`` for their union (``edges="union"``); ``None`` for a
-            network without edge stream.
-        affine: the input's ``(4, 4)`` matrix from voxels to mm.
-        header: header of the input file, whose geometry the written files copy; None for an image
-            that was not read from a file.
-    """
-
-    labels: NDArray[np.int16]
-    probabilities: NDArray[np.float32] | None
-    edges: NDArray[np.float32] | None
-    affine: NDArray[np.float64]
-    header: Header | None = None
+__all__ = [
+    "EDGES",
+    "PROBABILITIES",
+    "Prediction",
+    "autocast",
+    "choose_device",
+    "default_precision",
+    "noted_spacing",
+    "predict_case",
+    "predict_cases",
+    "training_flips",
+    "write_prediction",
+]
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -134,6 +128,14 @@ def _members(trained: Trained | Sequence[Trained]) -> list[Trained]:
     return members
 
 
+def _resolved(
+    trained: Trained, device: torch.device | str | None, precision: str | None
+) -> tuple[torch.device, str]:
+    """Where and in which precision to compute: by default on the network's device, as suits it."""
+    device = torch.device(device or next(trained.network.parameters()).device)
+    return device, precision or default_precision(device)
+
+
 def predict_case(
     trained: Trained | Sequence[Trained],
     image: Case | Path | Sequence[Path] | MetaTensor,
@@ -170,27 +172,20 @@ def predict_case(
         raise InputError(f"flips: {tuple(flips)}; expected some of 0, 1, 2")
     members = _members(trained)
     first = members[0]
-    expected = len(first.modalities)
-    if isinstance(image, MetaTensor):
-        if image.ndim != 4 or image.shape[0] != expected:
-            raise InputError(
-                f"image: shape {tuple(image.shape)}; expected (M, D, H, W) with M = {expected} "
-                f"({', '.join(first.modalities)})"
-            )
-    else:
-        image = read_image(image, expected)
-    device = torch.device(device or next(first.network.parameters()).device)
+    volume = _volume(image, first.modalities)
+    device, precision = _resolved(first, device, precision)
     for member in members:
         member.network.to(device).eval()
-    affine, shape, header = image.affine.numpy().copy(), image.shape[1:], image.meta.get("header")
-    name = image.meta.get("filename_or_obj", "image")
+    affine, shape = volume.affine.numpy().copy(), volume.shape[1:]
+    header = volume.meta.get("header")
+    name = volume.meta.get("filename_or_obj", "image")
     channels = len(first.regions) * (2 if probabilities else 1)
     check_memory(f"a prediction of shape {tuple(shape)}", resampling_bytes(channels, shape))
 
-    prepared = preprocessing(first.preprocessing, first.regions)({"image": image})["image"]
-    del image  # a CT takes a gigabyte
+    prepared = preprocessing(first.preprocessing, first.regions)({"image": volume})["image"]
+    del image, volume  # a CT takes a gigabyte
     source = prepared.affine.numpy()
-    with torch.inference_mode(), autocast(device, precision or default_precision(device)):
+    with torch.inference_mode(), autocast(device, precision):
         found, edges = segment(
             [member.network for member in members],
             prepared.as_tensor()[None].to(device),
@@ -208,15 +203,8 @@ def predict_case(
         )
     del prepared
 
-    labels = np.empty(shape, np.int16)
-    kept = np.empty((len(first.regions), *shape), np.float32) if probabilities else None
     matrix = np.linalg.solve(source, affine)
-    start = 0
-    for part in resampled(found[0].float().cpu(), matrix, shape):
-        planes = slice(start, start := start + part.shape[1])
-        labels[planes] = first.regions.decode(part[None])[0, 0]
-        if kept is not None:
-            kept[:, planes] = part
+    labels, kept = _decoded(found[0], first.regions, matrix, shape, probabilities)
     if edges is not None:
         edges = first.regions.reported(edges)[0].float().cpu()
         # Rounding can push interpolated probabilities outside [0, 1].
@@ -224,6 +212,44 @@ def predict_case(
     return Prediction(
         labels, kept, None if edges is None else edges.numpy(), affine.astype(np.float64), header
     )
+
+
+def _volume(
+    image: Case | Path | Sequence[Path] | MetaTensor, modalities: Sequence[str]
+) -> MetaTensor:
+    """The image of a case, with a channel for each modality."""
+    expected = len(modalities)
+    if not isinstance(image, MetaTensor):
+        return read_image(image, expected)
+    if image.ndim != 4 or image.shape[0] != expected:
+        raise InputError(
+            f"image: shape {tuple(image.shape)}; expected (M, D, H, W) with M = {expected} "
+            f"({', '.join(modalities)})"
+        )
+    return image
+
+
+def _decoded(
+    probabilities: Tensor,
+    regions: Regions,
+    matrix: NDArray[np.float64],
+    shape: Sequence[int],
+    keep: bool,
+) -> tuple[NDArray[np.int16], NDArray[np.float32] | None]:
+    """Resample probabilities ``(R, ...)`` slab by slab and decode each slab, to save memory.
+
+    Returns:
+        the label map, and the resampled probabilities if they are to be kept.
+    """
+    labels = np.empty(shape, np.int16)
+    kept = np.empty((len(regions), *shape), np.float32) if keep else None
+    start = 0
+    for part in resampled(probabilities.float().cpu(), matrix, shape):
+        planes = slice(start, start := start + part.shape[1])
+        labels[planes] = regions.decode(part[None])[0, 0]
+        if kept is not None:
+            kept[:, planes] = part
+    return labels, kept
 
 
 def predict_cases(
@@ -234,9 +260,15 @@ def predict_cases(
     edges: bool = False,
     probabilities: bool = False,
     begin: Callable[[Case], None] | None = None,
-    **options: Any,
+    overlap: float = DEFAULT_OVERLAP,
+    flips: Sequence[int] = (),
+    device: torch.device | str | None = None,
+    precision: str | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[Case, Prediction, Path]]:
     """Segment cases one after the other, and write each prediction at once.
+
+    The files note what made them, with the overlap, flips and precision that were used.
 
     Args:
         trained: see :func:`predict_case`.
@@ -245,7 +277,11 @@ def predict_cases(
         edges: see :func:`write_prediction`.
         probabilities: see :func:`write_prediction`.
         begin: called with each case before it is segmented.
-        options: of :func:`predict_case`.
+        overlap: see :func:`predict_case`.
+        flips: see :func:`predict_case`.
+        device: see :func:`predict_case`.
+        precision: see :func:`predict_case`.
+        progress: see :func:`predict_case`, for each case anew.
 
     Yields:
         the case, its prediction and the path of its label map.
@@ -256,36 +292,57 @@ def predict_cases(
             voxels of a case cannot be read.
     """
     cases = list(cases)
-    inputs = {_place(file) for case in cases for file in case.files}
-    for case in cases:
-        for path in _output_paths(folder, case.name):
-            if _place(path) in inputs:
-                raise InputError(
-                    f"{path}: is an input, and the prediction of {case.name} would replace it; "
-                    "expected another output folder"
-                )
-    origin = _origin(trained)
-    check_images(cases, len(_members(trained)[0].modalities))
+    _check_outputs(cases, folder)
+    first = _members(trained)[0]
+    device, precision = _resolved(first, device, precision)
+    used = {"overlap": overlap, "flips": list(flips), "precision": precision}
+    note = {**_origin(trained), **used}
+    check_images(cases, len(first.modalities))
     bad: list[InputError] = []
     for case in cases:
         if begin is not None:
             begin(case)
         try:
-            prediction = predict_case(trained, case, probabilities=probabilities, **options)
+            prediction = predict_case(
+                trained,
+                case,
+                overlap=overlap,
+                flips=flips,
+                device=device,
+                precision=precision,
+                probabilities=probabilities,
+                progress=progress,
+            )
         except InputError as error:
-            if _readable(case):  # neither is the next case any better
+            # The image is fine, so every other case would fail too.
+            if _readable(case):
                 raise
             bad.append(error)
             continue
-        made = {name: options[name] for name in _NOTED if name in options}
-        note = {**origin, "inputs": digest(case.images), **made}
         path = write_prediction(
-            prediction, folder, case.name, edges=edges, probabilities=probabilities, note=note
+            prediction,
+            folder,
+            case.name,
+            edges=edges,
+            probabilities=probabilities,
+            note={**note, "inputs": digest(case.images)},
         )
         yield case, prediction, path
         del prediction  # not to be in memory beside the next
     if bad:
         raise InputError(str(bad[0]) + (f" ({len(bad) - 1} more)" if len(bad) > 1 else ""))
+
+
+def _check_outputs(cases: Sequence[Case], folder: str | Path) -> None:
+    """Raise InputError if a prediction would be written over a file of a case."""
+    inputs = {_place(file) for case in cases for file in case.files}
+    for case in cases:
+        for path in output_paths(folder, case.name):
+            if _place(path) in inputs:
+                raise InputError(
+                    f"{path}: is an input, and the prediction of {case.name} would replace it; "
+                    "expected another output folder"
+                )
 
 
 def _readable(case: Case) -> bool:
@@ -318,72 +375,9 @@ def _origin(trained: Trained | Sequence[Trained]) -> dict[str, Any]:
     }
 
 
-def noted_spacing(note: Mapping[str, Any]) -> Spacing | None:
-    """The voxel size in mm at which a prediction's network computes.
-
-    Args:
-        note: of :func:`egcnn.data.nifti.read_note`.
-
-    Returns:
-        the size along the RAS axes; None if the network keeps each case's own voxels, or the note
-        is none of ours.
-    """
-    # Where it was before it had a place of its own.
-    config = note.get("config")
-    earlier = config.get("preprocessing") if isinstance(config, Mapping) else None
-    try:
-        return PreprocessingSettings.from_dict(note.get("preprocessing", earlier)).spacing
-    except InputError:
-        return None
-
-
 def _place(path: Path) -> Path:
     """The folder's entry that would be replaced; of a symbolic link, the link itself."""
     return path.parent.resolve() / path.name
-
-
-def _output_paths(folder: str | Path, name: str) -> tuple[Path, Path, Path]:
-    """Of the label map, of the edge probabilities and of the regions' probabilities."""
-    label, edges, regions = (
-        Path(folder) / f"{name}{suffix}.nii.gz" for suffix in ("", EDGES, PROBABILITIES)
-    )
-    return label, edges, regions
-
-
-def write_prediction(
-    prediction: Prediction,
-    folder: str | Path,
-    name: str,
-    *,
-    edges: bool = False,
-    probabilities: bool = False,
-    note: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write ``NAME.nii.gz``, the label map, on the input's own grid.
-
-    Args:
-        prediction: a prediction of :func:`predict_case`.
-        folder: created if missing.
-        name: name of the case.
-        edges: write ``NAME_edges.nii.gz`` too, the edge probabilities ``(D, H, W, F)``, or
-            ``(D, H, W)`` where there is one channel; see
-            :func:`egcnn.data.nifti.write_probabilities`.
-        probabilities: write ``NAME_probabilities.nii.gz`` too, those of all regions, likewise.
-        note: where the prediction comes from; see :func:`egcnn.data.nifti.write_volume`.
-
-    Returns:
-        the label map's path.
-    """
-    path, *others = _output_paths(folder, name)
-    write_volume(prediction.labels, prediction.affine, path, prediction.header, note=note)
-    kinds = ((edges, prediction.edges), (probabilities, prediction.probabilities))
-    for other, (wanted, channels) in zip(others, kinds, strict=True):
-        if wanted and channels is not None:
-            write_probabilities(channels, prediction.affine, other, prediction.header, note)
-        else:
-            # An earlier prediction's would be mistaken for this one's.
-            other.unlink(missing_ok=True)
-    return path
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

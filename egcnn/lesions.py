@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from egcnn.errors import not_installed
-from egcnn.metrics import LESION_METRICS
 
 
 def check_installed() -> None:
@@ -61,10 +59,10 @@ def lesion_scores(prediction: NDArray[Any], truth: NDArray[Any]) -> dict[str, fl
     found = evaluator.evaluate(*arrays)["ungrouped"]
     hits, false, missed = (int(getattr(found, name)) for name in ("tp", "fp", "fn"))
     dice = hits * float(found.sq_dsc) if hits else 0.0
-    values: Sequence[float] = (
-        dice / (hits + false + missed) if hits + false + missed else 1.0,
-        2 * hits / (2 * hits + false + missed) if hits + false + missed else 1.0,
-        missed,
-        false,
-    )
-    return dict(zip(LESION_METRICS, map(float, values), strict=True))
+    lesions = hits + false + missed
+    return {
+        "lesion_dice": dice / lesions if lesions else 1.0,
+        "lesion_f1": 2 * hits / (2 * hits + false + missed) if lesions else 1.0,
+        "lesions_missed": float(missed),
+        "lesions_false": float(false),
+    }

@@ -108,12 +108,15 @@ def edge_codes(edges: NDArray[Any]) -> Codes:
     return np.where(level > 0, LEVELS * place + level, 0).astype(np.uint8)
 
 
-def edge_colours(colours: Sequence[str]) -> list[tuple[int, int, int]]:
+def edge_colours(colours: Sequence[str], channels: int | None = None) -> list[tuple[int, int, int]]:
     """The colours of :func:`edge_codes` from 1, which fade to black with the probability.
 
     Args:
         colours: the regions' colours.
+        channels: of predicted edges; the only one is white, since the union's edges have no region.
     """
+    if channels == 1:
+        colours = ["#ffffff"]
     levels = np.arange(1, LEVELS + 1)[:, None] / LEVELS
     rows = np.rint(np.concatenate([levels * np.array(rgb(c)) for c in colours]))
     return [(int(r), int(g), int(b)) for r, g, b in rows]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -26,13 +25,21 @@ def has_suffix(path: str | Path) -> bool:
     return Path(path).suffix.lower() == SUFFIX
 
 
+def check_installed() -> None:
+    """Raise InputError if the package safetensors is missing."""
+    try:
+        import safetensors  # noqa: F401
+    except ImportError:
+        raise not_installed(SUFFIX, "safetensors", "export") from None
+
+
 def write(path: str | Path, weights: Mapping[str, Tensor], description: str) -> None:
     """Write weights, and a text in the header's metadata.
 
     Raises:
         InputError: the package safetensors is missing, or the file cannot be written.
     """
-    _library()
+    check_installed()
     from safetensors.torch import save
 
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -46,9 +53,11 @@ def read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
     Raises:
         InputError: the package safetensors is missing, or the file cannot be read or is damaged.
     """
-    library = _library()
+    check_installed()
+    from safetensors import safe_open
+
     try:
-        with library.safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         description = metadata.get(DESCRIPTION)
@@ -61,14 +70,6 @@ def read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
     if not whole:
         raise InputError(f"{path}: its checksum is wrong; expected the file as it was written")
     return description, weights
-
-
-def _library() -> ModuleType:
-    try:
-        import safetensors
-    except ImportError:
-        raise not_installed(SUFFIX, "safetensors", "export") from None
-    return safetensors
 
 
 def _checksum(weights: Mapping[str, Tensor], description: str) -> str:

@@ -116,6 +116,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``"1 epoch"``, ``"30 epochs"``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def amount(value: float) -> str:
     """Format a large number: ``"850 k"``, ``"12.3 M"``, ``"2.1 G"``; the unit follows."""
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -15,19 +16,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from typer.main import get_command
 
 import egcnn
 from egcnn.checkpoint import Trained, save
 from egcnn.cli import app, main
+from egcnn.comparison import KINDS
 from egcnn.data import BRATS, open_dataset, write_volume
-from egcnn.data.phantom import write_brats
+from egcnn.data.phantom import PHANTOMS, write_brats
 from egcnn.data.transforms import PreprocessingSettings
 from egcnn.demo import run_demo
 from egcnn.errors import InputError
-from egcnn.nn import BackboneSettings, NetworkSettings, build_network
+from egcnn.nn import BACKBONES, BackboneSettings, NetworkSettings, build_network
 from egcnn.regions import Regions
 from egcnn.terminal import Bar
-from egcnn.training import read_config
+from egcnn.training import PRESETS, plan, read_config
 
 from .tolerances import HEADER
 
@@ -153,7 +156,8 @@ def test_export(
     )
     np.testing.assert_array_equal(one, other)
     capfd.readouterr()
-    assert run("export", model, "-o", tmp_path / "a.pth") == 1
+    # Said before the network is read.
+    assert run("export", tmp_path / "none.ckpt", "-o", tmp_path / "a.pth") == 1
     assert "suffix '.pth'; expected .pt2, .onnx or .safetensors" in capfd.readouterr().err
 
 
@@ -725,6 +729,41 @@ def test_classes_of_a_decathlon_dataset(tmp_path: Path, model: Path) -> None:
         assert found.shape == (11, 9, 7)
         np.testing.assert_allclose(found.affine, affine, atol=HEADER)
     assert set(np.unique(nib.load(tmp_path / "p" / "ct.nii.gz").get_fdata())) <= {0, 5}
+
+
+def helps(command: str) -> dict[str, str]:
+    """The help text of each option of a command."""
+    return {option.name: option.help for option in get_command(app).commands[command].params}
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "names"),
+    [
+        ("train", "backbone", BACKBONES),
+        ("train", "preset", PRESETS),
+        ("compare", "arms", KINDS),
+        ("phantom", "layout", PHANTOMS),
+    ],
+)
+def test_help_names_every_choice(command: str, option: str, names: Iterable[str]) -> None:
+    """Written by hand, since help imports no torch."""
+    assert set(names) <= set(re.findall(r"\w+", helps(command)[option]))
+
+
+def test_help_has_the_numbers_of_the_plan(brats: Path) -> None:
+    """Also written by hand: those for large and, if they differ, for small volumes."""
+    small = open_dataset(brats)
+    plans = [plan(replace(small, spacing=(0.2, 0.2, 0.2))).entries(), plan(small).entries()]
+    names = {name.split(".")[-1]: name for name in plans[0]}
+    shown = helps("train")
+    same = ["seed", "devices", "nodes", "accumulate", "checkpoint_minutes"]
+    for option in ["filters", "epochs", "batch_size", "lr", *same]:
+        found = re.search(r"\((.+)\)\.$", shown[option])
+        assert found is not None
+        expected = dict.fromkeys(entries[names[option]] for entries in plans)
+        assert [float(number) for number in found[1].split("; ")] == list(expected), option
+        assert len(expected) == 1 + (option not in same), option
+    assert shown["backbone"].endswith(f"({plans[0]['network.backbone.name']}).")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

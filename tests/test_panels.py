@@ -47,6 +47,8 @@ def test_edge_codes_hold_region_and_level() -> None:
     assert len(table) == 2 * LEVELS
     assert table[codes[1] - 1] == (255, 0, 0)
     assert table[codes[2] - 1] == (0, 204, 0)
+    assert edge_colours(["#ff0000", "#00ff00"], 2) == table
+    assert edge_colours(["#ff0000", "#00ff00"], 1)[-1] == (255, 255, 255)
 
 
 def test_true_edges_are_those_of_the_reported_regions() -> None:

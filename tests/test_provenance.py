@@ -17,20 +17,23 @@ import torch
 
 import egcnn
 from egcnn import checkpoint, machine
+from egcnn.checks import DEFAULT_OVERLAP
 from egcnn.data import Dataset
 from egcnn.data.hashes import case_digest, data_digest
 from egcnn.data.nifti import read_note, write_volume
 from egcnn.errors import InputError
 from egcnn.evaluation import SUMMARY, evaluate, write_evaluation
 from egcnn.files import digest
-from egcnn.inference import predict_cases, training_flips
+from egcnn.inference import default_precision, predict_cases, training_flips
 from egcnn.training import CONFIG, LAST, TrainingConfig, fit, plan, read_config
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def config(dataset: Dataset) -> TrainingConfig:
     options = {"epochs": 1, "filters": 2, "patch": (16, 16, 16), "precision": "32-true"}
-    return plan(dataset, torch.device("cpu")).change(options)
+    return plan(dataset, CPU).change(options)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,9 @@ def test_every_result_says_where_it_comes_from(
         assert note["inputs"] == digest(case.images)
         assert TrainingConfig.from_dict(note["config"]) == config
         assert note["versions"] == machine.versions()
+        assert note["overlap"] == DEFAULT_OVERLAP
+        assert note["flips"] == []
+        assert note["precision"] == default_precision(CPU)
 
     write_evaluation(evaluate(tmp_path, dataset), tmp_path)
     table = json.loads((tmp_path / SUMMARY).read_text())

@@ -26,7 +26,18 @@ from egcnn.report import (
     lesion_table,
     training_table,
 )
-from egcnn.terminal import Bar, Terminal, amount, duration, plain, say, show, tracked, visible
+from egcnn.terminal import (
+    Bar,
+    Terminal,
+    amount,
+    counted,
+    duration,
+    plain,
+    say,
+    show,
+    tracked,
+    visible,
+)
 
 
 def test_a_bad_output_ends_nothing(bad_output: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +75,10 @@ def test_names_from_files_are_no_markup(name: str, capsys: pytest.CaptureFixture
 
 
 NAMES = ("enhancing tumour", "kidney")
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
 
 
 def tables() -> dict[str, Table]:

@@ -80,7 +80,7 @@ def phantom(
     Brain MR of four modalities with tumours, or abdominal CT with kidneys and their tumours.
     """
     from egcnn.data.phantom import write_phantoms
-    from egcnn.terminal import Terminal, plain, say
+    from egcnn.terminal import Terminal, counted, plain, say
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: is there already; expected a new or an empty folder")
@@ -88,4 +88,4 @@ def phantom(
     with Terminal(stderr=True).status("drawing the first case") as status:
         for number, case in enumerate(write_phantoms(layout, output, cases, size, seed), 1):
             status.update(plain(f"{number} of {cases} cases written, the last {case.name}"))
-    say(f"{output}: {cases} cases in the layout of {layout}")
+    say(f"{output}: {counted(cases, 'case')} in the layout of {layout}")

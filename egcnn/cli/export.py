@@ -42,8 +42,10 @@ def export(
     logits.
     """
     from egcnn.checkpoint import load
+    from egcnn.export import check_format
     from egcnn.export import export as write
     from egcnn.terminal import say
 
+    check_format(output)  # before what takes long
     write(load(checkpoint), output, edges=edges)
     say(str(output))

@@ -220,14 +220,17 @@ def _configure(
 
 def _described(dataset: Dataset, config: TrainingConfig, device: torch.device) -> str:
     """One line about the run to come."""
+    from egcnn.terminal import counted
+
     labelled = sum(case.label is not None for case in dataset.cases)
     network = config.network
     return (
-        f"{dataset.root}: {dataset.layout} layout, {labelled} labelled cases, "
+        f"{dataset.root}: {dataset.layout} layout, {counted(labelled, 'labelled case')}, "
         f"{'edge-gated ' if network.edge else ''}{network.backbone.name} with "
         f"{network.backbone.filters} filters, "
-        f"patch {'x'.join(map(str, config.preprocessing.patch))}, {config.epochs} epochs, batch "
-        f"{config.batch_size}, {config.devices * config.nodes} x {device.type} ({config.precision})"
+        f"patch {'x'.join(map(str, config.preprocessing.patch))}, "
+        f"{counted(config.epochs, 'epoch')}, batch {config.batch_size}, "
+        f"{config.devices * config.nodes} x {device.type} ({config.precision})"
     )
 
 
@@ -298,7 +301,7 @@ def compare(
     from egcnn.machine import first_process
     from egcnn.nn import BACKBONES
     from egcnn.report import try_report
-    from egcnn.terminal import Terminal, say, show
+    from egcnn.terminal import Terminal, counted, say, show
     from egcnn.training import plan
 
     chosen = choices(
@@ -342,7 +345,7 @@ def compare(
         say(written[2].read_text(encoding="utf-8"))
         try_report(output, device=device)
         return
-    show(comparison.as_table(f"Mean ± deviation, {seeds} seeds", comparison.rows(runs)))
+    show(comparison.as_table(f"Mean ± deviation, {counted(seeds, 'seed')}", comparison.rows(runs)))
     show(comparison.as_table("Edges", comparison.edge_rows(runs)))
     if lines := comparison.difference_rows(runs):
         show(comparison.as_table("Differences, paired by seed", lines))

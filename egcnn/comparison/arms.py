@@ -38,9 +38,13 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Name of the run folders, without the seed."""
+        """A name that no other arm has."""
         parts = [self.backbone, *([] if self.kind == "none" else [self.kind]), *self._settings]
         return "-".join(parts)
+
+    def folder(self, seed: int) -> str:
+        """Name of the folder of the run with a seed."""
+        return f"{self.name}-seed{seed}"
 
     @property
     def title(self) -> str:

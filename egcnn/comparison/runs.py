@@ -22,6 +22,7 @@ from egcnn.terminal import duration
 from egcnn.training import (
     HISTORY,
     LAST,
+    PREDICTIONS,
     IfExists,
     TrainingConfig,
     changed_settings,
@@ -33,7 +34,7 @@ from egcnn.training import (
 from egcnn.training.config import MACHINE
 
 #: Written last: a run with this file is finished.
-EVALUATION = Path("predictions", SUMMARY)
+EVALUATION = Path(PREDICTIONS, SUMMARY)
 
 
 def compare(
@@ -76,7 +77,7 @@ def compare(
     todo = [(arm, arm.config(config, dataset, seed)) for seed in range(seeds) for arm in arms]
     results = []
     for number, (arm, settings) in enumerate(todo, 1):
-        run = Path(output) / f"{arm.name}-seed{settings.seed}"
+        run = Path(output) / arm.folder(settings.seed)
         title = f"run {number} of {len(todo)}, {run.name}"
         finished = (run / EVALUATION).is_file()
         say(f"{title}: {'already finished' if finished else 'training'}")

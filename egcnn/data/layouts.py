@@ -56,6 +56,11 @@ def shown_modality(dataset: Dataset) -> str:
     return layout.shown if layout is not None and layout.shown else dataset.modalities[0]
 
 
+def shown_channel(dataset: Dataset) -> int:
+    """The channel of an image that holds :func:`shown_modality`."""
+    return dataset.modalities.index(shown_modality(dataset))
+
+
 def shown_colours(dataset: Dataset) -> Mapping[str, str]:
     """Colours of regions by name in pictures; those that are not named take a palette's."""
     layout = LAYOUTS.get(dataset.layout)

@@ -25,6 +25,15 @@ _AXES = ("batch", "modalities", "depth", "height", "width")
 _SYMBOL = re.compile(r"[a-z]\w*")
 
 
+def check_installed() -> None:
+    """Raise InputError if a package that writes ONNX models is missing."""
+    for package in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise not_installed("export", package, "export") from None
+
+
 def write_onnx(program: ExportedProgram, path: str | Path, description: str = "") -> None:
     """Write a program as an ONNX model, in one file.
 
@@ -40,11 +49,7 @@ def write_onnx(program: ExportedProgram, path: str | Path, description: str = ""
     Raises:
         InputError: a package is missing, the weights are too large, or the file cannot be written.
     """
-    for package in ("onnx", "onnxscript"):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise not_installed("export", package, "export") from None
+    check_installed()
     size = sum(value.nbytes for value in program.state_dict.values())
     if size > _LARGEST:
         raise InputError(

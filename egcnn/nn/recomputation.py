@@ -12,7 +12,7 @@ from egcnn.nn.edge_stream import EdgeStream
 
 
 def recompute_stages(network: nn.Module) -> None:
-    """Let backward compute the stages anew instead of keeping all that is inside them.
+    """Recompute the stages in backward instead of keeping their activations.
 
     Kept are the inputs of each stage of an encoder or decoder, and of each block of the edge
     stream. Results stay the same, and so do the names of the parameters.

@@ -107,29 +107,46 @@ def loss_sums(
     check_threshold(threshold)
     check_tau(tau)
     seeds = seed_tensor(seed, logits.shape[0], logits.device)
-    softmax = activation == "softmax"
     # Only the CPU's kernels do it at once.
     if not native(logits) or kernels_name(logits.device.type) == "cuda" or logits.numel() == 0:
-        if regions is None:
-            masks, target = labels != 0, labels
-        else:
-            masks = region_masks(labels, regions)
-            target = class_indices(labels, regions, other=channels) if softmax else masks
-        edges = sobel_edges(masks, threshold=threshold)
-        if edge_logits.shape[1] < channels:
-            edges = edges.amax(1, keepdim=True)
-        return LossSums(
-            region_sums(logits, masks, activation=activation),
-            region_sums(edge_logits, edges.view(torch.bool), activation="sigmoid", entropy=True),
-            gumbel_consistency(
-                logits, target, tau=tau, hard=hard, activation=activation, seed=seeds
-            ),
+        return _one_by_one(
+            logits, edge_logits, labels, regions, activation, threshold, tau, hard, seeds
         )
+    softmax = activation == "softmax"
     options = (softmax, *region_lists(regions), float(tau), hard, float(threshold))
     sums, edge_sums, consistency, _ = torch.ops.egcnn.loss_sums(
         logits, edge_logits, labels, seeds, *options
     )
     return LossSums(sums, edge_sums, consistency)
+
+
+def _one_by_one(
+    logits: Tensor,
+    edge_logits: Tensor,
+    labels: Tensor,
+    regions: Sequence[Sequence[int]] | None,
+    activation: str,
+    threshold: float,
+    tau: float,
+    hard: bool,
+    seeds: Tensor,
+) -> LossSums:
+    """:func:`loss_sums` by the operators for each of its sums."""
+    channels = logits.shape[1]
+    if regions is None:
+        masks, target = labels != 0, labels
+    else:
+        masks = region_masks(labels, regions)
+        softmax = activation == "softmax"
+        target = class_indices(labels, regions, other=channels) if softmax else masks
+    edges = sobel_edges(masks, threshold=threshold)
+    if edge_logits.shape[1] < channels:
+        edges = edges.amax(1, keepdim=True)
+    return LossSums(
+        region_sums(logits, masks, activation=activation),
+        region_sums(edge_logits, edges.view(torch.bool), activation="sigmoid", entropy=True),
+        gumbel_consistency(logits, target, tau=tau, hard=hard, activation=activation, seed=seeds),
+    )
 
 
 # Forward also returns the number of edges of each sample and region, (B, R), which scales
@@ -187,7 +204,7 @@ def _(logits: Tensor, edge_logits: Tensor, *others: Any) -> tuple[Tensor, Tensor
 
 
 @torch.library.register_fake("egcnn::loss_sums_backward")
-def _gradients(
+def _(
     grad_sums: Tensor,
     grad_edge_sums: Tensor,
     grad_consistency: Tensor,

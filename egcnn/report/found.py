@@ -19,7 +19,15 @@ from egcnn.files import digest
 from egcnn.inference import EDGES
 from egcnn.metrics import mean_and_deviation
 from egcnn.nn.backbones import BACKBONES
-from egcnn.training import CONFIG, HISTORY, RunConfig, checkpoints, read_config, read_history
+from egcnn.training import (
+    CONFIG,
+    HISTORY,
+    PREDICTIONS,
+    RunConfig,
+    checkpoints,
+    read_config,
+    read_history,
+)
 from egcnn.typed import entry
 
 
@@ -172,7 +180,7 @@ def _titles(folders: Sequence[Path]) -> dict[Path, str]:
     Folders of the same name are told apart by their paths, from the folder that holds them all:
     the page may be handed on.
     """
-    names = {f: f.parent.name if f.name == "predictions" else f.name for f in folders}
+    names = {f: f.parent.name if f.name == PREDICTIONS else f.name for f in folders}
     counts = Counter(names.values())
     shared = commonpath([f.parent for f in folders]) if folders else ""
     return {f: n if counts[n] == 1 else str(f.relative_to(shared)) for f, n in names.items()}
@@ -189,7 +197,7 @@ def _compared(folder: Path, comparison: Comparison) -> dict[Path, str]:
     shown = {}
     for arm in sorted(comparison.arms, key=lambda arm: arm.kind != "egcnn"):
         seed = min(result.seed for result in comparison.of(arm))
-        scores = folder / f"{arm.name}-seed{seed}" / "predictions"
+        scores = folder / arm.folder(seed) / PREDICTIONS
         if arm.backbone == backbone and (scores / SUMMARY).is_file():
             shown[scores.resolve()] = f"{BACKBONES[backbone].title}, {arm.title}"
     return shown
@@ -207,7 +215,7 @@ def _evaluated(
     root = data or _folder(evaluation.folders.get("data"))
     written = _folder(evaluation.folders.get("predictions"))
     # After a move of all together, they lie beside the scores.
-    places = (folder, *([written] if written else ()), folder.parent / "predictions")
+    places = (folder, *([written] if written else ()), folder.parent / PREDICTIONS)
     holds = (p for p in places if any(find_volume(p, name) for name in evaluation.cases))
     dataset = None if root is None else open_dataset(root)
     return Evaluated(title, evaluation, dataset, next(holds, None), checkpoint)

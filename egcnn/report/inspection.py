@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from egcnn.terminal import plain
+from egcnn.terminal import counted, plain
 
 
 def inspection_title(summary: Mapping[str, Any]) -> str:
@@ -19,7 +19,7 @@ def inspection_title(summary: Mapping[str, Any]) -> str:
         f"{name} ({', '.join(map(str, values))})"
         for name, values in zip(regions["names"], regions["labels"], strict=True)
     )
-    counts = [f"{len(summary['cases'])} cases", f"{summary['labelled']} labelled"]
+    counts = [counted(len(summary["cases"]), "case"), f"{summary['labelled']} labelled"]
     if summary["unlabelled"]:
         counts.append(f"{len(summary['unlabelled'])} unlabelled")
     if summary["problems"]:

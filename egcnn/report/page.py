@@ -24,7 +24,7 @@ from egcnn.report import curves, sections
 from egcnn.report.found import Evaluated, Found, Training, find, training_dataset
 from egcnn.report.views import views
 from egcnn.terminal import say
-from egcnn.training import LAST
+from egcnn.training import LAST, PREDICTIONS
 
 REPORT = "report.html"
 _GENERATOR = "egcnn report"
@@ -104,7 +104,7 @@ def _evaluate(trainings: Sequence[Training], data: Path | None, device: str) -> 
         dataset = training_dataset(training, data)
         if dataset is None or not (training.folder / LAST).is_file():
             continue
-        folder = training.folder / "predictions"
+        folder = training.folder / PREDICTIONS
         if folder.is_dir() and volumes(folder):
             write_evaluation(evaluate(folder, dataset), folder)
             done = True

@@ -11,18 +11,12 @@ from egcnn import comparison as compared
 from egcnn.data.case import read_edges, read_label
 from egcnn.edges import EdgeGrid
 from egcnn.evaluation import MEAN, Evaluation
-from egcnn.metrics import (
-    EDGE_METRICS,
-    EDGE_SOURCES,
-    LESION_METRICS,
-    METRICS,
-    VOXEL_METRICS,
-    mean_and_deviation,
-)
+from egcnn.metrics import LESION_METRICS, METRICS, VOXEL_METRICS, mean_and_deviation
 from egcnn.report import curves
 from egcnn.report.found import Evaluated, Training
 from egcnn.report.measures import Measures, add_case, measures
-from egcnn.report.tables import cell
+from egcnn.report.tables import edge_rows, region_rows
+from egcnn.terminal import counted
 
 _WORST = 5
 #: Errors and edges are counted in at most so many cases, from the worst to the best.
@@ -35,9 +29,9 @@ _SHARES = ("Dice", "Edges")
 
 def comparison_tables(comparison: compared.Comparison) -> dict[str, list[dict[str, str]]]:
     """The tables of a comparison by title; see :mod:`egcnn.comparison.tables`."""
-    seeds = len({result.seed for result in comparison.results})
+    seeds = counted(len({result.seed for result in comparison.results}), "seed")
     tables = {
-        f"Mean ± deviation, {seeds} seed{'s' if seeds != 1 else ''}": compared.rows(comparison),
+        f"Mean ± deviation, {seeds}": compared.rows(comparison),
         "Edges": compared.edge_rows(comparison),
         "Differences, paired by seed": compared.difference_rows(comparison),
     }
@@ -61,11 +55,11 @@ def tiles(evaluated: Evaluated) -> dict[str, str]:
 def scores(evaluated: Evaluated, title: str) -> dict[str, Any]:
     """The tables by region, the spread over cases, and the worst cases of an evaluation."""
     evaluation = evaluated.evaluation
-    tables = {"Segmentation": _by_region(evaluation, VOXEL_METRICS)}
-    if edges := _edges(evaluation):
+    tables = {"Segmentation": region_rows(evaluation, VOXEL_METRICS)}
+    if edges := edge_rows(evaluation):
         tables[f"Edges, taken on {evaluation.edge_space}"] = edges
     if LESION_METRICS[0] in evaluation.columns:
-        tables["Lesions"] = _by_region(evaluation, LESION_METRICS)
+        tables["Lesions"] = region_rows(evaluation, LESION_METRICS)
     regions = list(next(iter(evaluation.cases.values())))
     spreads = {
         metric: {
@@ -76,8 +70,7 @@ def scores(evaluated: Evaluated, title: str) -> dict[str, Any]:
     }
     cases = [_case(evaluation, name, dice) for name, dice in evaluated.ranking]
     missing = len(evaluation.missing)
-    count = len(evaluation.cases)
-    said = f"{count} case{'s' if count != 1 else ''}"
+    said = counted(len(evaluation.cases), "case")
     said += f"; {missing} labelled cases have no prediction and are left out" if missing else ""
     return {
         "title": title,
@@ -92,23 +85,6 @@ def scores(evaluated: Evaluated, title: str) -> dict[str, Any]:
         "worst": cases[:_WORST],
         "others": cases[_WORST:],
     }
-
-
-def _by_region(evaluation: Evaluation, metrics: Sequence[str]) -> list[dict[str, str]]:
-    return [
-        {"Region": region, **{METRICS[m].title: cell(row[m], m) for m in metrics}}
-        for region, row in evaluation.summary().items()
-    ]
-
-
-def _edges(evaluation: Evaluation) -> list[dict[str, str]]:
-    rows = []
-    for region, row in evaluation.summary().items():
-        for source, name in EDGE_SOURCES.items():
-            cells = {METRICS[m].title: cell(row[f"{source}_{m}"], m) for m in EDGE_METRICS}
-            if any(cells.values()):
-                rows.append({"Region": region, "Edges of": name, **cells})
-    return rows
 
 
 def _case(evaluation: Evaluation, name: str, dice: float) -> dict[str, str]:
@@ -239,7 +215,7 @@ def _training_facts(run: Training) -> dict[str, str]:
         "Network": f"{network.backbone.name}, {network.backbone.filters} filters,{edge}",
         "Data": f"layout {dataset.get('layout', 'unknown')}, {len(split['train'])} cases to train "
         f"on, {len(split['validation'])} held out",
-        "Training": f"{len(run.history)} of {config.epochs} epochs, batches of "
+        "Training": f"{len(run.history)} of {counted(config.epochs, 'epoch')}, batches of "
         f"{config.batch_size} patches of {patch} voxels, seed {config.seed}",
         "Made with": _versions(described.versions),
     }

@@ -1,4 +1,4 @@
-"""Tables of evaluations and training runs for the terminal."""
+"""Tables of evaluations and training runs, as rows of text and for the terminal."""
 
 from __future__ import annotations
 
@@ -9,63 +9,70 @@ from rich.table import Table
 
 from egcnn.evaluation import MEAN, Evaluation
 from egcnn.metrics import EDGE_METRICS, EDGE_SOURCES, LESION_METRICS, METRICS, VOXEL_METRICS
-from egcnn.terminal import duration, plain
+from egcnn.terminal import counted, duration, plain
 
 
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """Table of the segmentation scores, mean ± standard deviation over cases, a row per region."""
-    return _by_region("Segmentation", evaluation, VOXEL_METRICS)
+def region_rows(evaluation: Evaluation, metrics: Sequence[str]) -> list[dict[str, str]]:
+    """Mean ± standard deviation over cases as text, by column title, a row per region."""
+    return [
+        {"Region": region, **{METRICS[m].title: _cell(row[m], m) for m in metrics}}
+        for region, row in evaluation.summary().items()
+    ]
 
 
-def lesion_table(evaluation: Evaluation) -> Table:
-    """Table of the lesion-wise scores, likewise; see ``egcnn.lesions.lesion_scores``."""
-    return _by_region("Lesions", evaluation, LESION_METRICS)
-
-
-def _by_region(title: str, evaluation: Evaluation, metrics: Sequence[str]) -> Table:
-    table = Table(title=_title(title, evaluation))
-    table.add_column("Region")
-    for metric in metrics:
-        table.add_column(METRICS[metric].title, justify="right")
-    for region, row in evaluation.summary().items():
-        if region == MEAN:
-            table.add_section()
-        table.add_row(plain(region), *(cell(row[metric], metric) for metric in metrics))
-    return table
-
-
-def edge_table(evaluation: Evaluation) -> Table:
-    """Table of the edge scores per region: of the edge head, if any, and of the segmentation.
+def edge_rows(evaluation: Evaluation) -> list[dict[str, str]]:
+    """Likewise the edge scores: of the edge head, if any, and of the segmentation.
 
     See ``egcnn.metrics.edge_scores`` for the metrics.
     """
-    caption = f"edges taken on {evaluation.edge_space}"
-    table = Table(title=_title("Edges", evaluation), caption=caption)
-    table.add_column("Region")
-    table.add_column("Edges of")
-    for metric in EDGE_METRICS:
-        table.add_column(METRICS[metric].title, justify="right")
+    rows = []
     for region, row in evaluation.summary().items():
-        if region == MEAN:
-            table.add_section()
         for source, name in EDGE_SOURCES.items():
-            cells = [cell(row[f"{source}_{metric}"], metric) for metric in EDGE_METRICS]
-            if any(cells):
-                table.add_row(plain(region), name, *cells)
-    return table
+            cells = {METRICS[m].title: _cell(row[f"{source}_{m}"], m) for m in EDGE_METRICS}
+            if any(cells.values()):
+                rows.append({"Region": region, "Edges of": name, **cells})
+    return rows
 
 
-def _title(what: str, evaluation: Evaluation) -> str:
-    count = len(evaluation.cases)
-    return f"{what}, mean ± deviation, {count} case{'s' if count != 1 else ''}"
-
-
-def cell(value: Mapping[str, float], metric: str) -> str:
+def _cell(value: Mapping[str, float], metric: str) -> str:
     """A mean ± deviation of ``Evaluation.summary`` as text; empty if it is NaN."""
     digits = METRICS[metric].digits
     if math.isnan(value["mean"]):
         return ""
     return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """Table of the segmentation scores for the terminal."""
+    return _table("Segmentation", evaluation, region_rows(evaluation, VOXEL_METRICS))
+
+
+def lesion_table(evaluation: Evaluation) -> Table:
+    """Table of the lesion-wise scores, likewise; see ``egcnn.lesions.lesion_scores``."""
+    return _table("Lesions", evaluation, region_rows(evaluation, LESION_METRICS))
+
+
+def edge_table(evaluation: Evaluation) -> Table:
+    """Table of the edge scores, likewise; see :func:`edge_rows`."""
+    caption = f"edges taken on {evaluation.edge_space}"
+    return _table("Edges", evaluation, edge_rows(evaluation), caption)
+
+
+def _table(
+    what: str, evaluation: Evaluation, rows: Sequence[dict[str, str]], caption: str | None = None
+) -> Table:
+    """A table for the terminal: a column per key of the rows, the mean in a section of its own."""
+    title = f"{what}, mean ± deviation, {counted(len(evaluation.cases), 'case')}"
+    table = Table(title=title, caption=caption)
+    for key in rows[0]:
+        table.add_column(key, justify="left" if key in ("Region", "Edges of") else "right")
+    before = ""
+    for row in rows:
+        if row["Region"] == MEAN != before:
+            table.add_section()
+        before = row["Region"]
+        table.add_row(*map(plain, row.values()))
+    return table
 
 
 def training_table(

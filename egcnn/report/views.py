@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from egcnn import windows
 from egcnn.checkpoint import Trained, load
 from egcnn.data.case import Case, Dataset, Spacing, read_edges, read_image, read_label
-from egcnn.data.layouts import shown_colours, shown_modality
+from egcnn.data.layouts import shown_channel, shown_colours, shown_modality
 from egcnn.data.resampling import resample
 from egcnn.data.transforms import preprocessing
 from egcnn.edges import EdgeGrid
@@ -137,8 +137,7 @@ def _view(
 ) -> dict[str, Any]:
     """The volumes and panels of one case, as plain data."""
     regions = dataset.regions
-    modality = shown_modality(dataset)
-    image = read_image(case)[dataset.modalities.index(modality)].numpy()
+    image = read_image(case)[shown_channel(dataset)].numpy()
     label = read_label(case, regions)
     truth, affine = label.numpy()[0], label.affine.numpy()
     foreground = region_codes(truth, regions) > 0
@@ -153,7 +152,7 @@ def _view(
     axes = [
         np.count_nonzero(part.cut(foreground), axis=other) for other in ((1, 2), (0, 2), (0, 1))
     ]
-    unit = f"CT, {CT_WINDOW[0]:.0f} to {CT_WINDOW[1]:.0f} HU" if ct else modality
+    unit = f"CT, {CT_WINDOW[0]:.0f} to {CT_WINDOW[1]:.0f} HU" if ct else shown_modality(dataset)
     return {
         "spacing": part.spacing,
         "shape": [len(count) for count in axes],
@@ -178,7 +177,6 @@ def _panels(
         return code_slices(part.cut(values), table)
 
     plain = [rgb(colour) for colour in colours]
-    fading = edge_colours(colours)
     yield {"title": "Image", "note": unit, "over": True}
     yield {"title": "Truth", "over": True, "codes": codes(region_codes(truth, regions), plain)}
     wrong = [rgb(colour) for colour in DISAGREEMENT.values()]
@@ -188,12 +186,10 @@ def _panels(
         yield {"title": "Prediction", **made, "codes": found}
         differs = codes(disagreement(truth, one.labels, regions), wrong)
         yield {"title": "Disagreement", **made, "codes": differs}
-    yield {"title": "True edges", "codes": codes(edge_codes(edges), fading)}
+    yield {"title": "True edges", "codes": codes(edge_codes(edges), edge_colours(colours))}
     for one in shown:
         if one.edges is not None:
-            # The union's edges have no region.
-            table = fading if len(one.edges) > 1 else edge_colours(["#ffffff"])
-            found = codes(edge_codes(one.edges), table)
+            found = codes(edge_codes(one.edges), edge_colours(colours, len(one.edges)))
             yield {"title": "Predicted edges", "note": one.title, "codes": found}
     for one in shown:
         if one.attention is not None:

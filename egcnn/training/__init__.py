@@ -4,6 +4,7 @@ from egcnn.training.config import PRESETS, TrainingConfig, plan
 from egcnn.training.folder import (
     BEST,
     CONFIG,
+    PREDICTIONS,
     IfExists,
     RunConfig,
     changed_settings,
@@ -19,6 +20,7 @@ __all__ = [
     "CONFIG",
     "HISTORY",
     "LAST",
+    "PREDICTIONS",
     "PRESETS",
     "IfExists",
     "Run",

@@ -19,6 +19,8 @@ from egcnn.typed import entry
 CONFIG = "config.json"
 BEST = "best.ckpt"
 LOGS = "tensorboard"
+#: Folder of predictions and their scores, in a run's or, in a demo's, beside it.
+PREDICTIONS = "predictions"
 # What TensorBoard's logger writes.
 _EVENTS = ("events.out.tfevents.*", "hparams.yaml")
 
@@ -111,7 +113,10 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, str | None]:
-    """The checkpoint to resume a run from, and what is to be said of those that do not read.
+    """Choose the checkpoint to resume from.
+
+    Returns:
+        it, and a warning about unreadable newer ones or None.
 
     Raises:
         InputError: none reads.

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from egcnn.data.case import Dataset
-from egcnn.data.layouts import shown_colours, shown_modality
+from egcnn.data.layouts import shown_channel, shown_colours
 from egcnn.panels import (
     DISAGREEMENT,
     PLANES,
@@ -90,15 +90,15 @@ class Panels(Callback):
         patch = config.preprocessing.patch
         part = (slice(None), *_around(inside, patch))
         image, label = (item[name][part].as_subclass(Tensor)[None] for name in ("image", "label"))
-        options: dict[str, Any] = {"stride": config.network.stride, "overlap": config.overlap}
-        probabilities, edges = segment(network, image, regions, patch, **options)
+        stride, overlap = config.network.stride, config.overlap
+        probabilities, edges = segment(
+            network, image, regions, patch, stride=stride, overlap=overlap
+        )
         truth = label[0, 0].cpu().numpy()
         found = regions.decode(probabilities)[0, 0].cpu().numpy()
-        shades = grey(
-            image[0, self.dataset.modalities.index(shown_modality(self.dataset))].cpu().numpy()
-        )
+        shades = grey(image[0, shown_channel(self.dataset)].cpu().numpy())
         colours = region_colours(regions, shown_colours(self.dataset))
-        black, fading = np.zeros_like(shades), edge_colours(colours)
+        black = np.zeros_like(shades)
         volumes = {
             "image": painted(shades, black, colours),
             "truth": painted(shades, region_codes(truth, regions), colours),
@@ -106,13 +106,13 @@ class Panels(Callback):
             "disagreement": painted(
                 shades, disagreement(truth, found, regions), list(DISAGREEMENT.values())
             ),
-            "true edges": _coloured(edge_codes(true_edges(truth, regions)), fading),
+            "true edges": _coloured(edge_codes(true_edges(truth, regions)), edge_colours(colours)),
         }
         if edges is not None:
             likely = regions.reported(edges)[0].float().cpu().numpy()
-            table = fading if len(likely) > 1 else edge_colours(["#ffffff"])
+            table = edge_colours(colours, len(likely))
             volumes["predicted edges"] = _coloured(edge_codes(likely), table)
-            maps, coarseness = attention(network, image, patch, **options)
+            maps, coarseness = attention(network, image, patch, stride=stride, overlap=overlap)
             for volume, factor in zip(maps[0].float().cpu().numpy(), coarseness, strict=True):
                 volumes[attention_title(factor)] = heat_colours()[grey(volume)]
         spacing = config.preprocessing.spacing or (1.0, 1.0, 1.0)

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from egcnn.data.case import Case, Dataset
 from egcnn.data.hashes import data_digest, data_sizes
 from egcnn.data.inspection import check_headers
-from egcnn.data.splits import split
+from egcnn.data.splits import Split, split
 from egcnn.errors import InputError, brief, input_error, lost_peer
 from egcnn.files import owned
 from egcnn.inference import choose_device
@@ -103,13 +103,7 @@ def fit(
     if existing not in get_args(IfExists):
         raise InputError(f"existing: {existing!r}; expected one of {', '.join(get_args(IfExists))}")
     where = choose_device(device)
-    train, validation = split(dataset, config.fraction, config.split_seed, config.fold)
-    if not train or not validation:
-        raise InputError(
-            f"{dataset.root}: {len(train) + len(validation)} labelled case; expected at least two, "
-            "one to train on and one to validate on"
-        )
-    check_headers(dataset, train + validation)
+    train, validation = _cases(config, dataset)
     # Every device has a process of its own; the first one owns the folder.
     first = first_process()
     if title is None and not quiet:
@@ -142,26 +136,12 @@ def fit(
             start, problem = newest_checkpoint(output)
             if problem is not None:
                 history.say(problem)
-        try:
+        with _explained(start, history):
             _trainer(config, dataset, where, output, history, title if first else None).fit(
                 task,
                 datamodule=data,
                 ckpt_path=None if start is None else str(start),
             )
-        except SIGTERMException:
-            # Lightning would exit with code 0.
-            sys.exit(128 + signal.SIGTERM)
-        except (MemoryError, OSError, InputError):
-            raise
-        except Exception as error:  # of many types, depending on the damage
-            if (wrong := input_error(error)) is not None:  # MONAI's transforms chain it
-                raise wrong from error
-            if start is None or history.started or lost_peer(error) is not None:
-                raise
-            raise InputError(
-                f"checkpoint: {start} cannot be resumed ({type(error).__name__}: {brief(error)}); "
-                "expected the state of a run of this version"
-            ) from error
     return Run(
         output,
         output / BEST if (output / BEST).is_file() else None,
@@ -170,6 +150,39 @@ def fit(
         time.perf_counter() - started,
         validation,
     )
+
+
+def _cases(config: TrainingConfig, dataset: Dataset) -> Split:
+    """The cases to train on and those held out, whose headers are usable."""
+    train, validation = split(dataset, config.fraction, config.split_seed, config.fold)
+    if not train or not validation:
+        raise InputError(
+            f"{dataset.root}: {len(train) + len(validation)} labelled case; expected at least two, "
+            "one to train on and one to validate on"
+        )
+    check_headers(dataset, train + validation)
+    return train, validation
+
+
+@contextmanager
+def _explained(start: Path | None, history: History) -> Iterator[None]:
+    """Explain what stops a training, which resumes the checkpoint ``start`` if there is one."""
+    try:
+        yield
+    except SIGTERMException:
+        # Lightning would exit with code 0.
+        sys.exit(128 + signal.SIGTERM)
+    except (MemoryError, OSError, InputError):
+        raise
+    except Exception as error:  # of many types, depending on the damage
+        if (wrong := input_error(error)) is not None:  # MONAI's transforms chain it
+            raise wrong from error
+        if start is None or history.started or lost_peer(error) is not None:
+            raise
+        raise InputError(
+            f"checkpoint: {start} cannot be resumed ({type(error).__name__}: {brief(error)}); "
+            "expected the state of a run of this version"
+        ) from error
 
 
 def _trainer(
