@@ -305,18 +305,21 @@ def cuobjdump(module: ModuleType, *options: str) -> str:
 
 def test_the_module_holds_code_for_every_architecture_asked_for(cuda_build: ModuleType) -> None:
     def images(kind: str) -> dict[str, list[str]]:
-        """Unit -> architectures, from lines such as 'ELF file    1: edge_gate.sm_90.cubin'."""
+        """Architecture -> units, from lines such as 'ELF file    1: voxel.sm_90.cubin'."""
         found = defaultdict(list)
         for line in cuobjdump(cuda_build, f"--list-{kind}").splitlines():
             unit, architecture, _ = line.split()[-1].rsplit(".", 2)
-            found[unit].append(architecture.removeprefix("sm_"))
+            found[architecture.removeprefix("sm_")].append(unit)
         return found
 
     asked = cuda_build.build_info()["cuda_architectures"].split()
     elf, ptx = images("elf"), images("ptx")
-    assert elf
-    assert all(sorted(found, key=int) == asked for found in elf.values()), elf
-    assert all(ptx[unit] == asked[-1:] for unit in elf), ptx
+    assert sorted(elf, key=int) == asked
+    assert len(elf[asked[0]]) > 10
+    # Folders have units of one name, so that a name may be there several times.
+    assert all(sorted(units) == sorted(elf[asked[0]]) for units in elf.values()), elf
+    assert ptx.keys() == {asked[-1]}
+    assert sorted(ptx[asked[-1]]) == sorted(elf[asked[-1]])
 
 
 def test_no_kernel_spills(cuda_build: ModuleType) -> None:
