@@ -88,33 +88,25 @@ static inline void store_run(int64_t n, bool stream, T* out, Make&& make) {
     for (int64_t k = 0; k < line; k += lanes) store_vector(values + k, make(i + k));
     for (int64_t k = 0; k < line; ++k) to[k] = narrow(values[k], out);
   };
-  T values[2 * line];
-  const auto* const bytes = reinterpret_cast<const uint8_t*>(values);
+  const auto store_part = [&](int64_t i, int64_t count) {
+    T values[line];
+    narrow_line(i, values);
+    std::memcpy(out + i, values, count * sizeof(T));
+  };
   int64_t i = 0;
-  if (!stream) {
-    for (; i + line <= n; i += line) narrow_line(i, out + i);
-    if (i < n) {
+  if (stream) {
+    // Lines that other runs share are written through the caches.
+    const int64_t begin = int64_t(reinterpret_cast<uintptr_t>(out) % kLine / sizeof(T));
+    if (begin > 0) i = std::min(line - begin, n), store_part(0, i);
+    for (; i + line <= n; i += line) {
+      T values[line];  // here, so that a line need not leave the registers
       narrow_line(i, values);
-      std::memcpy(out + i, values, (n - i) * sizeof(T));
+      stream_line(reinterpret_cast<uint8_t*>(out + i), reinterpret_cast<const uint8_t*>(values));
     }
-    return;
+  } else {
+    for (; i + line <= n; i += line) narrow_line(i, out + i);
   }
-  LineWriter lines(out, true);
-  if (lines.begin() > 0) {
-    const int64_t begin = lines.begin() / sizeof(T);
-    narrow_line(0, values + begin);
-    if (begin + n < line) return lines.write_until(bytes, (begin + n) * sizeof(T));
-    lines.write(bytes);
-    i = line - begin;
-  }
-  for (; i + line <= n; i += line) {
-    narrow_line(i, values);
-    lines.write(bytes);
-  }
-  if (i < n) {
-    narrow_line(i, values);
-    lines.write_until(bytes, (n - i) * sizeof(T));
-  }
+  if (i < n) store_part(i, n - i);
 }
 
 // Loads row c of a block and hands its vectors to `use`.

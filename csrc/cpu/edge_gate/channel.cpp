@@ -45,7 +45,8 @@ static void channel_gate_in(const EdgeGate& p, const Size* coarse) {
       const Block block = block_at<Acc>(plan, p.size, job);
       Acc* e = inputs.load(block, queue);
       for (int64_t v = 0; v < block.padded; v += panel) {
-        matmul(gates, depth, weights, depth, 1, e + v, pitch, sums, panel, false, queue);
+        matmul<Left::kAsIs, Result::kStored>(gates, depth, weights, depth, e + v, pitch, sums,
+                                             panel, queue);
         for (int64_t c = 0; c < ce; ++c) {
           Acc* row = e + c * pitch + v;
           for (int64_t i = 0; i < panel; i += lanes) {
@@ -98,7 +99,8 @@ static void channel_gate_backward_in(const EdgeGateBackward& p, const Size* coar
       const auto differentiate = [&](const Block& block) __attribute__((always_inline)) {
         Acc *e = inputs.load(block, queue), *m = e + ce * pitch, *grad = m + cm * pitch;
         for (int64_t v = 0; v < block.padded; v += panel) {
-          matmul(gates, depth, weights, depth, 1, e + v, pitch, sums + v, pitch, false, queue);
+          matmul<Left::kAsIs, Result::kStored>(gates, depth, weights, depth, e + v, pitch, sums + v,
+                                               pitch, queue);
           // Convert the sums to ds, and grad to the part of de that bypasses the gate.
           for (int64_t c = 0; c < ce; ++c) {
             for (int64_t i = c * pitch + v; i < c * pitch + v + panel; i += lanes) {
@@ -108,14 +110,16 @@ static void channel_gate_backward_in(const EdgeGateBackward& p, const Size* coar
               store_vector(grad + i, grad_out + grad_out * alpha);
             }
           }
-          matmul(ce, gates, weights, 1, depth, sums + v, pitch, grad + v, pitch, true, queue);
+          matmul<Left::kTransposed, Result::kAdded>(ce, gates, weights, depth, sums + v, pitch,
+                                                    grad + v, pitch, queue);
         }
         matmul_transposed(gates, depth, block.padded, sums, e, pitch, partial);
         for (int64_t g = 0; g < gates; ++g) {
           partial[gates * depth + g] += sum_row(block.padded, sums + g * pitch);
         }
         for (int64_t v = 0; v < block.padded; v += panel) {
-          matmul(cm, gates, weights + ce, 1, depth, sums + v, pitch, m + v, pitch, false, queue);
+          matmul<Left::kTransposed, Result::kStored>(cm, gates, weights + ce, depth, sums + v,
+                                                     pitch, m + v, pitch, queue);
         }
         inputs.finish(queue);
         if constexpr (kResampled) {

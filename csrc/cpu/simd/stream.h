@@ -24,6 +24,11 @@ constexpr int64_t kStreamed = 8 << 20;
 static inline void stream_line(uint8_t* out, const uint8_t* in) {
 #if defined(__AVX512F__)
   _mm512_stream_si512(reinterpret_cast<__m512i*>(out), _mm512_loadu_si512(in));
+#elif defined(__AVX__)
+  for (int i = 0; i < kLine; i += 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i)));
+  }
 #elif defined(__SSE2__)
   for (int i = 0; i < kLine; i += 16) {
     _mm_stream_si128(reinterpret_cast<__m128i*>(out + i),
