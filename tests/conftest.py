@@ -41,6 +41,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.loadscopereorder = False
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what is left out where there is no GPU."""
+    if not torch.cuda.is_available():
+        terminalreporter.write_line("torch finds no CUDA device: CUDA sources ran on the CPU alone")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files of most slow tests, so that no process is left with one at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
