@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,12 +30,46 @@ class Conv3x3x3(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, D, H, W)`` to ``(B, out_channels, D', H', W')``."""
-        missing = [max(0, _SAFE_SIZE - size) for size in x.shape[2:]]
-        if x.device.type != "cpu" or not self.weight.requires_grad or not any(missing):
+        if x.device.type != "cpu":
             return super().forward(x)
-        depth, height, width = ((size - 1) // self.stride[0] + 1 for size in x.shape[2:])
-        y = super().forward(F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0])))
-        return y[:, :, :depth, :height, :width].contiguous(memory_format=memory_format(x))
+        missing = [max(0, _SAFE_SIZE - size) for size in x.shape[2:]]
+        if self.weight.requires_grad and any(missing):
+            depth, height, width = ((size - 1) // self.stride[0] + 1 for size in x.shape[2:])
+            y = super().forward(F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0])))
+            return y[:, :, :depth, :height, :width].contiguous(memory_format=memory_format(x))
+        return self._in_halves(x) if _is_slow(x) else super().forward(x)
+
+    def _in_halves(self, x: Tensor) -> Tensor:
+        """The same, with the halves of the depth as a batch of two."""
+        stride = self.stride[0]
+        depth = (x.shape[2] - 1) // stride + 1
+        half = (depth + 1) // 2
+        read, start = stride * (half - 1) + 3, stride * half  # of a half; where the second starts
+        edge = torch.zeros_like(x[:, :, :1])
+        missing = start + read - 1 - x.shape[2]
+        parts = [edge, x[:, :, : read - 1], x[:, :, start - 1 : start + read - 1]]
+        both = torch.cat([*parts, *[edge] * missing], 2)
+        # Views in channels_last_3d, where the depth lies outermost in a single sample.
+        halves = both.unflatten(2, (2, read)).squeeze(0).transpose(0, 1)
+        y = F.conv3d(halves, self.weight, stride=stride, padding=(0, 1, 1))
+        y = y.transpose(0, 1).flatten(1, 2)[None, :, :depth]
+        return y.contiguous(memory_format=memory_format(x))
+
+
+def _is_slow(x: Tensor) -> bool:
+    """Whether torch convolves ``x`` by its own loops, which take ten times as long as oneDNN.
+
+    It does so with single small samples in float32: ``use_mkldnn`` in torch 2.13's
+    ``ATen/native/Convolution.cpp``. A traced graph must not depend on the size.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and x.shape[0] == 1
+        and x.shape[2] > 1
+        and math.prod(x.shape[1:4]) <= 20480
+    )
 
 
 # For bfloat16 volumes thinner than this, oneDNN in torch 2.13 reads out of bounds for the weight

@@ -87,6 +87,27 @@ def test_bf16_weight_gradients_of_thin_volumes(
     )
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("depth", range(1, 9))
+def test_single_samples_in_halves(depth: int, stride: int, layout: torch.memory_format) -> None:
+    """Small single samples in float32, which torch alone convolves slowly, as float64 has them."""
+    conv = Conv3x3x3(3, 5, stride).to(memory_format=layout)
+    x = torch.randn(1, 3, depth, 6, 7).to(memory_format=layout).requires_grad_()
+    y = conv(x)
+    expected_x = x.detach().double().requires_grad_()
+    weight = conv.weight.detach().double().requires_grad_()
+    expected = nn.functional.conv3d(expected_x, weight, stride=stride, padding=1)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    expected.backward(grad.double())
+    assert y.is_contiguous(memory_format=layout)
+    for actual, true in ((y, expected), (x.grad, expected_x.grad), (conv.weight.grad, weight.grad)):
+        torch.testing.assert_close(
+            actual, true, check_dtype=False, atol=LAYER[torch.float32], rtol=LAYER[torch.float32]
+        )
+
+
 def test_resampling_compiles_for_sizes_that_change() -> None:
     compiled = torch.compile(resize, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in ((3, 4, 5), (4, 3, 6)):
