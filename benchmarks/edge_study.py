@@ -36,6 +36,7 @@ from egcnn.data.phantom import write_brats
 from egcnn.evaluation import predict_and_evaluate
 from egcnn.files import write_text
 from egcnn.metrics import COLUMNS, METRICS
+from egcnn.processes import end_with_parent
 from egcnn.training import TrainingConfig, fit, plan, read_history
 
 RESULTS = Path(__file__).parent / "results" / "edge_study.csv"
@@ -340,7 +341,8 @@ def main(
         if (job.data, job.arm.backbone, _digest_of(job, made[job.data])) not in done
     ]
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
         running = {pool.submit(run, job, work, hippocampus): job for job in todo}
         for number, future in enumerate(as_completed(running), 1):
             new = future.result()
