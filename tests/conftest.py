@@ -44,7 +44,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what is left out where there is no GPU."""
     if not torch.cuda.is_available():
-        terminalreporter.write_line("torch finds no CUDA device: CUDA sources ran on the CPU alone")
+        terminalreporter.write_line("torch finds no CUDA device: no test ran on a GPU")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,7 +32,7 @@ def cuda_on_cpu() -> ModuleType:
     return load_cuda_on_cpu(ARCHITECTURE)
 
 
-# Without a GPU its cases are not collected: thousands of skips take half a minute.
+# Without a GPU its cases are not collected: they would be thousands of skips.
 DEVICES = ["cpu", "cuda_on_cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
