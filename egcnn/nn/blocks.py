@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,14 +33,26 @@ class Conv3x3x3(nn.Conv3d):
         """``(B, in_channels, D, H, W)`` to ``(B, out_channels, D', H', W')``."""
         if x.device.type != "cpu":
             return super().forward(x)
-        missing = [max(0, _SAFE_SIZE - size) for size in x.shape[2:]]
-        if self.weight.requires_grad and any(missing):
-            depth, height, width = ((size - 1) // self.stride[0] + 1 for size in x.shape[2:])
-            y = super().forward(F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0])))
-            return y[:, :, :depth, :height, :width].contiguous(memory_format=memory_format(x))
-        return self._in_halves(x) if _is_slow(x) else super().forward(x)
+        narrow = _emulated_dtype(x)
+        if narrow is None:
+            return self._on_cpu(x, self.weight)
+        with torch.autocast("cpu", enabled=False):
+            x, weight = (tensor.to(narrow).float() for tensor in (x, self.weight))
+            return self._on_cpu(x, weight).to(narrow)
 
-    def _in_halves(self, x: Tensor) -> Tensor:
+    def _on_cpu(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution of a CPU tensor, however torch 2.13 does it best."""
+        missing = [max(0, _SAFE_SIZE - size) for size in x.shape[2:]]
+        if weight.requires_grad and any(missing):
+            depth, height, width = ((size - 1) // self.stride[0] + 1 for size in x.shape[2:])
+            padded = F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]))
+            y = F.conv3d(padded, weight, stride=self.stride, padding=1)
+            return y[:, :, :depth, :height, :width].contiguous(memory_format=memory_format(x))
+        if _is_slow(x):
+            return self._in_halves(x, weight)
+        return F.conv3d(x, weight, stride=self.stride, padding=1)
+
+    def _in_halves(self, x: Tensor, weight: Tensor) -> Tensor:
         """The same, with the halves of the depth as a batch of two."""
         stride = self.stride[0]
         depth = (x.shape[2] - 1) // stride + 1
@@ -51,9 +64,37 @@ class Conv3x3x3(nn.Conv3d):
         both = torch.cat([*parts, *[edge] * missing], 2)
         # Views in channels_last_3d, where the depth lies outermost in a single sample.
         halves = both.unflatten(2, (2, read)).squeeze(0).transpose(0, 1)
-        y = F.conv3d(halves, self.weight, stride=stride, padding=(0, 1, 1))
+        y = F.conv3d(halves, weight, stride=stride, padding=(0, 1, 1))
         y = y.transpose(0, 1).flatten(1, 2)[None, :, :depth]
         return y.contiguous(memory_format=memory_format(x))
+
+
+def _emulated_dtype(x: Tensor) -> torch.dtype | None:
+    """The narrow type to convolve ``x`` in by float32, rounded as the narrow type's results are.
+
+    None where oneDNN has its convolutions (bfloat16 needs AVX-512): torch's own take five to ten
+    times as long as float32.
+    """
+    if torch.compiler.is_compiling() or x.dtype == torch.float64:  # which autocast leaves alone
+        return None
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    return None if dtype in _convolved_dtypes() else dtype
+
+
+@functools.cache
+def _convolved_dtypes() -> tuple[torch.dtype, ...]:
+    """The types in which oneDNN convolves on this CPU."""
+    checks = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }
+    narrow = [
+        dtype
+        for dtype, name in checks.items()
+        if not hasattr(torch.ops.mkldnn, name) or getattr(torch.ops.mkldnn, name)()
+    ]
+    return (torch.float32, torch.float64, *narrow)
 
 
 def _is_slow(x: Tensor) -> bool:

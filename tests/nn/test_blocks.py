@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from egcnn.nn import ResidualBlock
+from egcnn.nn import ResidualBlock, blocks
 from egcnn.nn.blocks import Conv3x3x3, resize
 
 from ..tolerances import LAYER
@@ -105,6 +107,42 @@ def test_single_samples_in_halves(depth: int, stride: int, layout: torch.memory_
     for actual, true in ((y, expected), (x.grad, expected_x.grad), (conv.weight.grad, weight.grad)):
         torch.testing.assert_close(
             actual, true, check_dtype=False, atol=LAYER[torch.float32], rtol=LAYER[torch.float32]
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(2, 3, 1, 5, 4), (1, 3, 8, 6, 7), (1, 3, 7, 6, 7)])
+def test_narrow_types_by_float32_where_torch_is_slow_in_them(
+    size: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded where the narrow type rounds: the operands, the result, the gradients."""
+    monkeypatch.setattr(blocks, "_convolved_dtypes", lambda: (torch.float32, torch.float64))
+    convolved = []
+    convolve = nn.functional.conv3d
+
+    def watched(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        convolved.append(x.dtype)
+        return convolve(x, *args, **options)
+
+    monkeypatch.setattr(nn.functional, "conv3d", watched)
+    conv = Conv3x3x3(3, 5)
+    x = torch.randn(size, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        y = conv(x)
+    assert convolved == [torch.float32]
+    expected_x, weight = (
+        tensor.detach().to(dtype).double().requires_grad_() for tensor in (x, conv.weight)
+    )
+    expected = convolve(expected_x, weight, padding=1)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    expected.backward(grad.double())
+    assert y.dtype == dtype
+    assert x.grad.dtype == conv.weight.grad.dtype == torch.float32
+    for actual, true in ((y, expected), (x.grad, expected_x.grad), (conv.weight.grad, weight.grad)):
+        assert torch.equal(actual, actual.to(dtype).to(actual.dtype))
+        torch.testing.assert_close(
+            actual, true, check_dtype=False, atol=LAYER[torch.float32], rtol=torch.finfo(dtype).eps
         )
 
 
