@@ -66,13 +66,13 @@ CANDIDATES: tuple[tuple[Kind, str], ...] = (
     ("egcnn", "edge_weight=0"),
     ("egcnn", "consistency_weight=0"),
 )
-#: Arms with more seeds: the default and a linear edge head, and three controls.
+#: Arms with more seeds: the default and 1x1x1 convolutions after the gates, and three controls.
 FINALISTS: tuple[tuple[Kind, str], ...] = (
     ("none", ""),
     ("consistency", ""),
     ("egcnn", ""),
     ("larger", ""),
-    ("egcnn", "head=linear"),
+    ("egcnn", "residual=conv"),
 )
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from egcnn.nn.backbone import EncoderDecoder
+from egcnn.nn.blocks import ResidualBlock
 from egcnn.nn.edge_stream import EdgeStream
 
 
@@ -25,7 +26,8 @@ def recompute_stages(network: nn.Module) -> None:
         if isinstance(module, EncoderDecoder):
             stages = [*module.encoder, *module.decoder]
         elif isinstance(module, EdgeStream):
-            stages = [*module.blocks, *module.residuals]
+            blocks = (m for m in module.residuals if isinstance(m, ResidualBlock))
+            stages = [*module.blocks, *blocks]
         for stage in stages:
             stage.forward = partial(
                 checkpoint, stage.forward, use_reentrant=False, preserve_rng_state=False
