@@ -33,7 +33,7 @@ class Conv3x3x3(nn.Conv3d):
         """``(B, in_channels, D, H, W)`` to ``(B, out_channels, D', H', W')``."""
         if x.device.type != "cpu":
             return super().forward(x)
-        narrow = _emulated_dtype(x)
+        narrow = _emulated_dtype(x, self.weight)
         if narrow is None:
             return self._on_cpu(x, self.weight)
         with torch.autocast("cpu", enabled=False):
@@ -69,32 +69,29 @@ class Conv3x3x3(nn.Conv3d):
         return y.contiguous(memory_format=memory_format(x))
 
 
-def _emulated_dtype(x: Tensor) -> torch.dtype | None:
-    """The narrow type to convolve ``x`` in by float32, rounded as the narrow type's results are.
+def _emulated_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """The narrow type to convolve in by float32, rounded as the narrow type's results are.
 
     None where oneDNN has its convolutions (bfloat16 needs AVX-512): torch's own take five to ten
     times as long as float32.
     """
     if torch.compiler.is_compiling() or x.dtype == torch.float64:  # which autocast leaves alone
         return None
-    autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-    return None if dtype in _convolved_dtypes() else dtype
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    else:
+        dtype = torch.promote_types(x.dtype, weight.dtype)
+    return dtype if dtype in _slow_dtypes() else None
 
 
 @functools.cache
-def _convolved_dtypes() -> tuple[torch.dtype, ...]:
-    """The types in which oneDNN convolves on this CPU."""
+def _slow_dtypes() -> list[torch.dtype]:
+    """The narrow types in which oneDNN does not convolve on this CPU."""
     checks = {
-        torch.bfloat16: "_is_mkldnn_bf16_supported",
-        torch.float16: "_is_mkldnn_fp16_supported",
+        torch.bfloat16: getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None),
+        torch.float16: getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None),
     }
-    narrow = [
-        dtype
-        for dtype, name in checks.items()
-        if not hasattr(torch.ops.mkldnn, name) or getattr(torch.ops.mkldnn, name)()
-    ]
-    return (torch.float32, torch.float64, *narrow)
+    return [dtype for dtype, check in checks.items() if check is not None and not check()]
 
 
 def _is_slow(x: Tensor) -> bool:

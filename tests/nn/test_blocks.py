@@ -116,7 +116,7 @@ def test_narrow_types_by_float32_where_torch_is_slow_in_them(
     size: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounded where the narrow type rounds: the operands, the result, the gradients."""
-    monkeypatch.setattr(blocks, "_convolved_dtypes", lambda: (torch.float32, torch.float64))
+    monkeypatch.setattr(blocks, "_slow_dtypes", lambda: [torch.bfloat16, torch.float16])
     convolved = []
     convolve = nn.functional.conv3d
 
@@ -144,6 +144,15 @@ def test_narrow_types_by_float32_where_torch_is_slow_in_them(
         torch.testing.assert_close(
             actual, true, check_dtype=False, atol=LAYER[torch.float32], rtol=torch.finfo(dtype).eps
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64])
+def test_other_types_than_the_weights_are_refused_where_narrow_ones_are_slow(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "_slow_dtypes", lambda: [torch.bfloat16, torch.float16])
+    with pytest.raises(RuntimeError, match="type"):
+        Conv3x3x3(3, 5)(torch.zeros(1, 3, 4, 4, 4, dtype=dtype))
 
 
 def test_resampling_compiles_for_sizes_that_change() -> None:
